@@ -1,0 +1,77 @@
+"""Configs as plain data: a tree of dataclasses enters, JSON leaves (and back), and what differs between two of them."""
+
+import dataclasses
+import importlib
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+from mimkit.errors import UserError, unknown
+
+
+def to_dict(value: Any) -> Any:
+    """Dataclasses become dicts with their class path under `class`; everything else must be plain JSON."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"class": f"{type(value).__module__}:{type(value).__qualname__}", **fields}
+    if isinstance(value, (tuple, list)):
+        return [to_dict(v) for v in value]
+    if isinstance(value, dict):
+        return {k: to_dict(v) for k, v in value.items()}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{value!r} cannot be written to config.json")
+
+
+def from_dict(data: Any, annotation: Any = None) -> Any:
+    """Undo `to_dict`; unknown keys and classes that are no dataclass are refused."""
+    if isinstance(data, dict) and "class" in data:
+        cls = _find(data["class"])
+        hints = typing.get_type_hints(cls)
+        names = [f.name for f in dataclasses.fields(cls)]
+        for key in data:
+            if key != "class" and key not in names:
+                raise unknown(f"setting of {cls.__name__}", key, names)
+        return cls(**{k: from_dict(v, hints[k]) for k, v in data.items() if k != "class"})
+    if isinstance(data, list) and _wants_tuple(annotation):
+        return tuple(from_dict(v) for v in data)
+    if isinstance(data, list):
+        return [from_dict(v) for v in data]
+    return data
+
+
+def _find(path: str) -> type:
+    module, _, name = path.partition(":")
+    try:
+        cls = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"config.json names {path}, which cannot be imported: put its module on PYTHONPATH") from error
+    if not dataclasses.is_dataclass(cls):
+        raise UserError(f"config.json names {path}, which is no dataclass")
+    return cls
+
+
+def _wants_tuple(annotation: Any) -> bool:
+    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
+        return any(_wants_tuple(a) for a in typing.get_args(annotation))
+    return annotation is tuple or typing.get_origin(annotation) is tuple
+
+
+def flatten(data: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted names to values, as on the command line."""
+    if isinstance(data, dict) and data:
+        return {k: v for key, value in data.items() for k, v in flatten(value, f"{prefix}{key}.").items()}
+    return {prefix[:-1]: data}
+
+
+def differences(a: Any, b: Any) -> dict[str, tuple[Any, Any]]:
+    """Dotted names whose values differ, with both values; None stands for absent."""
+    left, right = flatten(to_dict(a)), flatten(to_dict(b))
+    return {
+        key: (left.get(key), right.get(key))
+        for key in sorted(left.keys() | right.keys())
+        if left.get(key) != right.get(key)
+    }

@@ -1,0 +1,319 @@
+"""Pictures as files: folders, walked once and remembered, and text files of paths. A path enters, Pictures leave."""
+
+import os
+import re
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mimkit.data.pictures import Encoded, Pictures, Split, digest, sample, split_by_address
+from mimkit.errors import UserError
+
+ENDINGS = frozenset(
+    ".jpg .jpeg .jpe .jfif .mpo .png .webp .avif .bmp .gif .tif .tiff .ppm .pgm .pbm .pnm .jp2".split()
+)
+_TRAIN = re.compile(r"train(ing)?(\d{4})?$", re.IGNORECASE)
+_TEST = re.compile(r"(val|valid|validation|test|testing)(\d{4})?$", re.IGNORECASE)
+_TEST_ORDER = ("val", "valid", "validation", "test", "testing")
+_SETTLED = 2_000_000_000  # ns; a directory changed just now may change again within one tick of its clock
+
+
+class Paths:
+    """Many paths as one buffer of bytes: a million Python strings would be copied by every worker that counts them."""
+
+    def __init__(self, buffer: np.ndarray, ends: np.ndarray) -> None:
+        self.buffer, self.ends = buffer, ends
+
+    @staticmethod
+    def pack(paths: list[bytes]) -> "Paths":
+        ends = np.cumsum(np.fromiter((len(path) for path in paths), np.int64, len(paths)))
+        return Paths(np.frombuffer(b"".join(paths), np.uint8), ends)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, i: int) -> bytes:
+        return self.buffer[self.ends[i - 1] if i else 0 : self.ends[i]].tobytes()
+
+    def __iter__(self) -> Iterator[bytes]:
+        data, start = self.buffer.tobytes(), 0
+        for end in self.ends.tolist():
+            yield data[start:end]
+            start = end
+
+
+class Files(Encoded):
+    """Picture files, by paths relative to `root`."""
+
+    def __init__(
+        self,
+        name: str,
+        root: Path,
+        paths: Paths,
+        version: str,
+        *,
+        channels: int | None,
+        value_range: tuple[float, float] | None,
+        classes: tuple[str, ...] | None = None,
+        labels: Tensor | None = None,
+        has_test: bool = False,
+    ) -> None:
+        self.name, self._root, self._paths, self._version = name, os.fsencode(root), paths, version
+        self.wanted_channels, self.value_range = channels, value_range
+        self.classes, self.labels, self.has_test = classes, labels, has_test
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def path(self, i: int) -> bytes:
+        return os.path.join(self._root, self._paths[i])
+
+    def data(self, i: int) -> bytes:
+        with open(self.path(i), "rb", buffering=0) as file:
+            return file.read()
+
+    def where(self, i: int) -> str:
+        return os.fsdecode(self.path(i))
+
+    @property
+    def fingerprint(self) -> str:
+        """From the names, the folders' times of change, and size and time of 200 of the files."""
+        few = []
+        for i in sample(len(self), 200):
+            try:
+                status = os.stat(self.path(i))
+                few.append((status.st_size, status.st_mtime_ns))
+            except OSError:
+                few.append((-1, -1))
+        return digest(
+            self._root, self._paths.buffer.tobytes(), self._paths.ends.tobytes(), self._version, few
+        )
+
+
+class Index:
+    """What lies in a folder: pictures in sorted order, and every directory with its time of change."""
+
+    def __init__(self, pictures: Paths, folders: Paths, changed: np.ndarray, others: Counter[str]) -> None:
+        self.pictures, self.folders, self.changed, self.others = pictures, folders, changed, others
+
+    def current(self, root: bytes) -> bool:
+        """Whether every directory is as it was: adding, removing or renaming a file changes its directory."""
+        try:
+            times = [os.stat(os.path.join(root, folder)).st_mtime_ns for folder in self.folders]
+        except OSError:
+            return False
+        return times == self.changed.tolist()
+
+
+def walk(root: bytes) -> Index:
+    """Every picture below `root`, by file ending alone; no file is opened. Hidden names are left out, links followed."""
+    pictures: list[bytes] = []
+    folders: list[bytes] = []
+    changed: list[int] = []
+    others: Counter[str] = Counter()
+    endings = {ending.encode() for ending in ENDINGS}
+
+    def visit(folder: bytes, above: frozenset[tuple[int, int]]) -> None:
+        status = os.stat(os.path.join(root, folder))
+        here = (status.st_dev, status.st_ino)
+        if here in above:  # a link back to a folder that holds this one
+            return
+        folders.append(folder)
+        changed.append(status.st_mtime_ns)
+        inner = above | {here}
+        with os.scandir(os.path.join(root, folder)) as listing:
+            entries = sorted(listing, key=lambda entry: entry.name)
+        for entry in entries:
+            if entry.name.startswith(b"."):
+                continue
+            path = os.path.join(folder, entry.name)
+            try:
+                if entry.is_dir():
+                    visit(path, inner)
+                elif (ending := os.path.splitext(entry.name)[1].lower()) in endings:
+                    pictures.append(path)
+                else:
+                    others[os.fsdecode(ending) or "no ending"] += 1
+            except PermissionError:
+                others["no permission"] += 1
+            except FileNotFoundError:  # went away meanwhile
+                continue
+
+    visit(b"", frozenset())
+    return Index(Paths.pack(pictures), Paths.pack(folders), np.array(changed, np.int64), others)
+
+
+def index(folder: Path) -> Index:
+    """The index of a folder, from `~/.cache/mimkit/index` while no directory in it has changed."""
+    root = os.path.abspath(folder)
+    cached = cache_folder() / "index" / f"{digest(root)}.npz"
+    encoded = os.fsencode(root)
+    try:
+        with np.load(cached, allow_pickle=False) as kept:
+            found = Index(
+                Paths(kept["pictures"], kept["picture_ends"]),
+                Paths(kept["folders"], kept["folder_ends"]),
+                kept["changed"],
+                Counter(),
+            )
+        if found.current(encoded):
+            return found
+    except Exception:  # no cache, or one that is damaged: walk
+        pass
+    try:
+        found = walk(encoded)
+    except PermissionError:
+        raise UserError(f"cannot read {folder}: permission denied") from None
+    _keep(cached, found)
+    return found
+
+
+def _keep(cached: Path, found: Index) -> None:
+    """Write the index beside and rename; a cache that cannot be written is no error."""
+    if not len(found.pictures):
+        return
+    if found.changed.max() > time.time_ns() - _SETTLED:
+        return
+    try:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=cached.parent, suffix=".part", delete=False) as file:
+            try:
+                np.savez(
+                    file,
+                    pictures=found.pictures.buffer,
+                    picture_ends=found.pictures.ends,
+                    folders=found.folders.buffer,
+                    folder_ends=found.folders.ends,
+                    changed=found.changed,
+                )
+                file.close()
+                os.replace(file.name, cached)
+            except OSError:
+                os.unlink(file.name)
+    except OSError:
+        pass
+
+
+def cache_folder() -> Path:
+    """Where mimkit keeps what it can make again: $XDG_CACHE_HOME/mimkit or ~/.cache/mimkit."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mimkit"
+
+
+def open_folder(
+    folder: Path, split: Split, *, channels: int | None, value_range: tuple[float, float] | None
+) -> Pictures:
+    """The pictures below a folder: flat, nested, class folders, or any of these under train/ and val/."""
+    found = index(folder)
+    if not len(found.pictures):
+        raise UserError(_nothing(folder, found.others or walk(os.fsencode(folder)).others))
+    tops = {path.split(b"/", 1)[0] for path in found.folders if path}
+    train = next((top for top in sorted(tops) if _TRAIN.match(os.fsdecode(top))), None)
+    tests = [top for top in tops if _TEST.match(os.fsdecode(top))]
+    test = min(
+        tests, key=lambda top: _TEST_ORDER.index(os.fsdecode(top).lower().rstrip("0123456789")), default=None
+    )
+    version = digest(found.changed.tobytes())
+    if train is None:
+        pictures = _files(str(folder), folder, found.pictures, None, version, channels, value_range)
+        return split_by_address(pictures, split)
+    parts = {
+        top: [path for path in found.pictures if path.startswith(top + b"/")] for top in (train, test) if top
+    }
+    if not parts[train]:
+        raise UserError(f"{folder / os.fsdecode(train)} holds no pictures")
+    names = _classes([path.split(b"/", 1)[1] for part in parts.values() for path in part])
+    has_test = bool(test and parts[test])
+    chosen = test if split == "test" and has_test else train
+    assert chosen is not None
+    paths = Paths.pack([path.split(b"/", 1)[1] for path in parts[chosen]])
+    root = folder / os.fsdecode(chosen)
+    pictures = _files(str(folder), root, paths, names, version, channels, value_range, has_test)
+    return pictures if has_test else split_by_address(pictures, split)
+
+
+def _files(
+    name: str,
+    root: Path,
+    paths: Paths,
+    names: tuple[str, ...] | None,
+    version: str,
+    channels: int | None,
+    value_range: tuple[float, float] | None,
+    has_test: bool = False,
+) -> Files:
+    listed = list(paths)
+    classes = names if names and all(b"/" in path for path in listed) else _classes(listed)
+    labels = None
+    if classes:
+        number = {os.fsencode(name): i for i, name in enumerate(classes)}
+        labels = torch.tensor([number[path.split(b"/", 1)[0]] for path in listed])
+    return Files(
+        name,
+        Path(os.path.abspath(root)),
+        paths,
+        version,
+        channels=channels,
+        value_range=value_range,
+        classes=classes,
+        labels=labels,
+        has_test=has_test,
+    )
+
+
+def _classes(paths: list[bytes]) -> tuple[str, ...] | None:
+    """The first directories, when every picture lies in one and there are at least two."""
+    if not all(b"/" in path for path in paths):
+        return None
+    names = sorted({path.split(b"/", 1)[0] for path in paths})
+    return tuple(os.fsdecode(name) for name in names) if len(names) > 1 else None
+
+
+def _nothing(folder: Path, others: Counter[str]) -> str:
+    if not others:
+        return f"{folder} is empty: give a folder that holds pictures"
+    endings = ", ".join(ending for ending, _ in others.most_common(5))
+    readable = " ".join(sorted(ENDINGS))
+    return f"{folder} holds {others.total():,} files, none of them pictures: {endings}; readable endings: {readable}"
+
+
+def open_list(
+    file: Path, split: Split, *, channels: int | None, value_range: tuple[float, float] | None
+) -> Pictures:
+    """A text file with one path a line, relative to the file's folder, optionally a tab and a label."""
+    paths: list[bytes] = []
+    names: list[str] = []
+    for number, line in enumerate(file.read_text(encoding="utf-8", errors="surrogateescape").splitlines(), 1):
+        if not line.strip():
+            continue
+        path, tab, label = line.partition("\t")
+        if bool(tab) != bool(names) and paths:
+            raise UserError(f"{file} line {number}: either every line has a tab and a label or none has")
+        paths.append(os.fsencode(path.strip()))
+        names += [label.strip()] if tab else []
+    if not paths:
+        raise UserError(f"{file} is empty: write one path of a picture a line, relative to {file.parent}")
+    root = Path(os.path.abspath(file.parent))
+    if not os.path.exists(os.path.join(os.fsencode(root), paths[0])):
+        first = os.fsdecode(paths[0])
+        raise UserError(f"{file} line 1: there is no file {first} (paths are relative to {root})")
+    classes = sorted(
+        set(names), key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name)
+    )
+    number_of = {name: i for i, name in enumerate(classes)}
+    pictures = Files(
+        str(file),
+        root,
+        Paths.pack(paths),
+        "",
+        channels=channels,
+        value_range=value_range,
+        classes=tuple(classes) or None,
+        labels=torch.tensor([number_of[name] for name in names]) if names else None,
+    )
+    return split_by_address(pictures, split)

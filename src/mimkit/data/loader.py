@@ -1,0 +1,315 @@
+"""From pictures to batches on the device: steps enter, normalised views with their random keys leave.
+
+Small sets of one size live in memory as one uint8 tensor and are cut, resized and normalised as whole batches; all
+others stream through worker processes as uint8. Both ways see the same pictures, boxes and keys.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+
+from mimkit.data.decode import BadPicture
+from mimkit.data.pictures import Pictures, sample
+from mimkit.data.stream import Chunks, EvaluationViews, MicroBatches, Plan, all_bad, order, stream
+from mimkit.data.views import CenterCrop, View, crop_resize_many
+from mimkit.errors import UserError
+from mimkit.randomness import keys
+from mimkit.task import Batch
+
+__all__ = ["Loader", "evaluation_batches", "order", "statistics"]
+
+_CHUNK = 256  # pictures that one worker decodes in a piece when a set is loaded into memory
+_AT_ONCE = 1 << 18  # values normalised in a piece on the CPU
+_GPU_SHARE = 0.2  # of a GPU's memory that pictures may take
+
+
+class Loader:
+    """Batches for training.
+
+    Args:
+        pictures: what to show; `view` says which part of each.
+        size: height and width of the views.
+        mean, std: per channel, in 0..1.
+        batch_size: of a whole step, over all ranks; `micro_batch` is what one rank sees at once.
+        workers: processes that decode; 0 decodes here.
+        resident: whether the set lives in memory; `auto` when all pictures have one size and it fits.
+        memory_limit: bytes that the set may take there; a quarter of the machine's memory (shared by the ranks on
+            it) when None.
+        notify: told in a line what takes long.
+
+    Raises UserError when the batch size cannot be divided, or `resident=True` is not possible.
+    """
+
+    def __init__(
+        self,
+        pictures: Pictures,
+        view: View,
+        *,
+        size: tuple[int, int],
+        mean: Sequence[float],
+        std: Sequence[float],
+        seed: int,
+        batch_size: int,
+        micro_batch: int,
+        rank: int = 0,
+        world: int = 1,
+        device: torch.device | str = "cpu",
+        workers: int = 0,
+        resident: Literal["auto"] | bool = "auto",
+        memory_limit: int | None = None,
+        notify: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        check_batch(batch_size, micro_batch, world)
+        self.pictures, self.view, self.size, self.device = pictures, view, size, torch.device(device)
+        self.plan = Plan(seed, len(pictures), batch_size, micro_batch, rank, world)
+        self.skipped: dict[int, str] = {}
+        """Bad pictures met so far and why."""
+        self._workers, self._notify = workers, notify
+        self._normalise = Normalise(mean, std, self.device)
+        self._pixels: UInt8[Tensor, "n C H W"] | None = None
+        self._bad: Tensor | None = None
+        if resident is not False:
+            self._load(memory_limit or memory_share(), insist=resident is True)
+
+    @property
+    def resident(self) -> bool:
+        """Whether the set lives in memory."""
+        return self._pixels is not None
+
+    @property
+    def accumulate(self) -> int:
+        """Micro batches of one rank in a step."""
+        return self.plan.accumulate
+
+    def micro_batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
+        """The `accumulate` micro batches of this rank for each step in [first_step, last_step)."""
+        steps = range(first_step, last_step)
+        return self._from_memory(steps) if self.resident else self._from_workers(steps)
+
+    def _from_memory(self, steps: range) -> Iterator[Batch]:
+        pixels = self._pixels
+        assert pixels is not None
+        for step in steps:
+            for micro in range(self.accumulate):
+                rows = self.plan.rows(step, micro)
+                index = self._substituted(rows.epoch, rows.picture)
+                side = torch.ones_like(index)
+                boxes, flip = self.view.boxes(
+                    rows.crop, side * pixels.shape[2], side * pixels.shape[3], self.size
+                )
+                chosen = pixels.index_select(0, index.to(pixels.device)).to(self.device)
+                views = crop_resize_many(chosen, boxes, flip, self.size, self.view.interpolation)
+                yield self._batch(step, rows.place, views, index)
+
+    def _from_workers(self, steps: range) -> Iterator[Batch]:
+        make = MicroBatches(self.pictures, self.view, self.size, self.plan, steps.start, dict(self.skipped))
+        pin = self.device.type == "cuda"
+        with closing(stream(make, len(steps) * self.accumulate, self._workers, pin=pin)) as made:
+            for number, (views, index, skipped) in enumerate(made):
+                step, micro = divmod(number, self.accumulate)
+                self.skipped.update(skipped)
+                place = self.plan.places(micro)
+                yield self._batch(steps.start + step, place, views, index, tuple(skipped))
+
+    def _batch(
+        self,
+        step: int,
+        place: Tensor,
+        views: Tensor,
+        index: Tensor,
+        skipped: tuple[tuple[int, str], ...] = (),
+    ) -> Batch:
+        drawn = keys("mask", self.plan.seed, step, place).to(self.device, non_blocking=True)
+        return Batch(self._normalise(views), drawn, index, skipped)
+
+    def _substituted(self, epoch: Tensor, picture: Tensor) -> Tensor:
+        """Numbers of pictures with the bad ones replaced."""
+        index, attempt = picture, 0
+        if self._bad is not None:
+            while self._bad[index].any():
+                attempt += 1
+                index = torch.where(self._bad[index], self.plan.substitute(epoch, picture, attempt), index)
+        return index
+
+    def _load(self, limit: int, *, insist: bool) -> None:
+        """Bring the set into memory if it belongs there."""
+        pixels = self.pictures.tensor()
+        if pixels is None:
+            shape = self._common_shape(insist)
+            if shape is None:
+                return
+            total = len(self.pictures) * shape[0] * shape[1] * shape[2]
+            if total > limit and not insist:
+                return
+            self._notify(f"loading {len(self.pictures):,} pictures into memory ({total / 1e6:,.0f} MB)")
+            pixels = self._decode_all(shape, insist)
+        if pixels is None:
+            return
+        if self.device.type == "cuda":
+            room = torch.cuda.get_device_properties(self.device).total_memory
+            if pixels.numel() <= _GPU_SHARE * room:
+                pixels = pixels.to(self.device)
+        self._pixels = pixels
+
+    def _common_shape(self, insist: bool) -> tuple[int, int, int] | None:
+        """The one shape of the pictures, by the headers of a sample; None when they differ."""
+        sizes = {}
+        for number in sample(len(self.pictures), 64):
+            try:
+                sizes.setdefault(self.pictures.size(number), number)
+            except BadPicture:
+                continue
+        if len(sizes) == 1:
+            return (self.pictures.channels, *next(iter(sizes)))
+        if insist and sizes:
+            raise self._different(*list(sizes.values())[:2])
+        return None
+
+    def _different(self, *numbers: int) -> UserError:
+        names = " and ".join(self.pictures.where(number) for number in numbers)
+        return UserError(
+            f"resident=True needs pictures of one size, these differ: {names}; use resident=auto"
+        )
+
+    def _decode_all(self, shape: tuple[int, int, int], insist: bool) -> Tensor | None:
+        """Every picture decoded into one tensor; None when one of another size turns up."""
+        pixels = torch.empty(len(self.pictures), *shape, dtype=torch.uint8)
+        bad: dict[int, str] = {}
+        started = told = time.monotonic()
+        count = -(-len(pixels) // _CHUNK)
+        with closing(stream(Chunks(self.pictures, shape, _CHUNK), count, self._workers)) as made:
+            for number, (chunk, bad_here, other) in enumerate(made):
+                bad.update(bad_here)
+                if other is not None:
+                    if insist:
+                        raise self._different(0, other)
+                    self._notify("not all pictures have one size: they stream from where they lie")
+                    return None
+                pixels[number * _CHUNK : number * _CHUNK + len(chunk)] = chunk
+                if time.monotonic() - told > 10:
+                    told = time.monotonic()
+                    self._notify(
+                        f"{number * _CHUNK + len(chunk):,} of {len(pixels):,} after {told - started:.0f} s"
+                    )
+        if bad:
+            self.skipped.update(bad)
+            self._bad = torch.zeros(len(pixels), dtype=torch.bool)
+            self._bad[list(bad)] = True
+            if self._bad.all():
+                raise all_bad(self.pictures, bad)
+        return pixels
+
+
+class Normalise:
+    """Views in 0..255, uint8 or float32, to (x / 255 - mean) / std in float32 on the device."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device) -> None:
+        spread = torch.tensor(std, dtype=torch.float32, device=device).view(-1, 1, 1)
+        self._device, self._scale = device, 1 / (255 * spread)
+        self._shift = -torch.tensor(mean, dtype=torch.float32, device=device).view(-1, 1, 1) / spread
+
+    def __call__(self, views: Tensor) -> Float[Tensor, "B C h w"]:
+        views = views.to(self._device, non_blocking=True)
+        if self._device.type != "cpu":
+            return torch.addcmul(self._shift, views.float(), self._scale)
+        out = torch.empty(views.shape)
+        rows = max(1, _AT_ONCE // views[0].numel()) if len(views) else 1
+        for values, into in zip(
+            views.split(rows), out.split(rows), strict=True
+        ):  # a piece stays in the cache
+            torch.mul(values, self._scale, out=into).add_(self._shift)
+        return out
+
+
+def check_batch(batch_size: int, micro_batch: int, world: int) -> None:
+    """Raises UserError when a global batch cannot be divided into equal micro batches over the ranks."""
+    at_once = micro_batch * world
+    if batch_size > 0 and micro_batch > 0 and batch_size % at_once == 0:
+        return
+    nearest = max(1, round(batch_size / at_once)) * at_once
+    fix = f"use batch size {nearest}"
+    if micro_batch > 0 and batch_size > 0 and batch_size % world == 0:
+        share = batch_size // world
+        fits = max(size for size in range(1, min(micro_batch, share) + 1) if share % size == 0)
+        fix += f" or micro batches of {fits}"
+    processes = f" on {world} processes" if world > 1 else ""
+    raise UserError(
+        f"batch size {batch_size}{processes} does not divide into micro batches of {micro_batch}: {fix}"
+    )
+
+
+def memory_share() -> int:
+    """Bytes that a resident set may take by default: a quarter of the memory, shared by the ranks on this machine."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = Path("/sys/fs/cgroup/memory.max")  # a container's
+    if limit.exists() and (text := limit.read_text().strip()).isdecimal():
+        total = min(total, int(text))
+    return total // 4 // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def evaluation_batches(
+    pictures: Pictures,
+    *,
+    size: tuple[int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    device: torch.device | str = "cpu",
+    view: View = CenterCrop(),
+    batch_size: int = 256,
+    workers: int = 0,
+    limit: int | None = None,
+    skipped: dict[int, str] | None = None,
+) -> Iterator[tuple[Float[Tensor, "B C h w"], Int64[Tensor, " B"] | None, Int64[Tensor, " B"]]]:
+    """Every picture once, in order, without augmentation: normalised images on the device, labels and numbers.
+
+    Bad pictures are left out and noted in `skipped`. `limit` takes so many, spread over the set. Labels (None when
+    the set has none) and numbers stay on the CPU.
+    """
+    device, skipped = torch.device(device), {} if skipped is None else skipped
+    normalise, labels = Normalise(mean, std, device), pictures.labels
+    index = sample(len(pictures), len(pictures) if limit is None else limit)
+    pixels = pictures.tensor()
+    if pixels is not None:
+        for chosen in torch.tensor(index).split(batch_size):
+            side = torch.ones_like(chosen)
+            boxes, _ = view.boxes(side, side * pixels.shape[2], side * pixels.shape[3], size)
+            upright = torch.zeros(len(chosen), dtype=torch.bool)
+            views = crop_resize_many(pixels[chosen].to(device), boxes, upright, size, view.interpolation)
+            yield normalise(views), None if labels is None else labels[chosen], chosen
+        return
+    make = EvaluationViews(pictures, view, size, index, batch_size)
+    with closing(stream(make, -(-len(index) // batch_size), workers, pin=device.type == "cuda")) as made:
+        for views, chosen, bad in made:
+            skipped.update(bad)
+            if len(chosen):
+                yield normalise(views), None if labels is None else labels[chosen], chosen
+
+
+def statistics(
+    pictures: Pictures, seed: int = 0, sample_size: int = 1000
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel in 0..1, over all pixels of a sample of pictures."""
+    counts = torch.zeros(pictures.channels, 256, dtype=torch.int64)
+    bad: dict[int, str] = {}
+    for number in sample(len(pictures), sample_size, seed):
+        try:
+            picture = pictures.read(number)
+        except BadPicture as error:
+            bad[number] = str(error)
+            continue
+        for channel, values in enumerate(picture.flatten(1)):
+            counts[channel] += values.bincount(minlength=256)
+    if not counts.any():
+        raise all_bad(pictures, bad)
+    value, share = torch.arange(256) / 255, counts.double() / counts.sum(1, keepdim=True)
+    mean = share @ value.double()
+    variance = (share * (value.double() - mean[:, None]) ** 2).sum(1)
+    std = variance.sqrt().clamp(min=1 / 255)  # pictures of one colour
+    return tuple(round(x, 6) for x in mean.tolist()), tuple(round(x, 6) for x in std.tolist())

@@ -1,0 +1,254 @@
+"""Pictures: a set of pictures by number, whatever holds them. A number enters, a uint8 picture or its label leaves."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+
+from mimkit.data.decode import BadPicture, Header, decode, header
+from mimkit.errors import UserError
+from mimkit.randomness import keys
+
+Split = Literal["train", "test", "all"]
+
+
+class Pictures(ABC):
+    """Pictures `0 .. len - 1`. Cheap to hand to worker processes: no Python object per picture."""
+
+    name: str  # what the user called it
+    labels: Int64[Tensor, " n"] | None = None
+    classes: tuple[str, ...] | None = None  # names of the labels, when they have names
+    has_test: bool = False  # whether the source has a test split of its own
+    value_range: tuple[float, float] | None = None
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @property
+    @abstractmethod
+    def channels(self) -> int:
+        """Colour channels that `read` gives."""
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Changes when the content does; for caches of what was computed from it."""
+
+    @abstractmethod
+    def read(self, i: int) -> UInt8[Tensor, "C H W"]:
+        """Picture `i`, upright. Raises BadPicture."""
+
+    @abstractmethod
+    def size(self, i: int) -> tuple[int, int]:
+        """Height and width of picture `i` from its header. Raises BadPicture."""
+
+    @abstractmethod
+    def where(self, i: int) -> str:
+        """Where picture `i` lies, for messages."""
+
+    def tensor(self) -> UInt8[Tensor, "n C H W"] | None:
+        """All pictures at once when they are decoded already, else None."""
+        return None
+
+
+class Encoded(Pictures):
+    """Pictures held as encoded bytes somewhere; a subclass says where with `data`."""
+
+    wanted_channels: int | None = None
+
+    @abstractmethod
+    def data(self, i: int) -> bytes:
+        """The encoded bytes of picture `i`. Raises OSError."""
+
+    def read(self, i: int) -> Tensor:
+        return decode(self._bytes(i), self.channels, self.value_range)
+
+    def size(self, i: int) -> tuple[int, int]:
+        return self._header(i)[:2]
+
+    @cached_property
+    def channels(self) -> int:
+        """As given, else from the headers of up to 64 pictures: all grey 1, N for a TIFF of N channels, else 3."""
+        if self.wanted_channels is not None:
+            return self.wanted_channels
+        found = set()
+        for i in sample(len(self), 64):
+            try:
+                found.add(self._header(i).channels)
+            except BadPicture:
+                continue
+        return found.pop() if len(found) == 1 else 3
+
+    def _header(self, i: int) -> Header:
+        return header(self._bytes(i))
+
+    def _bytes(self, i: int) -> bytes:
+        try:
+            return self.data(i)
+        except OSError as error:
+            raise BadPicture(f"cannot be opened: {error.strerror or error}") from error
+
+
+class Decoded(Pictures):
+    """Pictures in memory as one uint8 tensor."""
+
+    def __init__(
+        self,
+        name: str,
+        pixels: UInt8[Tensor, "n C H W"],
+        labels: Int64[Tensor, " n"] | None = None,
+        classes: tuple[str, ...] | None = None,
+        *,
+        has_test: bool = False,
+        channels: int | None = None,
+    ) -> None:
+        if channels not in (None, 1, 3):
+            raise UserError(
+                f"{name} has {pixels.shape[1]} channels; images.channels can be 1 or 3, not {channels}"
+            )
+        if channels == 3:
+            pixels = pixels.expand(-1, 3, -1, -1)
+        elif channels == 1 and pixels.shape[1] == 3:
+            luma = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+            parts = [
+                (part * luma).sum(1, keepdim=True).round().to(torch.uint8) for part in pixels.split(1024)
+            ]
+            pixels = torch.cat(parts)
+        self.name, self.labels, self.classes, self.has_test = name, labels, classes, has_test
+        self._pixels = pixels.contiguous()
+
+    def __len__(self) -> int:
+        return len(self._pixels)
+
+    @property
+    def channels(self) -> int:
+        return self._pixels.shape[1]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        few = self._pixels[:: max(1, len(self) // 512)].numpy()
+        return digest(self.name, tuple(self._pixels.shape), few.tobytes())
+
+    def read(self, i: int) -> Tensor:
+        return self._pixels[i]
+
+    def size(self, i: int) -> tuple[int, int]:
+        return self._pixels.shape[2], self._pixels.shape[3]
+
+    def where(self, i: int) -> str:
+        return f"{self.name} picture {i}"
+
+    def tensor(self) -> Tensor:
+        return self._pixels
+
+
+class Joined(Pictures):
+    """Several sources one after the other. Labels are kept when all have them, joined by class name."""
+
+    def __init__(self, parts: Sequence[Pictures]) -> None:
+        self._parts = list(parts)
+        self._ends = np.cumsum([len(part) for part in parts])
+        self.name = " + ".join(part.name for part in parts)
+        self.has_test = all(part.has_test for part in parts)
+        labels = [part.labels for part in parts]
+        if all(label is not None for label in labels):
+            if all(part.classes is not None for part in parts):
+                self.classes = tuple(sorted({name for part in parts for name in part.classes or ()}))
+                number = {name: i for i, name in enumerate(self.classes)}
+                maps = [torch.tensor([number[name] for name in part.classes or ()]) for part in parts]
+                labels = [table[label] for table, label in zip(maps, labels, strict=True)]
+            self.labels = torch.cat(labels)  # type: ignore[arg-type]
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    @property
+    def channels(self) -> int:
+        return self._parts[0].channels
+
+    @property
+    def fingerprint(self) -> str:
+        return digest(*(part.fingerprint for part in self._parts))
+
+    def _part(self, i: int) -> tuple[Pictures, int]:
+        part = int(np.searchsorted(self._ends, i, side="right"))
+        return self._parts[part], i - int(self._ends[part]) + len(self._parts[part])
+
+    def read(self, i: int) -> Tensor:
+        part, place = self._part(i)
+        return part.read(place)
+
+    def size(self, i: int) -> tuple[int, int]:
+        part, place = self._part(i)
+        return part.size(place)
+
+    def where(self, i: int) -> str:
+        part, place = self._part(i)
+        return part.where(place)
+
+
+class Subset(Pictures):
+    """Some pictures of another set, by number."""
+
+    def __init__(self, whole: Pictures, index: Int64[Tensor, " m"]) -> None:
+        self._whole, self._index = whole, index
+        self.name, self.classes, self.has_test = whole.name, whole.classes, whole.has_test
+        self.labels = None if whole.labels is None else whole.labels[index]
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    @property
+    def channels(self) -> int:
+        return self._whole.channels
+
+    @property
+    def fingerprint(self) -> str:
+        return digest(self._whole.fingerprint, self._index.numpy().tobytes())
+
+    def read(self, i: int) -> Tensor:
+        return self._whole.read(int(self._index[i]))
+
+    def size(self, i: int) -> tuple[int, int]:
+        return self._whole.size(int(self._index[i]))
+
+    def where(self, i: int) -> str:
+        return self._whole.where(int(self._index[i]))
+
+    def tensor(self) -> Tensor | None:
+        pixels = self._whole.tensor()
+        return None if pixels is None else pixels[self._index]
+
+
+def split_by_address(pictures: Pictures, split: Split) -> Pictures:
+    """A set without a test split of its own: 80 % are `train`, 20 % `test`, always the same ones; `all` is all."""
+    if split == "all":
+        return pictures
+    if len(pictures) < 5:
+        raise UserError(f"{pictures.name} has {len(pictures)} pictures: too few to set some apart for a test")
+    order = keys("split", torch.arange(len(pictures))).argsort()
+    tested = round(0.2 * len(pictures))
+    return Subset(pictures, (order[:tested] if split == "test" else order[tested:]).sort().values)
+
+
+def sample(n: int, size: int, seed: int = 0) -> list[int]:
+    """`size` different numbers below `n` by address, in increasing order; all of them when there are no more."""
+    if n <= size:
+        return list(range(n))
+    edges = torch.arange(size + 1) * n // size  # one from each of `size` equal stretches
+    return (edges[:-1] + keys("sample", seed, torch.arange(size)) % edges.diff()).tolist()
+
+
+def digest(*parts: object) -> str:
+    """A short hash of byte strings and of anything with a faithful repr."""
+    total = hashlib.sha1(usedforsecurity=False)
+    for part in parts:
+        total.update(part if isinstance(part, bytes) else repr(part).encode())
+        total.update(b"\0")
+    return total.hexdigest()[:20]

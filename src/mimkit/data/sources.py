@@ -1,0 +1,83 @@
+"""What a person says with --data: folders, lists, Parquet files or a name enter, Pictures leave."""
+
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+
+from mimkit.data.folders import open_folder, open_list
+from mimkit.data.named import NAMES, open_named
+from mimkit.data.parquet import open_parquet, parquet_files
+from mimkit.data.pictures import Joined, Pictures, Split
+from mimkit.errors import UserError, unknown
+
+__all__ = ["Pictures", "Split", "open_pictures"]
+
+
+def open_pictures(
+    data: Sequence[str],
+    split: Split = "train",
+    *,
+    channels: int | None = None,
+    value_range: tuple[float, float] | None = None,
+) -> Pictures:
+    """The pictures of one or several sources.
+
+    Args:
+        data: each a folder (flat, nested, class folders, or these under train/ and val/), a text file of paths,
+            a Parquet file or a folder of them, or one of `named.NAMES` (a folder of that name: write `./name`).
+        split: `train` or `test`: the source's own, else 80 % and 20 % of it by address. `all`: the train split where
+            there is a test split of its own, else everything; what pre-training without labels wants.
+        channels: to convert to; by default as found (all grey 1, else 3, N for TIFF files with N channels).
+        value_range: what becomes black and white in 16-bit and float pictures; see `decode`.
+
+    Raises UserError.
+    """
+    data = [data] if isinstance(data, str) else list(data)
+    if not data:
+        raise UserError(f"--data is missing: give a folder of pictures or one of {', '.join(NAMES)}")
+    groups = [(one, list(group)) for one, group in groupby(data, key=_is_parquet)]
+    sources = [group if one else [place] for one, group in groups for place in ([""] if one else group)]
+
+    def open_all(channels: int | None) -> list[Pictures]:
+        return [_open(source, split, channels, value_range) for source in sources]
+
+    parts = open_all(channels)
+    if len(parts) == 1:
+        return parts[0]
+    found = sorted({part.channels for part in parts})
+    if found == [1, 3]:
+        parts = open_all(3)
+    elif len(found) > 1:
+        counts = " and ".join(map(str, found))
+        raise UserError(
+            f"{' + '.join(data)}: pictures with {counts} channels do not go together; set images.channels"
+        )
+    return Joined(parts)
+
+
+def _is_parquet(source: str) -> bool:
+    return source.endswith(".parquet") and not Path(source).is_dir()
+
+
+def _open(
+    source: list[str], split: Split, channels: int | None, value_range: tuple[float, float] | None
+) -> Pictures:
+    for place in source:
+        if place not in NAMES and not Path(place).expanduser().exists():
+            if "/" in place or "." in place:
+                raise UserError(f"there is no file or folder {place}")
+            raise unknown("folder or data set", place, NAMES, see=f"Valid names: {', '.join(NAMES)}.")
+    name, path = source[0], Path(source[0]).expanduser()
+    how = {"channels": channels, "value_range": value_range}
+    if _is_parquet(name):
+        return open_parquet(" ".join(source), [Path(place).expanduser() for place in source], split, **how)
+    if name in NAMES:
+        return open_named(name, split, **how)
+    if path.is_dir():
+        files = parquet_files(path)
+        return open_parquet(name, files, split, **how) if files else open_folder(path, split, **how)
+    if path.suffix.lower() in (".txt", ".lst", ".tsv"):
+        return open_list(path, split, **how)
+    raise UserError(
+        f"cannot read {name}: give a folder, a .txt list of paths, Parquet files, or {', '.join(NAMES)}"
+    )

@@ -1,0 +1,250 @@
+"""Work that is spread over worker processes: a function of a number enters, its results leave in order.
+
+Each result is made wholly by one worker from its number alone, so nothing depends on how many workers there are.
+"""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Generic, TypeVar
+
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from mimkit.data.decode import BadPicture
+from mimkit.data.pictures import Pictures
+from mimkit.data.views import View, crop_resize_one
+from mimkit.errors import UserError
+from mimkit.randomness import integer, keys
+
+T = TypeVar("T")
+_AT_ONCE = (32, 1 << 26)  # pictures or bytes that are decoded before their boxes are drawn together
+_ATTEMPTS = 100
+
+
+def stream(make: Callable[[int], T], count: int, workers: int, *, pin: bool = False) -> Iterator[T]:
+    """`make(0) .. make(count - 1)` in order, made ahead by `workers` processes (0: here, when asked for).
+
+    Ends its workers when it is closed. Raises UserError when a worker dies or raises one.
+    """
+    if workers == 0 or count == 0:
+        yield from map(make, range(count))
+        return
+    loader = DataLoader(
+        _Results(make, count),
+        batch_size=None,
+        num_workers=min(workers, count),
+        prefetch_factor=2,
+        pin_memory=pin,
+        worker_init_fn=_leave_signals_to_main,
+        generator=torch.Generator(),  # else it would draw from the global one
+    )
+    results = iter(loader)
+    try:
+        for result in results:
+            if isinstance(result, _Failure):
+                raise UserError(result.message)
+            yield result
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            "a data loading process was killed, most often for lack of memory or of shared memory (/dev/shm): use "
+            f"fewer workers than {workers}, or 0, or in a container more of it (docker --shm-size)"
+        ) from None
+    finally:
+        del results  # ends the workers
+
+
+@dataclass
+class _Failure:
+    message: str
+
+
+class _Results(Dataset, Generic[T]):
+    def __init__(self, make: Callable[[int], T], count: int) -> None:
+        self._make, self._count = make, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, i: int) -> "T | _Failure":
+        try:
+            return self._make(i)
+        except UserError as error:  # torch would wrap it in a traceback
+            return _Failure(str(error))
+
+
+def _leave_signals_to_main(worker: int) -> None:
+    """Ctrl-C and a scheduler's SIGTERM go to a whole process group; only the main process decides what they mean."""
+    os.setpgid(0, 0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def order(seed: int, positions: Int64[Tensor, " B"], n: int) -> Int64[Tensor, " B"]:
+    """Which of `n` pictures stands at each position of the run: every epoch of `n` positions is a permutation."""
+    epochs = positions // n
+    places, found = positions % n, torch.empty_like(positions)
+    for epoch in epochs.unique().tolist():
+        here = epochs == epoch
+        found[here] = _permutation(seed, epoch, n)[places[here]]
+    return found
+
+
+@lru_cache(maxsize=4)
+def _permutation(seed: int, epoch: int, n: int) -> Tensor:
+    return torch.randperm(n, generator=torch.Generator().manual_seed(integer("order", seed, epoch)))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a micro batch consists of, before any picture is read."""
+
+    place: Int64[Tensor, " b"]  # in the global batch
+    epoch: Int64[Tensor, " b"]
+    picture: Int64[Tensor, " b"]
+    crop: Int64[Tensor, " b"]  # random keys
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which picture is seen when, and how: a function of the seed and the position in the run alone."""
+
+    seed: int
+    n: int
+    batch_size: int
+    micro_batch: int
+    rank: int
+    world: int
+
+    @property
+    def accumulate(self) -> int:
+        return self.batch_size // (self.micro_batch * self.world)
+
+    def places(self, micro: int) -> Int64[Tensor, " b"]:
+        """Micro batch `micro` of a step on this rank: a fixed slice of the global batch."""
+        return (micro * self.world + self.rank) * self.micro_batch + torch.arange(self.micro_batch)
+
+    def rows(self, step: int, micro: int) -> Rows:
+        place = self.places(micro)
+        position = step * self.batch_size + place
+        picture, epoch = order(self.seed, position, self.n), position // self.n
+        return Rows(place, epoch, picture, keys("crop", self.seed, epoch, picture))
+
+    def substitute(self, epoch: Tensor, picture: Tensor, attempt: int) -> Tensor:
+        """What stands in for pictures that cannot be read."""
+        return keys("replace", self.seed, epoch, picture, attempt) % self.n
+
+
+@dataclass
+class MicroBatches:
+    """Micro batch number -> its views (uint8), which pictures they show, and bad pictures met. Runs in a worker."""
+
+    pictures: Pictures
+    view: View
+    size: tuple[int, int]
+    plan: Plan
+    first_step: int
+    bad: dict[int, str] = field(default_factory=dict)
+
+    def __call__(self, i: int) -> tuple[UInt8[Tensor, "b C h w"], Int64[Tensor, " b"], list[tuple[int, str]]]:
+        step, micro = divmod(i, self.plan.accumulate)
+        rows = self.plan.rows(self.first_step + step, micro)
+        views = torch.empty(len(rows.place), self.pictures.channels, *self.size, dtype=torch.uint8)
+        index, skipped = rows.picture.clone(), {}
+        decoded: list[Tensor] = []
+        for row in range(len(views)):
+            index[row], picture = self._read(rows.epoch[row], rows.picture[row], skipped)
+            decoded.append(picture)
+            if (
+                row + 1 == len(views)
+                or len(decoded) == _AT_ONCE[0]
+                or sum(map(Tensor.numel, decoded)) > _AT_ONCE[1]
+            ):
+                here = slice(row + 1 - len(decoded), row + 1)
+                self._cut(decoded, rows.crop[here], views[here])
+                decoded = []
+        return views, index, list(skipped.items())
+
+    def _cut(self, decoded: list[Tensor], crop: Tensor, views: Tensor) -> None:
+        """Fill `views` with the boxes of decoded pictures; drawn together, because a draw is many small steps."""
+        heights, widths = torch.tensor([picture.shape[1:] for picture in decoded]).unbind(1)
+        boxes, flip = self.view.boxes(crop, heights, widths, self.size)
+        for view, picture, box, mirror in zip(views, decoded, boxes, flip.tolist(), strict=True):
+            view.copy_(crop_resize_one(picture, box, mirror, self.size, self.view.interpolation))
+
+    def _read(self, epoch: Tensor, wanted: Tensor, skipped: dict[int, str]) -> tuple[int, Tensor]:
+        """The wanted picture, or what stands in for it when it is bad."""
+        picture = int(wanted)
+        for attempt in range(1, _ATTEMPTS + 1):
+            if picture not in self.bad:
+                try:
+                    return picture, self.pictures.read(picture)
+                except BadPicture as error:
+                    self.bad[picture] = str(error)
+            skipped[picture] = self.bad[picture]
+            picture = int(self.plan.substitute(epoch, wanted, attempt))
+        raise all_bad(self.pictures, self.bad)
+
+
+def all_bad(pictures: Pictures, bad: dict[int, str]) -> UserError:
+    """The error when no readable picture can be found."""
+    picture, reason = next(iter(bad.items()))
+    return UserError(
+        f"hardly any picture of {pictures.name} can be read; for example {pictures.where(picture)}: {reason}"
+    )
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """Chunk number -> the pictures of that chunk in one tensor and the bad ones; for loading a set into memory."""
+
+    pictures: Pictures
+    shape: tuple[int, int, int]
+    chunk: int
+
+    def __call__(self, i: int) -> tuple[UInt8[Tensor, "b C H W"], list[tuple[int, str]], int | None]:
+        """The third value is a picture of another shape, at which the chunk was given up."""
+        here = range(i * self.chunk, min((i + 1) * self.chunk, len(self.pictures)))
+        pixels, bad = torch.zeros(len(here), *self.shape, dtype=torch.uint8), []
+        for row, number in enumerate(here):
+            try:
+                picture = self.pictures.read(number)
+            except BadPicture as error:
+                bad.append((number, str(error)))
+                continue
+            if picture.shape != self.shape:
+                return pixels, bad, number
+            pixels[row] = picture
+        return pixels, bad, None
+
+
+@dataclass(frozen=True)
+class EvaluationViews:
+    """Batch number -> unaugmented views (uint8), which pictures they show, and the bad ones left out."""
+
+    pictures: Pictures
+    view: View
+    size: tuple[int, int]
+    index: list[int]
+    batch_size: int
+
+    def __call__(self, i: int) -> tuple[UInt8[Tensor, "b C h w"], Int64[Tensor, " b"], list[tuple[int, str]]]:
+        views, good, bad = [], [], []
+        for number in self.index[i * self.batch_size : (i + 1) * self.batch_size]:
+            try:
+                picture = self.pictures.read(number)
+            except BadPicture as error:
+                bad.append((number, str(error)))
+                continue
+            height, width = torch.tensor(picture.shape[1:]).split(1)
+            boxes, _ = self.view.boxes(torch.zeros(1, dtype=torch.int64), height, width, self.size)
+            views.append(crop_resize_one(picture, boxes[0], False, self.size, self.view.interpolation))
+            good.append(number)
+        empty = torch.zeros(0, self.pictures.channels, *self.size, dtype=torch.uint8)
+        return torch.stack(views) if views else empty, torch.tensor(good, dtype=torch.int64), bad

@@ -1,0 +1,25 @@
+"""What a person got wrong, in one line with the fix: a message enters, the command line prints it and exits with 2."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Something the user can cause and mend. The message is one line that says what to do."""
+
+
+def unknown(kind: str, name: str, valid: Iterable[str], *, see: str = "") -> UserError:
+    """The error for a name that does not exist, with the nearest one that does.
+
+    `kind` is what the name stands for ("recipe"); `see` says where the valid names are listed.
+    """
+    valid = list(valid)
+    near = difflib.get_close_matches(name, valid, n=1, cutoff=0.4)
+    hint = f"; did you mean '{near[0]}'?" if near else "."
+    more = f" {see}" if see else (f" Valid: {', '.join(valid)}." if len(valid) <= 12 else "")
+    return UserError(f"there is no {kind} '{name}'{hint}{more}")
+
+
+def missing_extra(what: str, extra: str) -> UserError:
+    """The error for an optional dependency that is not installed; names the extra to install."""
+    return UserError(f"{what} needs an extra: pip install 'mimkit[{extra}]'")

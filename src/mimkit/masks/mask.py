@@ -1,0 +1,72 @@
+"""Mask: which patches of each picture are hidden. Scores enter, one value that every other part understands leaves."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int64, Shaped
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Hidden patches of `B` pictures in `K` parallel views; rows `b*K .. b*K+K-1` belong to picture `b`.
+
+    `hidden` is the truth. `visible` lists slots for gathering, in no particular order; when `ragged`, pictures with
+    fewer visible patches than slots fill the surplus with hidden positions (see `padding`).
+    """
+
+    hidden: Bool[Tensor, "BK N"]
+    visible: Int64[Tensor, "BK V"]
+    views: int = 1
+    ragged: bool = False
+
+    @staticmethod
+    def from_scores(
+        scores: Float[Tensor, "BK N"], hide: "int | Int64[Tensor, ' BK']", *, least: int | None = None, views: int = 1
+    ) -> "Mask":
+        """Hide the patches with the highest scores.
+
+        Args:
+            scores: one score a patch; ties are broken by position.
+            hide: how many to hide, the same number for all rows or one for each row.
+            least: with one number a row, the smallest that can occur; it fixes the number of slots without reading
+                the device.
+            views: parallel views `K`.
+        """
+        n = scores.shape[1]
+        order = scores.argsort(dim=1, stable=True)
+        if isinstance(hide, int):
+            if not 0 <= hide < n:
+                raise ValueError(f"cannot hide {hide} of {n} patches: at least one must stay visible")
+            visible = order[:, : n - hide]
+            hidden = torch.ones_like(scores, dtype=torch.bool).scatter(1, visible, False)
+            return Mask(hidden, visible, views)
+        if least is None or not 0 <= least < n:
+            raise ValueError(f"a number of hidden patches per row needs 0 <= least < {n}, got {least}")
+        shown = torch.arange(n, device=scores.device) < (n - hide.clamp(least, n - 1)).unsqueeze(1)
+        hidden = torch.ones_like(scores, dtype=torch.bool).scatter(1, order, ~shown)
+        return Mask(hidden, order[:, : n - least], views, ragged=True)
+
+    @property
+    def padding(self) -> Bool[Tensor, "BK V"]:
+        """Slots that hold no visible patch; all False unless `ragged`."""
+        return self.hidden.gather(1, self.visible)
+
+    def repeat(self, x: Shaped[Tensor, "B *rest"]) -> Shaped[Tensor, "BK *rest"]:
+        """Bring something per picture to the mask's rows; the identity for one view."""
+        return x if self.views == 1 else x.repeat_interleave(self.views, dim=0)
+
+    def take(self, x: Shaped[Tensor, "BK N *rest"]) -> Shaped[Tensor, "BK V *rest"]:
+        """The rows of `x` at the visible slots."""
+        index = self.visible.reshape(self.visible.shape + (1,) * (x.ndim - 2)).expand(-1, -1, *x.shape[2:])
+        return x.gather(1, index)
+
+    def put(
+        self, visible: Shaped[Tensor, "BK V D"], elsewhere: Shaped[Tensor, "#BK #N D"]
+    ) -> Shaped[Tensor, "BK N D"]:
+        """Visible values at their places and `elsewhere` where patches are hidden; undoes `take`."""
+        rows, n = self.hidden.shape
+        full = elsewhere.to(visible.dtype).expand(rows, n, -1)
+        if self.ragged:  # a surplus slot points at a hidden place: it must write what stands there already
+            visible = torch.where(self.padding.unsqueeze(-1), self.take(full), visible)
+        return full.scatter(1, self.visible.unsqueeze(-1).expand(-1, -1, visible.shape[-1]), visible)

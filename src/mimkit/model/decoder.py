@@ -1,0 +1,60 @@
+"""Decoder: latents of visible patches and a Mask enter, a prediction for every patch leaves."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from jaxtyping import Float
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from mimkit.errors import UserError
+from mimkit.masks.mask import Mask
+from mimkit.model.encoder import Encoder, Tokens, initialise
+from mimkit.model.patches import sincos_positions
+
+
+@dataclass(kw_only=True, slots=True)
+class DecoderConfig:
+    """MAE's decoder: a narrow ViT over all patches. The default is the paper's for every encoder size."""
+
+    width: int = 512
+    depth: int = 8
+    heads: int = 16
+
+    def build(self, encoder: Encoder, outputs: int) -> "Decoder":
+        """A decoder for this encoder's latents that predicts `outputs` numbers a patch."""
+        if self.width % self.heads or self.width % 4:
+            raise UserError(f"decoder.width {self.width} must be divisible by 4 and by decoder.heads {self.heads}")
+        return Decoder(self, encoder, outputs)
+
+
+class Decoder(nn.Module):
+    """Fills hidden places with a learned mask token and predicts every patch (He et al. 2022, section 3).
+
+    Positions are added a second time, fixed sine-cosine; prefix tokens take part with zero positions. LayerNorm eps
+    1e-6, as in facebookresearch/mae:models_mae.py.
+    """
+
+    def __init__(self, config: DecoderConfig, encoder: Encoder, outputs: int) -> None:
+        super().__init__()
+        norm = partial(nn.LayerNorm, eps=1e-6)
+        self.embed = nn.Linear(encoder.width, config.width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, config.width))
+        self.register_buffer("positions", sincos_positions(encoder.grid, config.width).unsqueeze(0))
+        self.blocks = nn.Sequential(
+            *(Block(config.width, config.heads, qkv_bias=True, norm_layer=norm) for _ in range(config.depth))
+        )
+        self.norm = norm(config.width)
+        self.head = nn.Linear(config.width, outputs)
+        initialise(self)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def forward(self, latents: Tokens, mask: Mask) -> Float[Tensor, "BK N P"]:
+        """Predictions for all patches; loss and pictures choose among them by `mask.hidden`."""
+        prefix, visible = self.embed(torch.cat(latents, dim=1)).split(
+            [latents.prefix.shape[1], latents.patches.shape[1]], dim=1
+        )
+        patches = mask.put(visible, self.mask_token) + self.positions.to(visible.dtype)
+        x = self.blocks(torch.cat([prefix, patches], dim=1))
+        return self.head(self.norm(x[:, prefix.shape[1] :]))

@@ -1,0 +1,66 @@
+"""The only training loop. A task, batches, an optimiser and a schedule enter; a trained task leaves."""
+
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import nn
+
+from mimkit import distributed
+from mimkit.randomness import integer
+from mimkit.task import Batch
+from mimkit.train.machine import Engine
+from mimkit.train.optimizer import set_rates
+from mimkit.train.progress import Recorder
+
+
+def fit(
+    task: nn.Module,
+    batches: Iterator[Batch],
+    optimizer: torch.optim.Optimizer,
+    schedule: Callable[[float], float],
+    engine: Engine,
+    recorder: Recorder,
+    pause: Callable[[int], bool],
+    *,
+    seed: int,
+    first: int,
+    last: int,
+    total: int,
+    accumulate: int = 1,
+    clip: float | None = None,
+) -> int:
+    """Train steps `first .. last - 1` of a schedule over `total` steps; returns the number of steps done.
+
+    Args:
+        task: as `engine.wrap` returned it.
+        batches: micro batches, `accumulate` of them a step.
+        schedule: progress in [0, 1) to a factor for the learning rates.
+        recorder: takes what each step produced; reads the device only when it logs.
+        pause: called with the number of steps done; saves and looks when due, and returns True to stop.
+        clip: largest gradient norm, if any.
+    """
+    task.train()
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for step in range(first, last):
+        progress = step / total
+        torch.manual_seed(integer("step", seed, step, distributed.rank()))  # drop path and dropout have an address too
+        set_rates(optimizer, schedule(progress))
+        for micro in range(accumulate):
+            asked = time.perf_counter()
+            batch = next(batches)
+            recorder.waited += time.perf_counter() - asked
+            result = engine.step(task, batch, progress, micro == accumulate - 1, 1 / accumulate)
+            recorder.take(step, batch, result, 1 / accumulate)
+        norm = None
+        if clip is not None:
+            norm = torch.nn.utils.clip_grad_norm_(parameters, clip)
+        elif recorder.due(step):
+            norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        engine.plain(task).after_step(progress)
+        recorder.end(step, norm, optimizer.param_groups[0]["lr"])
+        if pause(step + 1):
+            return step + 1
+    return last

@@ -1,0 +1,200 @@
+"""Machine: settings that should not change results enter; an Engine that runs a task on this hardware leaves."""
+
+import ctypes
+import os
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mimkit import distributed
+from mimkit.errors import UserError, unknown
+from mimkit.task import Batch, Step
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(kw_only=True, slots=True)
+class Machine:
+    """How a run uses the hardware. Nothing here should change results; precision does in the last digits."""
+
+    device: str = "auto"
+    """`cpu`, `cuda`, `cuda:1`; `auto` takes a GPU when there is one."""
+    precision: str = "auto"
+    """`float32` or `bfloat16` (autocast); `auto`: bfloat16 on GPUs, on CPUs whatever a one-off timing finds faster."""
+    attention: str = "auto"
+    """`fused` (scaled_dot_product_attention) or `plain` (matmul, softmax, matmul); `auto` times both on CPUs."""
+    compile: bool | None = None
+    """torch.compile; by default on GPUs alone, since compiling costs minutes on CPUs."""
+    threads: int | None = None
+    """CPU threads; by default one or all, whichever a one-off timing finds faster."""
+    workers: int | None = None
+    """Processes that read pictures; by default as many as cores, at most 16; 0 reads in the training process."""
+    micro_batch: int | None = None
+    """Pictures a process handles at once; smaller ones save memory, the result is the same."""
+    resident: bool | None = None
+    """Keep all pictures in memory as one tensor; by default when they have one size and fit."""
+    log_every: int = 10
+    """Steps between lines of metrics.jsonl."""
+    save_minutes: float = 5.0
+    """Minutes between checkpoints."""
+    save_every: int | None = None
+    """Steps between checkpoints, besides `save_minutes`."""
+    keep: int = 2
+    """Checkpoints to keep."""
+    looks: int = 12
+    """How often during training to look at it: online kNN, effective rank, pictures of reconstructions."""
+    tensorboard: bool = True
+    """Write TensorBoard files when tensorboard is installed."""
+
+    def find_device(self) -> torch.device:
+        """The device of this process; under torchrun each process takes its own GPU."""
+        name = self.device
+        if name == "auto":
+            name = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            device = torch.device(name)
+        except RuntimeError as error:
+            raise UserError(f"machine.device '{name}' is unknown: use cpu, cuda or cuda:N") from error
+        if device.type == "cuda":
+            if not torch.cuda.is_available():
+                raise UserError("machine.device cuda: this torch sees no GPU; use --machine.device cpu")
+            if device.index is None:
+                device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+            torch.cuda.set_device(device)
+        return device
+
+
+@dataclass(kw_only=True)
+class Engine:
+    """A machine with every choice made; it is kept in the run folder so that a resumed run computes alike."""
+
+    device: torch.device
+    precision: str
+    attention: str
+    compile: bool
+    threads: int
+
+    @staticmethod
+    def choose(
+        machine: Machine, device: torch.device, task: nn.Module, sample: Callable[[], Batch], kept: dict[str, Any] | None
+    ) -> "Engine":
+        """Make the choices that are left to us; on CPUs by timing steps of the task on a few pictures.
+
+        `kept` holds the choices of an earlier part of the same run; settings that are given win over them.
+        """
+        keep_freed_memory()
+        if machine.precision not in ("auto", *PRECISIONS):
+            raise unknown("precision", machine.precision, ["auto", *PRECISIONS])
+        if machine.attention not in ("auto", "fused", "plain"):
+            raise unknown("kind of attention", machine.attention, ["auto", "fused", "plain"])
+        compiled = device.type == "cuda" if machine.compile is None else machine.compile
+        kept = kept or {}
+        engine = Engine(
+            device=device,
+            precision=machine.precision if machine.precision != "auto" else kept.get("precision", "bfloat16"),
+            attention=machine.attention if machine.attention != "auto" else kept.get("attention", "fused"),
+            compile=compiled,
+            threads=machine.threads or kept.get("threads") or torch.get_num_threads(),
+        )
+        if device.type == "cpu" and not kept:
+            engine.time_choices(machine, task, sample)
+        if distributed.world() > 1:  # every process computes alike
+            shared = [engine.describe()]
+            dist.broadcast_object_list(shared, src=0, device=device)
+            engine = Engine(device=device, **shared[0])
+        if device.type == "cpu":
+            torch.set_num_threads(engine.threads)
+        return engine
+
+    def time_choices(self, machine: Machine, task: nn.Module, sample: Callable[[], Batch]) -> None:
+        """Try each open choice on the task itself and keep the fastest; takes a few seconds at most."""
+        precisions = ["float32", "bfloat16"] if machine.precision == "auto" else [machine.precision]
+        attentions = ["fused", "plain"] if machine.attention == "auto" else [machine.attention]
+        # Plain attention pays in bfloat16 alone on CPUs (see docs/performance.md), so float32 is timed once.
+        pairs = [(p, a) for p in precisions for a in attentions if p == "bfloat16" or a == attentions[0]]
+        threads = [self.threads, 1] if machine.threads is None and self.threads > 1 else [self.threads]
+        batch = sample() if len(pairs) > 1 or len(threads) > 1 else None
+        if batch is None:
+            self.precision, self.attention = pairs[0]
+            return
+
+        def seconds(precision: str, attention: str, count: int) -> float:
+            self.precision, self.attention = precision, attention
+            torch.set_num_threads(count)
+            self.set_attention(task)
+            best = float("inf")
+            for _ in range(4):
+                start = time.perf_counter()
+                with self.autocast():
+                    loss = task(batch, 0.0).loss
+                loss.backward()
+                task.zero_grad(set_to_none=True)
+                best = min(best, time.perf_counter() - start)
+                if best > 2.0:
+                    break
+            return best
+
+        self.precision, self.attention = min(pairs, key=lambda pair: seconds(*pair, self.threads))
+        self.threads = min(threads, key=lambda count: seconds(self.precision, self.attention, count))
+        self.set_attention(task)
+
+    def describe(self) -> dict[str, Any]:
+        """The choices, as JSON."""
+        return {k: v for k, v in asdict(self).items() if k != "device"}
+
+    def set_attention(self, task: nn.Module) -> None:
+        """Choose timm's attention path in every block."""
+        for part in task.modules():
+            if hasattr(part, "fused_attn"):
+                part.fused_attn = self.attention == "fused"
+
+    def wrap(self, task: nn.Module) -> nn.Module:
+        """The task as the loop calls it: on the device, compiled, distributed."""
+        task.to(self.device)
+        self.set_attention(task)
+        if self.compile:
+            task.compile(dynamic=False)
+        if distributed.world() == 1:
+            return task
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        return DistributedDataParallel(task, device_ids=ids, broadcast_buffers=False)
+
+    def plain(self, task: nn.Module) -> nn.Module:
+        """The task itself, without what `wrap` put around it."""
+        return task.module if isinstance(task, DistributedDataParallel) else task
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """bfloat16 for matrix products where chosen; weights stay in float32."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+
+    def sync(self, task: nn.Module, on: bool) -> AbstractContextManager[Any]:
+        """Whether backward averages gradients over processes: only on the last micro batch of a step."""
+        return task.no_sync() if isinstance(task, DistributedDataParallel) and not on else nullcontext()
+
+    def step(self, task: nn.Module, batch: Batch, progress: float, last: bool, share: float) -> Step:
+        """Forward and backward of one micro batch that weighs `share` of its step."""
+        with self.sync(task, on=last):
+            with self.autocast():
+                result = task(batch, progress)
+            (result.loss * share).backward()
+        return result
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep freed memory instead of returning it: page faults are dear in every step on CPUs."""
+    if sys.platform != "linux":
+        return
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: no separate mappings for large blocks
+        libc.mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD: keep up to 1 GiB at the top of the heap
+    except (OSError, AttributeError):  # another C library: nothing to tune
+        return

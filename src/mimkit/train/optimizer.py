@@ -1,0 +1,41 @@
+"""Optimisers: a task and the global batch size enter, an optimiser with its peak learning rates leaves."""
+
+from dataclasses import dataclass
+
+import torch
+from timm.optim import param_groups_weight_decay
+from torch import nn
+
+
+@dataclass(kw_only=True, slots=True)
+class AdamWConfig:
+    """AdamW with MAE's settings and its learning-rate rule, rate = base_rate * batch_size / 256.
+
+    Tensors with one axis and biases are not decayed; class and mask tokens (three axes) are, as in the released code
+    (facebookresearch/mae:main_pretrain.py).
+    """
+
+    base_rate: float = 1.5e-4
+    """Learning rate for 256 pictures a step; scales linearly with the global batch."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.05
+    clip: float | None = None
+    """Largest gradient norm; MAE does not clip."""
+
+    def rate(self, batch_size: int) -> float:
+        """Peak learning rate for this global batch size."""
+        return self.base_rate * batch_size / 256
+
+    def build(self, task: nn.Module, batch_size: int) -> torch.optim.Optimizer:
+        """The optimiser; every group keeps its peak rate as `peak`."""
+        groups = param_groups_weight_decay(task, self.weight_decay)
+        optimizer = torch.optim.AdamW(groups, lr=self.rate(batch_size), betas=self.betas, fused=True)
+        for group in optimizer.param_groups:
+            group["peak"] = group["lr"]
+        return optimizer
+
+
+def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set the learning rate of each group to its peak times `factor`."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * factor

@@ -1,0 +1,214 @@
+"""Prepare a run: its config enters; pictures, their statistics, the model and a first batch leave."""
+
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mimkit.data.loader import Loader, statistics
+from mimkit.data.sources import Pictures, open_pictures
+from mimkit.data.views import RandomResizedCrop, View
+from mimkit.errors import UserError
+from mimkit.methods.mae import MAEConfig
+from mimkit.model.encoder import Encoder, EncoderConfig
+from mimkit.randomness import integer, keys
+from mimkit.task import Batch, MethodConfig
+from mimkit.train.machine import Machine
+from mimkit.train.optimizer import AdamWConfig
+from mimkit.train.schedule import WarmupCosine
+from mimkit.weights import load_weights
+
+
+@dataclass(kw_only=True, slots=True)
+class Images:
+    """How pictures become the images of a batch."""
+
+    size: int | tuple[int, int] = 224
+    """Side of the images in pixels, or height and width."""
+    view: View = field(default_factory=RandomResizedCrop)
+    """What part of a picture is seen, and when it is mirrored."""
+    channels: int | None = None
+    """1 grey, 3 colour, N bands; by default as the pictures have them."""
+    mean: tuple[float, ...] | None = None
+    """Per channel, of pixels in 0..1; by default computed from the data."""
+    std: tuple[float, ...] | None = None
+    """Per channel, of pixels in 0..1; by default computed from the data."""
+    value_range: tuple[float, float] | None = None
+    """What becomes black and white in 16-bit and float pictures; by default the full range, and 0 to 1."""
+    bad_share: float = 0.01
+    """The run stops when more than this share of the pictures cannot be read."""
+
+    def shape(self) -> tuple[int, int]:
+        """Height and width."""
+        return (self.size, self.size) if isinstance(self.size, int) else (self.size[0], self.size[1])
+
+
+@dataclass(kw_only=True, slots=True)
+class Pretrain:
+    """A pre-training run. All but `machine` may change results; `machine` should not."""
+
+    data: tuple[str, ...] = ()
+    """Folders, text files of paths, Parquet files, or photos, fashion-mnist, cifar10, cifar100, stl10, imagenette."""
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    method: MethodConfig = field(default_factory=MAEConfig)
+    images: Images = field(default_factory=Images)
+    optimizer: AdamWConfig = field(default_factory=AdamWConfig)
+    schedule: WarmupCosine = field(default_factory=WarmupCosine)
+    epochs: int = 800
+    """How often each picture is seen."""
+    batch_size: int = 4096
+    """Pictures in a step, over all processes and micro batches."""
+    seed: int = 0
+    """Where all randomness of the run starts."""
+    machine: Machine = field(default_factory=Machine)
+
+
+class Prepared:
+    """What a config means on this data: every part is made when it is first asked for."""
+
+    def __init__(self, config: Pretrain, known: dict[str, Any] | None = None) -> None:
+        for name, value in (("epochs", config.epochs), ("batch_size", config.batch_size)):
+            if value < 1:
+                raise UserError(f"{name} must be at least 1, got {value}")
+        self.config = config
+        self.known = known or {}  # what an earlier part of the run found out
+        self.size = config.images.shape()
+
+    @cached_property
+    def pictures(self) -> Pictures:
+        """All pictures to learn from."""
+        images = self.config.images
+        return open_pictures(self.config.data, "all", channels=images.channels, value_range=images.value_range)
+
+    @cached_property
+    def labelled(self) -> tuple[Pictures, Pictures] | None:
+        """A bank and pictures to classify, when there are labels."""
+        if self.pictures.labels is None:
+            return None
+        channels, value_range = self.pictures.channels, self.config.images.value_range
+        train, test = (
+            open_pictures(self.config.data, split, channels=channels, value_range=value_range)
+            for split in ("train", "test")
+        )
+        return (train, test) if len(train) and len(test) else None
+
+    @cached_property
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation per channel, given or computed."""
+        images = self.config.images
+        if images.mean is not None and images.std is not None:
+            mean, std = images.mean, images.std
+        elif "mean" in self.known:
+            mean, std = tuple(self.known["mean"]), tuple(self.known["std"])
+        else:
+            found = statistics(self.pictures)
+            mean, std = images.mean or found[0], images.std or found[1]
+        if len(mean) != self.pictures.channels or len(std) != self.pictures.channels or min(std) <= 0:
+            raise UserError(
+                f"images.mean and images.std need {self.pictures.channels} numbers each, std above 0; "
+                f"got {list(mean)} and {list(std)}"
+            )
+        return mean, std
+
+    @cached_property
+    def steps(self) -> int:
+        """Steps of the whole schedule."""
+        return max(1, math.ceil(self.config.epochs * len(self.pictures) / self.config.batch_size))
+
+    @cached_property
+    def weights_report(self) -> str:
+        """What became of released weights, if any; they are loaded when the task is built."""
+        assert "task" in self.__dict__
+        return self._report
+
+    @cached_property
+    def task(self) -> nn.Module:
+        """The method with its encoder: initialised by the seed, or from released weights."""
+        self._report = ""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(integer("init", self.config.seed))
+            encoder = self.config.encoder.build(self.size, self.pictures.channels)
+            task = self.config.method.build(encoder)
+        if self.config.encoder.weights:
+            decoder = getattr(task, "decoder", None)
+            report = load_weights(self.config.encoder.weights, encoder, decoder, name=self.config.encoder.name)
+            self._report = report.summary()
+        return task
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder inside the task."""
+        return self.task.encoder
+
+    def sample(self, count: int) -> Batch:
+        """Noise in the shape of a batch, to time and to weigh a step with."""
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randn(count, self.pictures.channels, *self.size, generator=generator)
+        number = torch.arange(count)
+        return Batch(images, keys("sample", number), number)
+
+    def bytes_per_picture(self) -> int:
+        """Memory that one picture takes in a step: what autograd keeps for the backward pass, measured in float32."""
+        kept: dict[int, int] = {}
+
+        def note(tensor: Tensor) -> Tensor:
+            if not isinstance(tensor, nn.Parameter):
+                kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            self.task(self.sample(2), 0.0).loss.detach()
+        return sum(kept.values()) // 2
+
+    def micro_batch(self, device: torch.device, world: int) -> int:
+        """Pictures at once: as given, else the largest part of the batch that fits into half the free memory."""
+        config = self.config
+        per_process = config.batch_size // world
+        if per_process < 1 or config.batch_size % world:
+            near = max(1, round(config.batch_size / world)) * world
+            raise UserError(f"batch_size {config.batch_size} does not divide over {world} processes: use {near}")
+        chosen = config.machine.micro_batch or self.known.get("micro_batch")
+        if chosen is None:
+            fits = max(1, int(free_memory(device) / 2 / (world if device.type == "cpu" else 1) / self.bytes_per_picture()))
+            chosen = max(n for n in range(1, min(per_process, fits) + 1) if per_process % n == 0)
+        if config.method.needs_whole_batch and chosen != per_process:
+            raise UserError(
+                f"{type(config.method).__name__} compares all pictures of a step, so micro batches of {chosen} would "
+                f"change it: lower --batch-size or give --machine.micro-batch {per_process}"
+            )
+        return chosen
+
+    def loader(self, device: torch.device, *, rank: int, world: int, micro_batch: int, workers: int, notify: Any) -> Loader:
+        """Batches for one process."""
+        mean, std = self.statistics
+        config = self.config
+        return Loader(
+            self.pictures,
+            config.images.view,
+            size=self.size,
+            mean=mean,
+            std=std,
+            seed=config.seed,
+            batch_size=config.batch_size,
+            micro_batch=micro_batch,
+            rank=rank,
+            world=world,
+            device=device,
+            workers=workers,
+            resident="auto" if config.machine.resident is None else config.machine.resident,
+            notify=notify,
+        )
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes free on the device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return 4 << 30

@@ -1,0 +1,493 @@
+"""MAE against outside truths: transformers' ViTMAE, timm, NumPy, direct loops, and the laws it must obey."""
+
+import copy
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import timm
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from mimkit.export import export_huggingface, huggingface_config, huggingface_state
+from mimkit.masks import Mask, Masker, RandomMasker
+from mimkit.masks.random import hidden_count
+from mimkit.methods.mae import MAE, MAEConfig
+from mimkit.model.decoder import DecoderConfig
+from mimkit.model.encoder import Encoder, EncoderConfig, Tokens
+from mimkit.model.patches import patchify, sincos_positions, unpatchify
+from mimkit.objectives import squared_error
+from mimkit.randomness import keys
+from mimkit.targets import Pixels
+from mimkit.task import Batch
+from mimkit.weights import _our_names
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Given(Masker):
+    """Masks from given noise, so that two implementations hide the same patches."""
+
+    scores: Tensor
+    ratio: float = 0.75
+
+    def __call__(self, signal, keys, progress, grid) -> Mask:
+        return Mask.from_scores(self.scores, hidden_count(signal.shape[1], self.ratio))
+
+
+def noise(rows: int, patches: int, seed: int = 0) -> Tensor:
+    return torch.rand(rows, patches, generator=torch.Generator().manual_seed(seed))
+
+
+def pictures(rows: int, size: tuple[int, int], channels: int = 3, seed: int = 0) -> Tensor:
+    return torch.randn(rows, channels, *size, generator=torch.Generator().manual_seed(100 + seed))
+
+
+def small_mae(
+    size: tuple[int, int] = (32, 32),
+    channels: int = 3,
+    patch: int = 8,
+    *,
+    norm: bool = True,
+    ratio: float = 0.75,
+) -> MAE:
+    """A small MAE in which no tensor is zero or one, position tables included; 3 rows of given noise."""
+    encoder = EncoderConfig(name="vit_small_patch16_224", patch=patch, width=48, depth=2, heads=3)
+    encoder = encoder.build(size, channels)
+    scores = noise(3, encoder.grid[0] * encoder.grid[1])
+    config = MAEConfig(
+        masker=Given(scores=scores, ratio=ratio),
+        target=Pixels(norm=norm),
+        decoder=DecoderConfig(width=32, depth=2, heads=4),
+    )
+    method = config.build(encoder)
+    generator = torch.Generator().manual_seed(1)
+    for value in method.state_dict().values():
+        value.add_(torch.randn(value.shape, generator=generator), alpha=0.05)
+    for table in (encoder.vit.pos_embed.data, method.decoder.positions):
+        table.normal_(generator=generator)
+    return method
+
+
+def batch_of(images: Tensor) -> Batch:
+    rows = torch.arange(images.shape[0])
+    return Batch(images, keys("test", rows), rows)
+
+
+def relative(ours: Tensor, theirs: Tensor) -> float:
+    return float((ours - theirs).detach().abs().max() / theirs.detach().abs().max())
+
+
+# Parity with transformers --------------------------------------------------------------------------
+
+PARITY = {
+    "square": ((32, 32), 3, 8, 0.75),
+    "grey": ((24, 24), 1, 4, 0.9),
+    # transformers' pre-training model refuses rectangles in its `patchify` alone; that one step is replaced.
+    "rectangle": ((16, 64), 3, 8, 0.5),
+}
+
+
+def huggingface(method: MAE, folder) -> torch.nn.Module:
+    """The same model in transformers, through our exporter (without a folder where it would refuse)."""
+    transformers = pytest.importorskip("transformers")
+    if method.encoder.size[0] == method.encoder.size[1]:
+        mean = [0.5] * method.encoder.channels
+        export_huggingface(method, folder / "hf", mean=mean, std=mean, card="")
+        return transformers.ViTMAEForPreTraining.from_pretrained(folder / "hf")
+    config = transformers.ViTMAEConfig(**huggingface_config(method))
+    model = transformers.ViTMAEForPreTraining.from_pretrained(
+        None, config=config, state_dict=huggingface_state(method)
+    )
+    p = method.encoder.patch[0]
+    model.patchify = lambda x, **_: rearrange(x, "b c (h p) (w q) -> b (h w) (p q c)", p=p, q=p)
+    return model
+
+
+@pytest.mark.parametrize("norm", [True, False])
+@pytest.mark.parametrize("shape", PARITY)
+def test_parity_with_transformers(shape, norm, tmp_path):
+    size, channels, patch, ratio = PARITY[shape]
+    method = small_mae(size, channels, patch, norm=norm, ratio=ratio)
+    model = huggingface(method, tmp_path).train().requires_grad_()
+    method.encoder.vit.pos_embed.requires_grad_()  # the tables too, fixed as they are in training
+    method.decoder.positions.requires_grad_()
+    images = pictures(3, size, channels)
+
+    theirs = model(images, noise=method.masker.scores)
+    theirs.loss.backward()
+    step = method(batch_of(images), 0.0)
+    step.loss.backward()
+    prediction, mask = method.predict(patchify(images, method.encoder.patch), keys(0), 0.0)
+
+    assert torch.equal(mask.hidden, theirs.mask.bool())
+    assert relative(step.loss, theirs.loss) < 1e-5
+    assert relative(prediction, theirs.logits) < 1e-5
+    expected = _our_names({name: value.grad for name, value in model.named_parameters()})
+    expected["decoder.positions"] = expected["decoder.positions"][:, 1:]  # theirs has a (zero) class row
+    found = {name.removeprefix("encoder."): value.grad for name, value in method.named_parameters()}
+    found["decoder.positions"] = method.decoder.positions.grad
+    assert found.keys() == expected.keys() and len(found) > 50
+    errors = {name: relative(found[name], gradient) for name, gradient in expected.items()}
+    assert max(errors.values()) < 1e-5, max(errors.items(), key=lambda item: item[1])
+
+    method, model = method.double(), model.double()
+    with torch.no_grad():
+        theirs = model(images.double(), noise=method.masker.scores).logits
+        prediction, _ = method.predict(patchify(images.double(), method.encoder.patch), keys(0), 0.0)
+    assert relative(prediction, theirs) < 1e-10
+
+
+# The encoder against timm --------------------------------------------------------------------------
+
+SMALL = {"depth": 2, "embed_dim": 48, "num_heads": 3}
+FAMILIES = {
+    "vit": ("vit_small_patch16_224", {"patch_size": 8, "img_size": (32, 48)}),
+    "deit3": ("deit3_small_patch16_224", {"patch_size": 8, "img_size": 32, "init_values": 0.5}),
+    "clip": ("vit_base_patch16_clip_224", {"patch_size": 8, "img_size": 32}),
+    "registers": ("vit_small_patch14_reg4_dinov2", {"patch_size": 14, "img_size": 56, "init_values": 0.5}),
+    "no class token": (
+        "vit_base_patch16_siglip_224",
+        {"patch_size": 8, "img_size": 32, "global_pool": "map"},
+    ),
+    "grey": ("vit_small_patch16_224", {"patch_size": (4, 8), "img_size": 32, "in_chans": 1}),
+    "dynamic": ("vit_small_patch16_224", {"patch_size": 8, "img_size": 32, "dynamic_img_size": True}),
+    "qk norm": ("vit_small_patch16_224", {"patch_size": 8, "img_size": 32, "qk_norm": True}),
+}
+
+
+def family(name: str) -> tuple[Encoder, torch.nn.Module, Tensor]:
+    """An encoder, timm's model with the same random weights, and images for both."""
+    architecture, settings = FAMILIES[name]
+    vit = timm.create_model(architecture, **SMALL, **settings)
+    generator = torch.Generator().manual_seed(2)
+    for value in vit.state_dict().values():
+        value.add_(torch.randn(value.shape, generator=generator), alpha=0.1)
+    encoder = Encoder(copy.deepcopy(vit)).eval()
+    return encoder, vit.eval(), pictures(3, encoder.size, encoder.channels)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_encoder_is_timm_when_nothing_is_masked(name):
+    encoder, vit, images = family(name)
+    expected = vit.forward_features(images)
+    tokens = encoder(images)
+    assert tokens.prefix.shape[1] == vit.num_prefix_tokens
+    assert torch.equal(torch.cat(tokens, dim=1), expected)
+    # Two steps through patches, as training goes: a matrix product in place of timm's convolution.
+    tokens = encoder.encode(encoder.embed(patchify(images, encoder.patch)))
+    torch.testing.assert_close(torch.cat(tokens, dim=1), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_masked_encoder_is_timm_on_the_visible_tokens(name):
+    """Timm's own parts, run on the sequence with the hidden tokens cut out by hand."""
+    encoder, vit, images = family(name)
+    n = encoder.grid[0] * encoder.grid[1]
+    mask = Mask.from_scores(noise(3, n), n // 2)
+    tokens = encoder(images, mask)
+    x = vit._pos_embed(vit.patch_embed(images))
+    prefix = vit.num_prefix_tokens
+    for row in range(3):
+        kept = [*range(prefix), *(prefix + i for i in mask.visible[row].tolist())]
+        expected = vit.norm(vit.blocks(vit.norm_pre(x[row : row + 1, kept])))
+        found = torch.cat(tokens, dim=1)[row : row + 1]
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_ragged_rows_equal_unpadded_ones():
+    method = small_mae()
+    images = pictures(3, (32, 32))
+    patches = patchify(images, (8, 8))
+    hide = torch.tensor([13, 8, 10])
+    ragged = Mask.from_scores(noise(3, 16), hide, least=7)
+    assert ragged.padding.sum(dim=1).tolist() == [6, 1, 3]
+    tokens = method.encoder.encode(method.encoder.embed(patches, ragged), ragged)
+    prediction = method.decoder(tokens, ragged)
+    for row in range(3):
+        alone = Mask.from_scores(noise(3, 16)[row : row + 1], int(hide[row]))
+        expected = method.encoder.encode(method.encoder.embed(patches[row : row + 1], alone), alone)
+        visible = tokens.patches[row][~ragged.padding[row]]
+        assert relative(visible, expected.patches[0]) < 1e-5
+        assert relative(tokens.prefix[row], expected.prefix[0]) < 1e-5
+        assert relative(prediction[row], method.decoder(expected, alone)[0]) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ragged", [False, True])
+def test_compiled_equals_eager(ragged):
+    method = small_mae()
+    if ragged:
+        method.masker = RaggedGiven(scores=noise(3, 16), hide=torch.tensor([13, 8, 10]))
+    else:
+        method.masker = RandomMasker()
+    batch = batch_of(pictures(3, (32, 32)))
+    eager = method(batch, 0.0).loss
+    eager.backward()
+    gradients = {name: p.grad.clone() for name, p in method.named_parameters() if p.grad is not None}
+    method.zero_grad()
+    torch._dynamo.reset()
+    compiled = torch.compile(method, fullgraph=True)(batch, 0.0).loss
+    compiled.backward()
+    assert relative(compiled, eager) < 1e-5
+    for name, p in method.named_parameters():
+        if name in gradients:
+            assert relative(p.grad, gradients[name]) < 1e-4, name
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RaggedGiven(Masker):
+    """Given noise and another number of hidden patches in each row."""
+
+    scores: Tensor
+    hide: Tensor
+
+    def __call__(self, signal, keys, progress, grid) -> Mask:
+        return Mask.from_scores(self.scores, self.hide, least=7)
+
+
+# Formulas against direct ones ----------------------------------------------------------------------
+
+
+def test_patchify_against_a_loop():
+    images = pictures(2, (8, 12), channels=5)
+    found = patchify(images, (4, 6))
+    expected = []
+    for image in images.tolist():
+        for top in range(0, 8, 4):
+            for left in range(0, 12, 6):
+                patch = [image[c][top + i][left + j] for i in range(4) for j in range(6) for c in range(5)]
+                expected.append(patch)
+    assert torch.equal(found.flatten(0, 1), torch.tensor(expected))
+    assert torch.equal(unpatchify(found, (4, 6), (2, 2)), images)
+
+
+@pytest.mark.parametrize("grid", [(3, 3), (2, 5)])
+def test_positions_against_a_loop(grid):
+    table = sincos_positions(grid, 16)
+    for row in range(grid[0]):
+        for column in range(grid[1]):
+            expected = []
+            for position in (column, row):  # MAE's order of the halves; MoCo v3 has the row first
+                angles = [position / 10000 ** (k / 4) for k in range(4)]
+                expected += [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
+            torch.testing.assert_close(table[row * grid[1] + column], torch.tensor(expected))
+
+
+def test_the_frozen_table_of_the_encoder_is_sine_cosine_with_zero_class_row():
+    encoder = EncoderConfig(name="vit_small_patch16_224", patch=8, width=48, depth=1, heads=3).build(
+        (16, 32), 3
+    )
+    assert torch.equal(encoder.vit.pos_embed[0, 1:], sincos_positions((2, 4), 48))
+    assert not encoder.vit.pos_embed[0, 0].any() and not encoder.vit.pos_embed.requires_grad
+
+
+@pytest.mark.parametrize("norm", [True, False])
+def test_loss_against_numpy(norm):
+    method = small_mae(norm=norm)
+    images = pictures(3, (32, 32))
+    with torch.no_grad():
+        prediction, mask = method.predict(patchify(images, (8, 8)), keys(0), 0.0)
+        loss = method(batch_of(images), 0.0).loss
+    total, count = 0.0, 0
+    for b in range(3):
+        order = np.argsort(method.masker.scores[b].numpy())
+        for n in order[int(16 * (1 - 0.75)) :]:
+            top, left = 8 * (n // 4), 8 * (n % 4)
+            target = images[b, :, top : top + 8, left : left + 8].double().numpy()
+            target = target.transpose(1, 2, 0).ravel()
+            if norm:
+                target = (target - target.mean()) / np.sqrt(target.var(ddof=1) + 1e-6)
+            total += np.mean((prediction[b, n].double().numpy() - target) ** 2)
+            count += 1
+    assert count == int(mask.hidden.sum())
+    assert abs(float(loss) - total / count) < 1e-6 * total / count
+
+
+# Laws ----------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_hidden_pixels_do_not_leak():
+    method = small_mae().eval()
+    images = pictures(3, (32, 32))
+    patches = patchify(images, (8, 8))
+    before, mask = method.predict(patches, keys(0), 0.0)
+    changed = torch.where(mask.hidden.unsqueeze(-1), 1e3 * torch.randn_like(patches), patches)
+    after, _ = method.predict(changed, keys(0), 0.0)
+    assert torch.equal(before, after)
+
+
+def test_visible_pixels_all_count():
+    method = small_mae()
+    patches = patchify(pictures(3, (32, 32)), (8, 8)).requires_grad_()
+    prediction, mask = method.predict(patches, keys(0), 0.0)
+    prediction.square().sum().backward()
+    reached = patches.grad.abs()
+    assert (reached[~mask.hidden] > 0).all()
+    assert (reached[mask.hidden] == 0).all()
+
+
+def test_loss_is_local():
+    method = small_mae()
+    patches = patchify(pictures(3, (32, 32)), (8, 8))
+    prediction, mask = method.predict(patches, keys(0), 0.0)
+    prediction = prediction.detach().requires_grad_()
+    target = method.target(patches)
+    loss = squared_error(prediction, target, mask.hidden)
+    other = torch.where(mask.hidden.unsqueeze(-1), target, torch.randn_like(target))
+    assert torch.equal(loss, squared_error(prediction, other, mask.hidden))
+    loss.backward()
+    assert (prediction.grad[~mask.hidden] == 0).all() and (prediction.grad[mask.hidden] != 0).any(
+        dim=-1
+    ).all()
+
+
+@torch.no_grad()
+def test_the_order_of_visible_tokens_does_not_matter():
+    method = small_mae(ratio=0.5).eval()
+    patches = patchify(pictures(3, (32, 32)), (8, 8))
+    mask = Mask.from_scores(noise(3, 16), 8)
+    shuffled = Mask(mask.hidden, mask.visible[:, torch.tensor([3, 1, 7, 0, 2, 6, 5, 4])])
+    one, two = (
+        method.decoder(method.encoder.encode(method.encoder.embed(patches, m), m), m)
+        for m in (mask, shuffled)
+    )
+    assert relative(one, two) < 1e-5
+    assert relative(one, one.flip(1)) > 0.1  # the measure can tell
+
+
+@torch.no_grad()
+def test_pictures_of_a_batch_do_not_meet():
+    method = small_mae().eval()
+    images, scores = pictures(3, (32, 32)), method.masker.scores
+    order = torch.tensor([2, 0, 1])
+
+    def run(rows: Tensor) -> tuple[Tensor, Tensor]:
+        method.masker = Given(scores=scores[rows])
+        prediction, _ = method.predict(patchify(images[rows], (8, 8)), keys(0), 0.0)
+        return prediction, method(batch_of(images[rows]), 0.0).loss
+
+    whole, loss = run(torch.arange(3))
+    permuted, _ = run(order)
+    assert relative(permuted, whole[order]) < 1e-5
+    alone = torch.stack([run(torch.tensor([row]))[1] for row in range(3)])
+    assert relative(alone.mean(), loss) < 1e-5
+
+
+@torch.no_grad()
+def test_unequal_rows_count_by_patch_not_by_picture():
+    """With ragged masks the loss is the mean over all hidden patches, not the mean of the rows' losses."""
+    mask = Mask.from_scores(noise(2, 16), torch.tensor([4, 12]), least=4)
+    target = torch.zeros(2, 16, 3)
+    prediction = torch.stack([torch.ones(16, 3), torch.zeros(16, 3)])
+    assert float(squared_error(prediction, target, mask.hidden)) == pytest.approx(4 / 16)
+
+
+@torch.no_grad()
+def test_standardised_targets():
+    patches = patchify(pictures(2, (32, 32)), (8, 8))
+    target = Pixels()(patches)
+    gain, offset = 0.5 + torch.rand(2, 16, 1), 3 * torch.randn(2, 16, 1)
+    torch.testing.assert_close(Pixels()(patches * gain + offset), target, rtol=1e-4, atol=1e-4)
+    assert (Pixels()(torch.full((1, 2, 192), 0.7)).abs() < 1e-3).all()
+    everywhere = torch.ones(2, 16, dtype=torch.bool)
+    zero = squared_error(torch.zeros_like(target), target, everywhere)
+    assert float(zero) == pytest.approx(191 / 192, abs=1e-5)  # 1 with the biased variance
+    assert torch.equal(Pixels(norm=False)(patches), patches)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("norm", [True, False])
+def test_targets_are_restored_to_pixels(norm):
+    patches = patchify(2 + 3 * pictures(2, (32, 32)), (8, 8))
+    target = Pixels(norm=norm)
+    torch.testing.assert_close(target.restore(target(patches), patches), patches)
+
+
+@torch.no_grad()
+def test_reconstructions_are_pictures():
+    method = small_mae(norm=False)
+    batch = batch_of(pictures(3, (32, 32)))
+    pixels, mask = method.reconstruct(batch, 0.0)
+    prediction, again = method.predict(patchify(batch.images, (8, 8)), keys(0), 0.0)
+    assert torch.equal(mask.hidden, again.hidden)
+    assert torch.equal(pixels[0, :, 8:16, 24:32], prediction[0, 7].reshape(8, 8, 3).permute(2, 0, 1))
+
+
+def overfit(method: MAE, batch: Batch, steps: int) -> float:
+    optimizer = torch.optim.AdamW(
+        [p for p in method.parameters() if p.requires_grad], lr=3e-3, weight_decay=0
+    )
+    for _ in range(steps):
+        loss = method(batch, 0.0).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return float(method(batch, 0.0).loss.detach())
+
+
+def test_one_batch_is_learned_by_heart_and_only_with_positions():
+    torch.manual_seed(0)
+    config = EncoderConfig(name="vit_small_patch16_224", patch=4, width=48, depth=2, heads=3)
+    config = MAEConfig(masker=Given(scores=noise(3, 16)), decoder=DecoderConfig(width=64, depth=1, heads=4))
+    encoder = EncoderConfig(name="vit_small_patch16_224", patch=4, width=48, depth=1, heads=3)
+    method = config.build(encoder.build((16, 16), 3))
+    blind = copy.deepcopy(method)
+    blind.decoder.positions.zero_()
+    batch = batch_of(pictures(3, (16, 16)))
+    patches = patchify(batch.images, (4, 4))
+    hidden = method.predict(patches, batch.keys, 0.0)[1].hidden
+    target = method.target(patches)
+    # The best prediction that is the same for all hidden patches of a picture.
+    mean = torch.stack(
+        [rows[where].mean(dim=0, keepdim=True) for rows, where in zip(target, hidden, strict=True)]
+    )
+    constant = float(squared_error(mean, target, hidden))
+
+    assert overfit(method, batch, 150) < 0.1 * constant
+    with torch.no_grad():
+        prediction, _ = blind.predict(patches, batch.keys, 0.0)
+        for row, where in zip(prediction, hidden, strict=True):
+            assert relative(row[where], row[where][:1].expand_as(row[where])) < 1e-6
+    assert overfit(blind, batch, 150) > 0.999 * constant
+
+
+def test_gradients_reach_what_is_trained_and_nothing_else():
+    torch.manual_seed(0)
+    config = EncoderConfig(name="vit_small_patch16_224", patch=8, width=48, depth=2, heads=3)
+    method = MAEConfig(decoder=DecoderConfig(width=32, depth=2, heads=4)).build(config.build((32, 32), 3))
+    frozen = [name for name, p in method.named_parameters() if not p.requires_grad]
+    assert frozen == ["encoder.vit.pos_embed"]
+    tables = method.encoder.vit.pos_embed.clone(), method.decoder.positions.clone()
+    batch = batch_of(pictures(3, (32, 32)))
+    method(batch, 0.0).loss.backward()
+    silent = [
+        n for n, p in method.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())
+    ]
+    assert not silent
+    overfit(method, batch, 2)
+    assert torch.equal(tables[0], method.encoder.vit.pos_embed)
+    assert torch.equal(tables[1], method.decoder.positions)
+
+
+def test_learned_positions_are_trained():
+    config = EncoderConfig(
+        name="vit_small_patch16_224", patch=8, width=48, depth=1, heads=3, positions="learned"
+    )
+    method = MAEConfig(decoder=DecoderConfig(width=32, depth=1, heads=4)).build(config.build((32, 32), 3))
+    method(batch_of(pictures(3, (32, 32))), 0.0).loss.backward()
+    assert method.encoder.vit.pos_embed.grad.any()
+
+
+@torch.no_grad()
+def test_the_class_token_takes_part_in_decoding():
+    method = small_mae().eval()
+    mask = Mask.from_scores(noise(3, 16), 12)
+    tokens = method.encoder(pictures(3, (32, 32)), mask)
+    other = Tokens(tokens.prefix + 1, tokens.patches)
+    assert relative(method.decoder(tokens, mask), method.decoder(other, mask)) > 1e-3
