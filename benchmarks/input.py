@@ -1,11 +1,12 @@
-"""What input costs: mimkit's loaders against per-picture pipelines, as ratios of CPU time, one run, one thread.
+"""What input costs: mimkit's loaders against per-picture pipelines, as ratios of CPU time in one run.
 
     python benchmarks/input.py [--small DATA] [--photos FOLDER] [--rounds N] [--json FILE]
 
-`small`: pictures in memory; cut, mirrored and normalised as batches, against a DataLoader that does it for each
-picture with torchvision's v2 transforms. `photos`: JPEG files to crops of 224 px, against the recipe of MAE's
-release (Pillow and torchvision's v1 transforms). All end in normalised float32, and all run with the allocator
-setting of training. Rounds are interleaved; times are medians over the rounds, ratios medians of each round's.
+`small`: pictures in memory; cut, mirrored and normalised as batches, against a DataLoader that does it for
+each picture with torchvision's v2 transforms. `photos`: JPEG files to crops of 224 px, against the recipe of
+MAE's release (Pillow and torchvision's v1 transforms). All end in normalised float32, and all run with the
+allocator setting of training. Rounds are interleaved; times are medians over the rounds, ratios medians of
+each round's.
 """
 
 import argparse

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import sys
 import zlib
 
 import numpy as np
@@ -51,9 +52,9 @@ def test_plain_colour_and_grey():
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "PNG16"])
-def test_exif_orientation(orientation, kind):
-    """The independent reference is the definition: which corner row 0 and column 0 of the stored picture are."""
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "PNG16", "TIFF", "TIFF16"])
+def test_exif_orientation(orientation, kind, monkeypatch):
+    """The reference is EXIF's definition: which edges row 0 and column 0 of the stored picture are."""
     upright = smooth(16, 24)
     stored = {
         1: upright,
@@ -67,14 +68,16 @@ def test_exif_orientation(orientation, kind):
     }[orientation]
     exif = Image.Exif()
     exif[0x0112] = orientation
-    if kind == "PNG16":
+    if kind.endswith("16"):
         picture = Image.fromarray(np.ascontiguousarray(stored[..., 0]).astype(np.uint16) * 257)
-        data = encoded(picture, "PNG", exif=exif)
+        data = encoded(picture, kind[:-2], exif=exif)
         near(pixels(data, 1), upright[..., :1], 0)
     else:
         how = {"quality": 98, "subsampling": 0} if kind == "JPEG" else {}
         data = encoded(Image.fromarray(np.ascontiguousarray(stored)), kind, exif=exif, **how)
         near(pixels(data), upright, 8 if kind == "JPEG" else 0)
+    assert header(data)[:2] == (16, 24)
+    monkeypatch.setitem(sys.modules, "tifffile", None)
     assert header(data)[:2] == (16, 24)
 
 
@@ -112,7 +115,10 @@ def png16(values: np.ndarray) -> bytes:
 
     head = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
     return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + chunk(b"IDAT", zlib.compress(lines))
+        + chunk(b"IEND", b"")
     )
 
 
@@ -125,7 +131,11 @@ def test_sixteen_bits_use_the_full_range():
     colour = np.dstack([values, values[::-1], values[:, ::-1]])
     near(pixels(png16(colour)), np.rint(colour / 257), 0)
     twelve = (values // 16).astype(np.uint16)
-    near(pixels(encoded(Image.fromarray(twelve), "PNG"), 1, value_range=(0, 4095)), np.rint(twelve / 4095 * 255)[..., None], 0)
+    near(
+        pixels(encoded(Image.fromarray(twelve), "PNG"), 1, value_range=(0, 4095)),
+        np.rint(twelve / 4095 * 255)[..., None],
+        0,
+    )
 
 
 def test_float_tiff():
@@ -174,7 +184,7 @@ def test_missing_tifffile_names_the_extra(monkeypatch):
     tifffile = pytest.importorskip("tifffile")
     out = io.BytesIO()
     tifffile.imwrite(out, smooth(channels=5), photometric="minisblack", planarconfig="contig")
-    monkeypatch.setitem(__import__("sys").modules, "tifffile", None)
+    monkeypatch.setitem(sys.modules, "tifffile", None)
     with pytest.raises(UserError, match=r"mimkit\[tiff\]"):
         decode(out.getvalue(), 5)
 
@@ -194,12 +204,21 @@ BAD = {
     "text.jpg": (b"just some words, no picture at all\n" * 9, "not a picture"),
     "truncated.jpg": (JPEG[: len(JPEG) // 2], "truncated"),
     "last_byte_missing.jpg": (JPEG[:-40], "truncated"),
-    "truncated.png": (PNG[: len(PNG) // 2], ""),
+    "truncated.png": (PNG[: len(PNG) // 2], "truncated|decoded"),
     "bomb.png": (bomb(), "larger than"),
     "one.png": (encoded(Image.new("RGB", (1, 1)), "PNG"), "1x1: smaller than 8"),
     "thin.png": (encoded(Image.new("RGB", (300, 7)), "PNG"), "smaller than 8"),
-    "cut_header.jpg": (JPEG[:30], ""),
+    "cut_header.jpg": (JPEG[:30], "truncated|not a picture"),
 }
+
+
+def test_a_header_is_read_without_the_pixels():
+    assert header(PNG[:100]) == header(JPEG[: len(JPEG) // 2]) == (200, 300, 3)
+    for name in ("empty.jpg", "text.jpg", "bomb.png", "one.png", "cut_header.jpg"):
+        with pytest.raises(BadPicture):
+            header(BAD[name][0])
+    with pytest.raises(BadPicture):
+        header(b"II*\0 damaged")
 
 
 @pytest.mark.parametrize("name", BAD)

@@ -42,6 +42,16 @@ SHAPES = {
         (16, 16),
         3,
     ),
+    "token pooling asked for": (
+        EncoderConfig(name=NAME, patch=8, width=48, depth=2, heads=3, model_args={"global_pool": "token"}),
+        (16, 16),
+        3,
+    ),
+    "any size": (
+        EncoderConfig(name=NAME, patch=4, width=48, depth=2, heads=3, model_args={"dynamic_img_size": True}),
+        (16, 24),
+        1,
+    ),
     "learned": (
         EncoderConfig(
             name="deit3_small_patch16_224", patch=4, width=48, depth=2, heads=3, positions="learned"
@@ -98,8 +108,9 @@ def test_timm_gives_equal_outputs(shape, tmp_path):
             assert torch.equal(token(images), encoder.vit.forward_features(images)[:, 0])
 
 
-def test_timm_folder_says_how_pictures_were_prepared(tmp_path):
-    encoder, args, name = small_encoder("rectangle")
+@pytest.mark.parametrize("shape", ["rectangle", "any size"])
+def test_timm_folder_says_how_pictures_were_prepared(shape, tmp_path):
+    encoder, args, name = small_encoder(shape)
     write(encoder, tmp_path / "export", args, name, interpolation="bilinear", crop_pct=1.0)
     model = timm.create_model(f"local-dir:{tmp_path / 'export'}", pretrained=True)
     data = timm.data.resolve_model_data_config(model)
@@ -129,6 +140,7 @@ def test_huggingface_gives_equal_outputs(norm, tmp_path):
     model, info = transformers.ViTMAEForPreTraining.from_pretrained(tmp_path / "hf", output_loading_info=True)
     assert not any(info.values()), info
     assert (model.config.norm_pix_loss, model.config.mask_ratio) == (norm, 0.5)
+    assert (model.config.layer_norm_eps, model.config.num_channels, model.config.patch_size) == (1e-6, 3, 8)
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     model.config.mask_ratio = 0.0  # every patch visible: the same order on both sides
     noise = torch.arange(16.0).expand(2, -1)
@@ -170,10 +182,11 @@ def test_an_export_replaces_the_old_one_and_leaves_nothing_beside(tmp_path):
     folder = tmp_path / "run" / "export"
     write(encoder, folder, args, name, "first")
     (folder.with_name(".export.partial")).mkdir()  # what a killed process left
-    (folder.with_name(".export.partial") / "model.safetensors").write_text("x")
+    (folder.with_name(".export.partial") / "preprocessor_config.json").write_text("x")
     write(encoder, folder, args, name, "second")
     assert (folder / "README.md").read_text() == "second"
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["export"]
+    assert sorted(os.listdir(folder)) == ["README.md", "config.json", "model.safetensors"]
     modes = {(folder / file).stat().st_mode for file in os.listdir(folder)}
     assert len(modes) == 1  # safetensors would be readable for the owner alone
 
@@ -200,13 +213,27 @@ def test_a_failing_export_leaves_the_old_one(swap, tmp_path, monkeypatch):
 
 def test_a_folder_is_swapped_in_only_when_complete(tmp_path):
     folder = tmp_path / "export"
-    with replaced(folder) as partial:
-        (partial / "README.md").write_text("first")
-        assert not folder.exists()
-    with replaced(folder) as partial:
-        (partial / "README.md").write_text("second")
-        assert (folder / "README.md").read_text() == "first"
-    assert (folder / "README.md").read_text() == "second"
+    for turn, before in (("first", None), ("second", "first")):
+        with replaced(folder) as partial:
+            (partial / "config.json").write_text(export.MARK)
+            (partial / "README.md").write_text(turn)
+            assert before is None or (folder / "README.md").read_text() == before
+            assert folder.exists() == (before is not None)
+        assert (folder / "README.md").read_text() == turn
+
+
+def test_everything_is_on_the_disk_before_it_is_swapped_in(tmp_path, monkeypatch):
+    encoder, args, name = small_encoder()
+    folder = tmp_path / "export"
+    write(encoder, folder, args, name, "first")
+    flushed = []
+    monkeypatch.setattr(
+        export, "_flush", lambda path: flushed.append((path, (folder / "README.md").read_text()))
+    )
+    write(encoder, folder, args, name, "second")
+    before = {path.name for path, readme in flushed if readme == "first"}
+    assert before == {"README.md", "config.json", "model.safetensors", ".export.partial"}
+    assert (tmp_path, "second") in flushed
 
 
 @pytest.mark.parametrize("files", [["thesis.tex"], ["config.json", "model.safetensors"]])
@@ -235,15 +262,15 @@ def test_other_files_in_an_export_move_along(swap, tmp_path, monkeypatch):
     (folder / ".git" / "HEAD").write_text("ref")
     for turn in ("second", "third"):
         write(encoder, folder, args, name, turn)
-    assert sorted(os.listdir(folder)) == [
-        ".git",
-        "README.md",
-        "config.json",
-        "model.safetensors",
-        "notes.txt",
-    ]
-    assert (folder / "README.md").read_text() == "third" and (folder / ".git" / "HEAD").read_text() == "ref"
-    assert os.listdir(tmp_path) == ["export"]
+        assert sorted(os.listdir(folder)) == [
+            ".git",
+            "README.md",
+            "config.json",
+            "model.safetensors",
+            "notes.txt",
+        ]
+        assert (folder / "README.md").read_text() == turn and (folder / ".git" / "HEAD").read_text() == "ref"
+        assert os.listdir(tmp_path) == ["export"]
 
 
 def card(**changes) -> str:

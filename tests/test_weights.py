@@ -82,6 +82,10 @@ def layout(kind: str, method: MAE, folder: Path) -> str:
             file = folder / "hf" / "model.safetensors"
             torch.save(load_file(file), folder / "hf" / "pytorch_model.bin")
             file.unlink()
+        if kind.endswith("encoder"):  # a ViTMAEModel without its pre-training head
+            state = load_file(folder / "hf" / "model.safetensors")
+            state = {key[4:]: value for key, value in state.items() if key.startswith("vit.")}
+            save_file(state, folder / "hf" / "model.safetensors")
         if kind.endswith("rewritten"):  # by transformers itself, in whatever names it has today
             transformers = pytest.importorskip("transformers")
             model = transformers.ViTMAEForPreTraining.from_pretrained(folder / "hf")
@@ -101,7 +105,14 @@ def layout(kind: str, method: MAE, folder: Path) -> str:
     return str(folder / "mae.pth")
 
 
-ENCODER_ONLY = ["export", "run folder", "safetensors file", "official", "official flat"]
+ENCODER_ONLY = [
+    "export",
+    "run folder",
+    "safetensors file",
+    "official",
+    "official flat",
+    "hugging face encoder",
+]
 WITH_DECODER = [
     "official decoder",
     "official flat decoder",

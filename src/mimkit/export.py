@@ -293,13 +293,8 @@ def replaced(folder: Path) -> Iterator[Path]:
         UserError: `folder` holds what no export of mimkit wrote, or cannot be written.
     """
     folder = folder.resolve()
-    try:
-        if folder.exists() and any(folder.iterdir()) and MARK not in (folder / "config.json").read_text():
-            raise FileNotFoundError
-    except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError):
-        raise UserError(
-            f"'{folder}' holds no export of mimkit to replace: give a new or empty folder"
-        ) from None
+    if not _replaceable(folder):
+        raise UserError(f"'{folder}' holds no export of mimkit to replace: give a new or empty folder")
     partial, old = (folder.with_name(f".{folder.name}.{state}") for state in ("partial", "old"))
     try:
         _clear(partial)
@@ -327,6 +322,16 @@ def replaced(folder: Path) -> Iterator[Path]:
     finally:
         _clear(partial)
         _clear(old)
+
+
+def _replaceable(folder: Path) -> bool:
+    """Whether nothing of other origin is lost when an export takes this place."""
+    try:
+        return (
+            not folder.exists() or not any(folder.iterdir()) or MARK in (folder / "config.json").read_text()
+        )
+    except (OSError, UnicodeDecodeError):  # a file, or no readable config.json
+        return False
 
 
 def _clear(folder: Path) -> None:

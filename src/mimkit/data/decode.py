@@ -36,13 +36,14 @@ class Header(NamedTuple):
 def header(data: bytes) -> Header:
     """Size and number of colour channels (alpha not counted: 1 grey, 3 colour, N for other TIFF files).
 
-    Raises BadPicture for what is no picture, too small, or larger than Pillow's limit against decompression bombs.
+    Raises BadPicture for what is no picture, too small, or larger than Pillow's limit against decompression
+    bombs.
     """
     if _is_tiff(data) and (found := _tiff_header(data)):
         return found
     picture = _open(data)
     width, height = picture.size
-    if picture.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8):
+    if picture.format != "TIFF" and _orientation(picture) in (5, 6, 7, 8):  # Pillow turns TIFF files itself
         width, height = height, width
     grey = picture.mode in ("1", "L", "LA", "La", "F", "I") or picture.mode.startswith("I;16")
     return Header(height, width, 1 if grey else 3)
@@ -55,8 +56,8 @@ def decode(
 
     Args:
         data: the bytes of a file in any format that Pillow reads (TIFF with N channels through tifffile).
-        channels: 1 or 3, converting between grey and colour (ITU-R 601 luma); any other number needs a TIFF file
-            with exactly that many samples a pixel. Alpha is dropped.
+        channels: 1 or 3, converting between grey and colour (ITU-R 601 luma); any other number needs a TIFF
+            file with exactly that many samples a pixel. Alpha is dropped.
         value_range: raw values that become 0 and 255 in 16-bit, 32-bit and float pictures (values outside are
             clipped); by default 0..65535 for 16-bit and 0..1 for float. 8-bit pictures are taken as they are.
 
@@ -84,20 +85,20 @@ def _decode(data: bytes, channels: int, value_range: tuple[float, float] | None)
         raise
     if channels not in (1, 3):
         raise BadPicture(f"{channels} channels can only come from TIFF files, this is {picture.format}")
-    orientation = picture.getexif().get(_ORIENTATION, 1)
-    if picture.format == "JPEG" and picture.mode in ("L", "RGB") and orientation in (0, 1) and _ended(data):
-        return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=_MODES[channels])
+    orientation = _orientation(picture)
+    if picture.format == "JPEG" and picture.mode in ("L", "RGB") and orientation == 1 and _ended(data):
+        pixels = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=_MODES[channels])
+        assert isinstance(pixels, Tensor)
+        return pixels
     if picture.format == "PNG" and data[24] == 16:  # bit depth: Pillow would cut colour to its high bytes
         values = decode_png(
             torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.UNCHANGED
         )
         values = values[:1] if len(values) == 2 else values[:3]
         return _upright(_to_channels(_to_bytes(values.numpy(), value_range), channels), orientation)
-    if picture.mode in ("F", "I") or picture.mode.startswith("I;16"):
-        picture.load()
-        values = np.asarray(picture)[None]
-        return _upright(_to_channels(_to_bytes(values, value_range), channels), orientation)
     picture = ImageOps.exif_transpose(picture)  # loads the pixels
+    if picture.mode in ("F", "I") or picture.mode.startswith("I;16"):
+        return _to_channels(_to_bytes(np.asarray(picture)[None], value_range), channels)
     if picture.mode in ("P", "PA"):
         picture = picture.convert("RGBA")
     pixels = np.array(picture.convert("L" if channels == 1 else "RGB"))
@@ -116,6 +117,17 @@ def _open(data: bytes) -> Image.Image:
         raise BadPicture("not a picture that can be read") from error
     _check_size(*picture.size)
     return picture
+
+
+def _orientation(picture: Image.Image) -> int:
+    """The EXIF orientation, 1 (upright) to 8, from the header alone."""
+    if picture.format == "PNG" and not {"exif", "Raw profile type exif"} & picture.info.keys():
+        return 1  # Pillow would decode the whole picture to look behind the pixels
+    try:
+        found = picture.getexif().get(_ORIENTATION, 1)
+    except Exception:  # damaged notes do not make a bad picture
+        return 1
+    return found if found in range(1, 9) else 1
 
 
 def _check_size(width: int, height: int) -> None:
@@ -178,7 +190,7 @@ def _is_tiff(data: bytes) -> bool:
 
 
 def _tiff(data: bytes, channels: int, value_range: tuple[float, float] | None) -> Tensor:
-    """A TIFF file through tifffile: the axis of samples or channels first, any other axis at its first place."""
+    """A TIFF file through tifffile: samples or channels first, any other axis at its first place."""
     try:
         import tifffile
     except ImportError:
@@ -186,7 +198,7 @@ def _tiff(data: bytes, channels: int, value_range: tuple[float, float] | None) -
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         series = file.series[0]
         _check_size(series.sizes.get("width", 0), series.sizes.get("height", 0))
-        values, axes, tags = series.asarray(), series.axes, file.pages[0].tags
+        values, axes, tags = series.asarray(), series.axes, file.pages.first.tags
         alpha = _has_alpha(tags.valueof(_EXTRA_SAMPLES, 0))
         orientation = tags.valueof(_ORIENTATION, 1)
     if channels not in (1, 3) and series.sizes.get("other") == channels:
@@ -216,7 +228,7 @@ def _tiff_header(data: bytes) -> Header | None:
         return None
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
-            sizes, tags = file.series[0].sizes, file.pages[0].tags
+            sizes, tags = file.series[0].sizes, file.pages.first.tags
             samples = sizes.get("sample", 1) * sizes.get("channel", 1)
             height, width = sizes["height"], sizes["width"]
             alpha = _has_alpha(tags.valueof(_EXTRA_SAMPLES, 0))

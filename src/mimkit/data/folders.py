@@ -1,4 +1,4 @@
-"""Pictures as files: folders, walked once and remembered, and text files of paths. A path enters, Pictures leave."""
+"""Picture files: a folder, walked once and remembered, or a list of paths enters, Pictures leave."""
 
 import os
 import re
@@ -15,17 +15,16 @@ from torch import Tensor
 from mimkit.data.pictures import Encoded, Pictures, Split, digest, sample, split_by_address
 from mimkit.errors import UserError
 
-ENDINGS = frozenset(
-    ".jpg .jpeg .jpe .jfif .mpo .png .webp .avif .bmp .gif .tif .tiff .ppm .pgm .pbm .pnm .jp2".split()
-)
+_KINDS = "jpg jpeg jpe jfif mpo png webp avif bmp gif tif tiff ppm pgm pbm pnm jp2"
+ENDINGS = frozenset(f".{kind}" for kind in _KINDS.split())
 _TRAIN = re.compile(r"train(ing)?(\d{4})?$", re.IGNORECASE)
 _TEST = re.compile(r"(val|valid|validation|test|testing)(\d{4})?$", re.IGNORECASE)
 _TEST_ORDER = ("val", "valid", "validation", "test", "testing")
-_SETTLED = 2_000_000_000  # ns; a directory changed just now may change again within one tick of its clock
+SETTLED = 2_000_000_000  # ns; a directory changed just now may change again within one tick of its clock
 
 
 class Paths:
-    """Many paths as one buffer of bytes: a million Python strings would be copied by every worker that counts them."""
+    """Many paths as one buffer of bytes: workers would copy a million strings by counting references."""
 
     def __init__(self, buffer: np.ndarray, ends: np.ndarray) -> None:
         self.buffer, self.ends = buffer, ends
@@ -112,7 +111,9 @@ class Index:
 
 
 def walk(root: bytes) -> Index:
-    """Every picture below `root`, by file ending alone; no file is opened. Hidden names are left out, links followed."""
+    """Every picture below `root`, by file ending alone, no file opened; hidden names left out, links
+    followed.
+    """
     pictures: list[bytes] = []
     folders: list[bytes] = []
     changed: list[int] = []
@@ -178,7 +179,7 @@ def _keep(cached: Path, found: Index) -> None:
     """Write the index beside and rename; a cache that cannot be written is no error."""
     if not len(found.pictures):
         return
-    if found.changed.max() > time.time_ns() - _SETTLED:
+    if found.changed.max() > time.time_ns() - SETTLED:
         return
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
@@ -279,7 +280,8 @@ def _nothing(folder: Path, others: Counter[str]) -> str:
         return f"{folder} is empty: give a folder that holds pictures"
     endings = ", ".join(ending for ending, _ in others.most_common(5))
     readable = " ".join(sorted(ENDINGS))
-    return f"{folder} holds {others.total():,} files, none of them pictures: {endings}; readable endings: {readable}"
+    found = f"{others.total():,} files, none of them pictures: {endings}"
+    return f"{folder} holds {found}; readable endings: {readable}"
 
 
 def open_list(

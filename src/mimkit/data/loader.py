@@ -1,7 +1,7 @@
 """From pictures to batches on the device: steps enter, normalised views with their random keys leave.
 
-Small sets of one size live in memory as one uint8 tensor and are cut, resized and normalised as whole batches; all
-others stream through worker processes as uint8. Both ways see the same pictures, boxes and keys.
+Small sets of one size live in memory as one uint8 tensor and are cut, resized and normalised as whole
+batches; all others stream through worker processes as uint8. Both ways see the same pictures, boxes and keys.
 """
 
 import os
@@ -40,8 +40,8 @@ class Loader:
         batch_size: of a whole step, over all ranks; `micro_batch` is what one rank sees at once.
         workers: processes that decode; 0 decodes here.
         resident: whether the set lives in memory; `auto` when all pictures have one size and it fits.
-        memory_limit: bytes that the set may take there; a quarter of the machine's memory (shared by the ranks on
-            it) when None.
+        memory_limit: bytes that the set may take there; a quarter of the machine's memory (shared by the
+            ranks on it) when None.
         notify: told in a line what takes long.
 
     Raises UserError when the batch size cannot be divided, or `resident=True` is not possible.
@@ -246,7 +246,9 @@ def check_batch(batch_size: int, micro_batch: int, world: int) -> None:
 
 
 def memory_share() -> int:
-    """Bytes that a resident set may take by default: a quarter of the memory, shared by the ranks on this machine."""
+    """Bytes that a resident set may take by default: a quarter of the memory, shared by the ranks on this
+    machine.
+    """
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limit = Path("/sys/fs/cgroup/memory.max")  # a container's
     if limit.exists() and (text := limit.read_text().strip()).isdecimal():
@@ -267,10 +269,11 @@ def evaluation_batches(
     limit: int | None = None,
     skipped: dict[int, str] | None = None,
 ) -> Iterator[tuple[Float[Tensor, "B C h w"], Int64[Tensor, " B"] | None, Int64[Tensor, " B"]]]:
-    """Every picture once, in order, without augmentation: normalised images on the device, labels and numbers.
+    """Every picture once, in order, without augmentation: normalised images on the device, labels and
+    numbers.
 
-    Bad pictures are left out and noted in `skipped`. `limit` takes so many, spread over the set. Labels (None when
-    the set has none) and numbers stay on the CPU.
+    Bad pictures are left out and noted in `skipped`. `limit` takes so many, spread over the set. Labels (None
+    when the set has none) and numbers stay on the CPU.
     """
     device, skipped = torch.device(device), {} if skipped is None else skipped
     normalise, labels = Normalise(mean, std, device), pictures.labels

@@ -1,4 +1,4 @@
-"""Data sets with a name: a name enters, the pictures in memory leave. Files are looked for locally, then downloaded."""
+"""Data sets with a name: a name enters, pictures leave; their files are local or get downloaded."""
 
 import gzip
 import os
@@ -24,7 +24,7 @@ _FASHION = (
 def open_named(
     name: str, split: Split, *, channels: int | None, value_range: tuple[float, float] | None
 ) -> Pictures:
-    """One of NAMES. All have a test split; `all` is the train split, for stl10 with the unlabelled pictures."""
+    """One of NAMES. All have a test split; `all` is the train split, of stl10 with the unlabelled ones."""
     train = split != "test"
     if name == "photos":
         made = photos(split)
@@ -61,8 +61,8 @@ def _download(name: str, what: str, make: Callable[[], Any]) -> Any:
     except (OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise UserError(
-            f"{name} could not be downloaded ({reason}): put {what} into {data_folder()} or set MIMKIT_DATA to the "
-            "folder that holds it; 'photos' needs no download"
+            f"{name} could not be downloaded ({reason}): put {what} into {data_folder()} or "
+            "set MIMKIT_DATA to the folder that holds it; 'photos' needs no download"
         ) from None
 
 

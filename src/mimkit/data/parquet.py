@@ -1,4 +1,4 @@
-"""Pictures in Parquet files, as Hugging Face writes them: encoded bytes and labels in columns. Files enter, Pictures leave."""
+"""Parquet files with encoded pictures and labels, as Hugging Face writes them, enter, Pictures leave."""
 
 import itertools
 import json
@@ -167,9 +167,9 @@ def _gather(files: list[Path], tables: list[Any], image: str) -> Blobs:
     kept = cache_folder() / "parquet" / f"{_identity(files)}.bin"
     ends = kept.with_suffix(".npy")
     if not (kept.exists() and ends.exists()):
+        part = kept.with_suffix(f".{os.getpid()}.part")
         try:
             kept.parent.mkdir(parents=True, exist_ok=True)
-            part = kept.with_suffix(f".{os.getpid()}.part")
             sizes = []
             with open(part, "wb") as out:
                 for data, size in _bytes(tables, image):

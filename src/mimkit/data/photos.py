@@ -1,8 +1,8 @@
-"""The set `photos`: crops of photographs that scikit-image and scikit-learn carry in their wheels. No network.
+"""The set `photos`: crops of photographs that the wheels of scikit-image and scikit-learn carry; no network.
 
-The label of a crop is its photograph. Each photograph is cut into tiles of about 100 pixels; a fifth of the tiles,
-spread so that each row and column of five has one, is the test region. A crop comes from pixels of one region only,
-and is resampled after cutting, so no source pixel is in both splits.
+The label of a crop is its photograph. Each photograph is cut into tiles of about 100 pixels; a fifth of the
+tiles, spread so that each row and column of five has one, is the test region. A crop comes from pixels of one
+region only, and is resampled after cutting, so no source pixel is in both splits.
 """
 
 from functools import cache
@@ -67,7 +67,7 @@ def photograph(number: int) -> Tensor:
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
 
 
-def test_region(height: int, width: int) -> Tensor:
+def region_for_test(height: int, width: int) -> Tensor:
     """Which pixels belong to the test region, (H, W) bool."""
     rows = torch.arange(height) * (height // TILE) // height
     columns = torch.arange(width) * (width // TILE) // width
@@ -78,7 +78,7 @@ def _crops(number: int, part: str) -> Tensor:
     """The crops of one photograph in one region, (n, 3, 48, 48), at different places chosen by address."""
     picture = photograph(number)
     _, height, width = picture.shape
-    wrong = test_region(height, width) != (part == "test")
+    wrong = region_for_test(height, width) != (part == "test")
     summed = pad(wrong.long().cumsum(0).cumsum(1), (1, 0, 1, 0))
     count = COUNTS[part] // len(SIDES)
     found = []

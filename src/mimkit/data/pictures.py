@@ -1,4 +1,4 @@
-"""Pictures: a set of pictures by number, whatever holds them. A number enters, a uint8 picture or its label leaves."""
+"""A set of pictures, whatever holds them: a number enters, a uint8 picture or its label leaves."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -74,7 +74,9 @@ class Encoded(Pictures):
 
     @cached_property
     def channels(self) -> int:
-        """As given, else from the headers of up to 64 pictures: all grey 1, N for a TIFF of N channels, else 3."""
+        """As given, else from the headers of up to 64 pictures: all grey 1, N for a TIFF of N channels, else
+        3.
+        """
         if self.wanted_channels is not None:
             return self.wanted_channels
         found = set()
@@ -227,7 +229,9 @@ class Subset(Pictures):
 
 
 def split_by_address(pictures: Pictures, split: Split) -> Pictures:
-    """A set without a test split of its own: 80 % are `train`, 20 % `test`, always the same ones; `all` is all."""
+    """A set without a test split of its own: 80 % are `train`, 20 % `test`, always the same ones; `all` is
+    all.
+    """
     if split == "all":
         return pictures
     if len(pictures) < 5:
@@ -238,7 +242,7 @@ def split_by_address(pictures: Pictures, split: Split) -> Pictures:
 
 
 def sample(n: int, size: int, seed: int = 0) -> list[int]:
-    """`size` different numbers below `n` by address, in increasing order; all of them when there are no more."""
+    """`size` different numbers below `n` by address, in increasing order; all when there are no more."""
     if n <= size:
         return list(range(n))
     edges = torch.arange(size + 1) * n // size  # one from each of `size` equal stretches

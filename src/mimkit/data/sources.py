@@ -23,10 +23,12 @@ def open_pictures(
     """The pictures of one or several sources.
 
     Args:
-        data: each a folder (flat, nested, class folders, or these under train/ and val/), a text file of paths,
-            a Parquet file or a folder of them, or one of `named.NAMES` (a folder of that name: write `./name`).
-        split: `train` or `test`: the source's own, else 80 % and 20 % of it by address. `all`: the train split where
-            there is a test split of its own, else everything; what pre-training without labels wants.
+        data: each a folder (flat, nested, class folders, or these under train/ and val/), a text file of
+            paths, a Parquet file or a folder of them, or one of `named.NAMES` (a folder of that name: write
+            `./name`).
+        split: `train` or `test`: the source's own, else 80 % and 20 % of it by address. `all`: the train
+            split where there is a test split of its own, else everything; what pre-training without labels
+            wants.
         channels: to convert to; by default as found (all grey 1, else 3, N for TIFF files with N channels).
         value_range: what becomes black and white in 16-bit and float pictures; see `decode`.
 

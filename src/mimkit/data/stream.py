@@ -1,11 +1,12 @@
 """Work that is spread over worker processes: a function of a number enters, its results leave in order.
 
-Each result is made wholly by one worker from its number alone, so nothing depends on how many workers there are.
+Each result is made wholly by one worker from its number alone, so nothing depends on how many workers there
+are.
 """
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Generic, TypeVar
@@ -26,7 +27,9 @@ _AT_ONCE = (32, 1 << 26)  # pictures or bytes that are decoded before their boxe
 _ATTEMPTS = 100
 
 
-def stream(make: Callable[[int], T], count: int, workers: int, *, pin: bool = False) -> Iterator[T]:
+def stream(
+    make: Callable[[int], T], count: int, workers: int, *, pin: bool = False
+) -> Generator[T, None, None]:
     """`make(0) .. make(count - 1)` in order, made ahead by `workers` processes (0: here, when asked for).
 
     Ends its workers when it is closed. Raises UserError when a worker dies or raises one.
@@ -53,8 +56,8 @@ def stream(make: Callable[[int], T], count: int, workers: int, *, pin: bool = Fa
         if "DataLoader worker" not in str(error):
             raise
         raise UserError(
-            "a data loading process was killed, most often for lack of memory or of shared memory (/dev/shm): use "
-            f"fewer workers than {workers}, or 0, or in a container more of it (docker --shm-size)"
+            "a data loading process was killed, most often for lack of (shared) memory: "
+            f"use fewer workers than {workers}, or 0, or give a container more (docker --shm-size)"
         ) from None
     finally:
         del results  # ends the workers
@@ -72,22 +75,26 @@ class _Results(Dataset, Generic[T]):
     def __len__(self) -> int:
         return self._count
 
-    def __getitem__(self, i: int) -> "T | _Failure":
+    def __getitem__(self, index: int) -> "T | _Failure":
         try:
-            return self._make(i)
+            return self._make(index)
         except UserError as error:  # torch would wrap it in a traceback
             return _Failure(str(error))
 
 
 def _leave_signals_to_main(worker: int) -> None:
-    """Ctrl-C and a scheduler's SIGTERM go to a whole process group; only the main process decides what they mean."""
+    """Ctrl-C and a scheduler's SIGTERM go to a whole process group; only the main process decides what they
+    mean.
+    """
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def order(seed: int, positions: Int64[Tensor, " B"], n: int) -> Int64[Tensor, " B"]:
-    """Which of `n` pictures stands at each position of the run: every epoch of `n` positions is a permutation."""
+    """Which of `n` pictures stands at each position of the run: every epoch of `n` positions is a
+    permutation.
+    """
     epochs = positions // n
     places, found = positions % n, torch.empty_like(positions)
     for epoch in epochs.unique().tolist():
@@ -143,7 +150,9 @@ class Plan:
 
 @dataclass
 class MicroBatches:
-    """Micro batch number -> its views (uint8), which pictures they show, and bad pictures met. Runs in a worker."""
+    """Micro batch number -> its views (uint8), which pictures they show, and bad pictures met. Runs in a
+    worker.
+    """
 
     pictures: Pictures
     view: View
@@ -172,7 +181,9 @@ class MicroBatches:
         return views, index, list(skipped.items())
 
     def _cut(self, decoded: list[Tensor], crop: Tensor, views: Tensor) -> None:
-        """Fill `views` with the boxes of decoded pictures; drawn together, because a draw is many small steps."""
+        """Fill `views` with the boxes of decoded pictures; drawn together, because a draw is many small
+        steps.
+        """
         heights, widths = torch.tensor([picture.shape[1:] for picture in decoded]).unbind(1)
         boxes, flip = self.view.boxes(crop, heights, widths, self.size)
         for view, picture, box, mirror in zip(views, decoded, boxes, flip.tolist(), strict=True):
@@ -202,7 +213,9 @@ def all_bad(pictures: Pictures, bad: dict[int, str]) -> UserError:
 
 @dataclass(frozen=True)
 class Chunks:
-    """Chunk number -> the pictures of that chunk in one tensor and the bad ones; for loading a set into memory."""
+    """Chunk number -> the pictures of that chunk in one tensor and the bad ones; for loading a set into
+    memory.
+    """
 
     pictures: Pictures
     shape: tuple[int, int, int]

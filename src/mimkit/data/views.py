@@ -1,5 +1,6 @@
-"""Which part of a picture is seen, and that part resized: keys and sizes enter, boxes leave; pictures and boxes enter,
-views leave. Boxes are (top, left, height, width) in whole pixels.
+"""Which part of a picture is seen: keys and sizes enter, boxes leave; pictures and boxes enter, views leave.
+
+Boxes are (top, left, height, width) in whole pixels.
 """
 
 import math
@@ -37,13 +38,16 @@ class View(ABC):
         widths: Int64[Tensor, " B"],
         size: tuple[int, int],
     ) -> tuple[Int64[Tensor, "B 4"], Bool[Tensor, " B"]]:
-        """Boxes inside pictures of the given sizes, to be resized to `size` (height, width), and which to mirror."""
+        """Boxes inside pictures of the given sizes, to be resized to `size` (height, width), and which to
+        mirror.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
 class RandomResizedCrop(View):
-    """A box of random area and aspect at a random place: torchvision's rule (transforms/v2: RandomResizedCrop), ten
-    tries and then the largest central box; MAE uses scale 0.2..1 (He et al. 2022, appendix A.1).
+    """A box of random area and aspect at a random place, by torchvision's rule (transforms/v2).
+
+    Ten tries, then the largest central box. MAE uses scale 0.2..1 (He et al. 2022, appendix A.1).
     """
 
     scale: tuple[float, float] = (0.2, 1.0)
@@ -85,7 +89,9 @@ class RandomResizedCrop(View):
 
 @dataclass(frozen=True, kw_only=True)
 class Whole(View):
-    """The whole picture, resized if it has another size (its aspect is not kept): for small, centred pictures."""
+    """The whole picture, resized if it has another size (its aspect is not kept): for small, centred
+    pictures.
+    """
 
     flip: float = 0.5
     """Share of pictures that are mirrored left to right."""
@@ -102,7 +108,8 @@ class Whole(View):
 
 @dataclass(frozen=True, kw_only=True)
 class CenterCrop(View):
-    """The largest central box of the wanted aspect, shrunk to a fraction of its sides: what evaluation looks at.
+    """The largest central box of the wanted aspect, shrunk to a fraction of its sides: what evaluation looks
+    at.
 
     Resizing the shorter side to 256 and cutting 224 is `fraction` 0.875; 1 keeps all that the aspect permits.
     """
@@ -136,7 +143,8 @@ def crop_resize(
     size: tuple[int, int],
     interpolation: Interpolation = "bicubic",
 ) -> Float[Tensor, "B C h w"]:
-    """The boxes of a batch, resized with antialiasing and mirrored: float32 in 0..255, on the pictures' device.
+    """The boxes of a batch, resized with antialiasing and mirrored: float32 in 0..255, on the pictures'
+    device.
 
     Two batched matrix products with one row of filter weights an output pixel; equal to torchvision's
     `resized_crop(antialias=True)` on float pictures, clamped to 0..255.
@@ -170,8 +178,10 @@ def crop_resize_many(
     size: tuple[int, int],
     interpolation: Interpolation = "bicubic",
 ) -> UInt8[Tensor, "B C h w"] | Float[Tensor, "B C h w"]:
-    """The faster of the two ways for pictures of one size: matrix products on a GPU and for small pictures, else one
-    after the other in uint8 arithmetic (measured on a CPU: 8 against 22 us at 32 px, 45 against 34 us at 64 px).
+    """The faster of the two ways for pictures of one size.
+
+    Matrix products on a GPU and for small pictures, else one after the other in uint8 arithmetic (measured on
+    a CPU: 8 against 22 us at 32 px, 45 against 34 us at 64 px).
     """
     if _whole(pictures, boxes, size):
         return _mirrored(pictures, flip)
@@ -200,7 +210,9 @@ def _weights(
     out: int,
     interpolation: Interpolation,
 ) -> Float[Tensor, "B out n"]:
-    """Resampling weights from `n` pixels of an axis, of which `length` from `start` are seen, to `out` pixels."""
+    """Resampling weights from `n` pixels of an axis, of which `length` from `start` are seen, to `out`
+    pixels.
+    """
     if n <= _TABLED:
         return _table(n, out, interpolation, start.device)[length + flip * (n + 1), :, n - start]
     place = torch.arange(n, device=start.device) - start.unsqueeze(1)
@@ -210,8 +222,9 @@ def _weights(
 
 @lru_cache(maxsize=8)
 def _table(n: int, out: int, interpolation: Interpolation, device: torch.device) -> Tensor:
-    """The weights of every length 0..n, then mirrored ones, shifted to every start: (2n+2, out, n+1, n), a view of
-    memory for (2n+2, out, 2n), because a shift is a window.
+    """The weights of every length 0..n, then mirrored ones, for every start: (2n+2, out, n+1, n).
+
+    A view of memory for (2n+2, out, 2n), because a shift is a window.
     """
     lengths = torch.arange(n + 1, device=device)
     places = torch.arange(-n, n, device=device).expand(n + 1, -1)
@@ -252,7 +265,9 @@ def crop_resize_one(
     size: tuple[int, int],
     interpolation: Interpolation = "bicubic",
 ) -> UInt8[Tensor, "C h w"]:
-    """One box of one picture on the CPU, resized with antialiasing in uint8 arithmetic: the way of the workers."""
+    """One box of one picture on the CPU, resized with antialiasing in uint8 arithmetic: the way of the
+    workers.
+    """
     top, left, height, width = box.tolist()
     view = picture[:, top : top + height, left : left + width]
     if (height, width) != size:

@@ -87,7 +87,9 @@ class Monitor:
     @torch.inference_mode()
     def draw(self, method: Reconstructs, encoder: Encoder, path: Path) -> None:
         """Write original | masked | reconstruction of the first pictures, under the same masks at every look."""
-        images = (self.queries if self.queries is not None else self.bank)[:SHOWN].to(self.engine.device)
+        source = self.queries if self.queries is not None else self.bank
+        spread = torch.linspace(0, len(source) - 1, SHOWN).long()  # of several classes, where they lie in order
+        images = source[spread].to(self.engine.device)
         number = torch.arange(len(images))
         batch = Batch(images, keys("look", self.seed, number).to(images.device), number)
         with self.engine.autocast():

@@ -1,0 +1,159 @@
+"""Features of a set of pictures: an extractor and pictures enter, one row a picture for each pool leaves, cached."""
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int64
+from rich.console import Console
+from rich.progress import track
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mimkit.data.folders import cache_folder
+from mimkit.data.loader import evaluation_batches
+from mimkit.data.pictures import Pictures, digest, sample
+from mimkit.data.stream import all_bad
+from mimkit.evaluate.target import Extractor, with_both
+
+VERSION = 1  # of what this file computes; raise it when the numbers change
+CACHE_LIMIT = 4 << 30  # bytes
+
+
+@dataclass(frozen=True)
+class Features:
+    """One row for each picture that could be read."""
+
+    values: dict[str, Float[Tensor, "N D"]]
+    """By pool, float32, on the CPU."""
+    labels: Int64[Tensor, " N"] | None
+    skipped: int
+    """Pictures that could not be read."""
+
+    def __len__(self) -> int:
+        return len(next(iter(self.values.values())))
+
+
+def extract(
+    extractor: Extractor,
+    pictures: Pictures,
+    *,
+    device: torch.device | str,
+    limit: int | None = None,
+    batch_size: int = 256,
+    workers: int = 0,
+) -> Features:
+    """Features of `pictures`, of `limit` of them spread over the set if given.
+
+    They are kept in `mimkit/features` of the user's cache, by the fingerprints of weights and pictures, up to 4 GB;
+    pixels are not kept, because reading the pictures is all there is to them.
+
+    Raises UserError when no picture can be read.
+    """
+    asked = (pictures.fingerprint, len(pictures), pictures.channels, pictures.value_range, limit)
+    key = digest(VERSION, extractor.fingerprint, extractor.view, *asked)
+    file = None if extractor.model is None else cache_folder() / "features" / f"{key}.safetensors"
+    found = None if file is None else _load(file)
+    if found is None:
+        found = _compute(extractor, pictures, torch.device(device), limit, batch_size, workers)
+        if file is not None:
+            _save(file, found)
+    index = found.pop("index")
+    labels = None if pictures.labels is None else pictures.labels[index]
+    wanted = len(pictures) if limit is None else min(limit, len(pictures))
+    return Features(with_both(found), labels, wanted - len(index))
+
+
+@torch.inference_mode()
+def _compute(
+    extractor: Extractor,
+    pictures: Pictures,
+    device: torch.device,
+    limit: int | None,
+    batch_size: int,
+    workers: int,
+) -> dict[str, Tensor]:
+    """Features by pool, except `both`, and under `index` the numbers of the pictures."""
+    if extractor.model is not None:
+        extractor.model.to(device)
+    wanted = len(sample(len(pictures), len(pictures) if limit is None else limit))
+    skipped: dict[int, str] = {}
+    batches = evaluation_batches(
+        pictures,
+        size=extractor.size,
+        mean=extractor.mean,
+        std=extractor.std,
+        device=device,
+        view=extractor.view,
+        batch_size=batch_size,
+        workers=workers,
+        limit=limit,
+        skipped=skipped,
+    )
+    console = Console(stderr=True)
+    rows: dict[str, Tensor] = {}
+    done = 0
+    for images, _, index in track(
+        batches,
+        f"features of {pictures.name}",
+        total=-(-wanted // batch_size),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ):
+        found = extractor(images)
+        found.pop("both", None)
+        for name, values in (found | {"index": index}).items():
+            if name not in rows:
+                rows[name] = torch.empty(wanted, *values.shape[1:], dtype=values.dtype)
+            rows[name][done : done + len(values)] = values
+        done += len(index)
+    if not done:
+        raise all_bad(pictures, skipped)
+    return {name: values[:done] for name, values in rows.items()}
+
+
+def _load(file: Path) -> dict[str, Tensor] | None:
+    """What was kept, or None when there is nothing or it is damaged."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            found = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        with suppress(OSError):
+            os.utime(file)
+        return found
+    except (OSError, SafetensorError):
+        return None
+
+
+def _save(file: Path, found: dict[str, Tensor]) -> None:
+    """Keep features, and drop the least recently used ones beyond the limit. A cache that cannot be written is none."""
+    size = sum(values.nbytes for values in found.values())
+    partial = file.with_name(f".{file.stem}.{os.getpid()}")
+    if size > CACHE_LIMIT:
+        return
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        _prune(file.parent, CACHE_LIMIT - size)
+        save_file({name: values.contiguous() for name, values in found.items()}, partial)
+        os.replace(partial, file)
+    except (OSError, SafetensorError):
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def _prune(folder: Path, limit: int) -> None:
+    """Remove the oldest files until the others take at most `limit` bytes."""
+    known = []
+    for entry in os.scandir(folder):
+        with suppress(OSError):  # another process removed it
+            known.append((entry.stat().st_mtime_ns, entry.stat().st_size, Path(entry)))
+    total = sum(size for _, size, _ in known)
+    for _, size, path in sorted(known):
+        if total <= limit:
+            break
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+            total -= size

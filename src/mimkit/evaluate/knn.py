@@ -1,0 +1,32 @@
+"""kNN: features of two sets with labels enter, the accuracy of nearest neighbours for each pool leaves."""
+
+from collections.abc import Iterable
+
+import torch
+
+from mimkit.evaluate.features import Features
+from mimkit.measures import accuracy_interval, knn
+
+
+def evaluate_knn(
+    train: Features,
+    test: Features,
+    *,
+    k: int = 20,
+    temperature: float = 0.07,
+    pools: Iterable[str] | None = None,
+    device: torch.device | str = "cpu",
+) -> dict[str, dict[str, float]]:
+    """Accuracy on `test` with the neighbours in `train`, with its 95 % interval: {pool: {accuracy, low, high}}.
+
+    See `measures.knn`. Both sets need labels; `pools` are all that the features have, by default.
+    """
+    assert train.labels is not None and test.labels is not None
+    classes = int(torch.cat([train.labels, test.labels]).max()) + 1
+    results = {}
+    for pool in train.values if pools is None else pools:
+        bank, queries = train.values[pool].to(device), test.values[pool].to(device)
+        predicted = knn(bank, train.labels, queries, classes=classes, k=k, temperature=temperature)
+        accuracy, low, high = accuracy_interval(predicted == test.labels)
+        results[pool] = {"accuracy": accuracy, "low": low, "high": high}
+    return results

@@ -1,0 +1,176 @@
+"""Evaluate: a target and data enter, accuracies with their intervals leave, for programs (dict) and people (table)."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, get_args
+
+from rich.table import Table
+
+from mimkit.data.decode import BadPicture
+from mimkit.data.loader import statistics
+from mimkit.data.pictures import Pictures, Split, sample
+from mimkit.data.sources import open_pictures
+from mimkit.errors import UserError, unknown
+from mimkit.evaluate.features import Features, extract
+from mimkit.evaluate.knn import evaluate_knn
+from mimkit.evaluate.probe import ProbeMethod, evaluate_probe
+from mimkit.evaluate.target import Extractor, Pool, export_folder, open_target
+from mimkit.train.machine import Machine
+
+Kind = Literal["knn", "probe"]
+_LARGE = 256  # pixels; pictures beyond it, or of several sizes, are looked at in MAE's size
+_USUAL = (224, 224)
+
+
+def evaluate(
+    kind: Kind,
+    target: str,
+    data: Sequence[str],
+    *,
+    device: str = "auto",
+    workers: int = 0,
+    limit_train: int | None = None,
+    limit_test: int | None = None,
+    k: int = 20,
+    temperature: float = 0.07,
+    method: ProbeMethod = "auto",
+    pools: Sequence[Pool] | None = None,
+) -> dict[str, Any]:
+    """Measure a target on pictures with labels.
+
+    Args:
+        kind: `knn` (`measures.knn`) or `probe` (`evaluate_probe`).
+        target: see `open_target`.
+        data: see `open_pictures`; without a test split of its own, 20 % are set apart by address.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        workers: processes that read pictures; 0 reads here.
+        limit_train, limit_test: how many pictures to take, spread over the set; all by default.
+        k, temperature: of kNN.
+        method: of the probe.
+        pools: of `mean`, `class`, `both`; the first is the headline. By default all that the target has, and `mean`.
+            `pixels` have but themselves.
+
+    Returns:
+        JSON: kind, target, data, train and test (pictures used), classes, skipped (pictures that cannot be read),
+        split_note (empty when the data have a test split), headline (a pool), results {pool: {accuracy, low, high,
+        ...}} with accuracies in 0..1, and settings.
+
+    Raises:
+        UserError: anything a person can mend.
+    """
+    if kind not in get_args(Kind):
+        raise unknown("kind of evaluation", kind, get_args(Kind))
+    for name, value in (("k", k), ("limit_train", limit_train), ("limit_test", limit_test)):
+        if value is not None and value < 1:
+            raise UserError(f"{name} must be at least 1, got {value}")
+    if not temperature > 0:
+        raise UserError(f"temperature must be above 0, got {temperature}; 0.07 is usual")
+    where = Machine(device=device).find_device()
+    train, test, extractor = _open(target, [data] if isinstance(data, str) else list(data))
+    features = [
+        extract(extractor, pictures, device=where, limit=limit, workers=workers)
+        for pictures, limit in ((train, limit_train), (test, limit_test))
+    ]
+    known, unseen = features
+    assert known.labels is not None
+    if len(known.labels.unique()) < 2:
+        raise UserError(
+            f"{train.name}: all {len(known)} pictures to learn from have one label: give two classes or more"
+        )
+    chosen = _pools(extractor, known, pools)
+    if kind == "knn":
+        results: dict[str, Any] = dict(
+            evaluate_knn(*features, k=k, temperature=temperature, pools=chosen, device=where)
+        )
+        settings: dict[str, Any] = {"k": k, "temperature": temperature}
+    else:
+        results = evaluate_probe(*features, method=method, pools=chosen, device=where)
+        settings = {"method": method}
+    return {
+        "kind": kind,
+        "target": target,
+        "data": train.name,
+        "train": len(known),
+        "test": len(unseen),
+        "classes": len(train.classes) if train.classes else int(train.labels.max()) + 1,  # type: ignore[union-attr]
+        "skipped": known.skipped + unseen.skipped,
+        "split_note": "" if train.has_test else "no test split of its own: 80 % train, 20 % test, by address",
+        "headline": chosen[0],
+        "results": results,
+        "settings": settings | {"size": list(extractor.size)},
+    }
+
+
+def table(results: Iterable[dict[str, Any]]) -> Table:
+    """Accuracies in percent with their intervals, one row for each target, kind and pool; headlines in bold."""
+    made = Table("target", "measure", "features", "accuracy", "95 % interval", "with")
+    for result in results:
+        for pool, one in result["results"].items():
+            chosen = [
+                f"{text} {one[name]:g}"
+                for name, text in (("rate", "LARS, base rate"), ("penalty", "logistic regression, C"))
+                if name in one
+            ]
+            if result["kind"] == "knn":
+                chosen = [f"k {result['settings']['k']}"]
+            made.add_row(
+                result["target"],
+                {"knn": "kNN", "probe": "linear probe"}[result["kind"]],
+                pool,
+                f"{one['accuracy']:.1%}",
+                f"{one['low']:.1%} to {one['high']:.1%}",
+                *chosen,
+                style="bold" if pool == result["headline"] else None,
+            )
+    return made
+
+
+def _open(target: str, data: list[str]) -> tuple[Pictures, Pictures, Extractor]:
+    """Pictures to learn from and to be tested on, as the target wants them, and the target."""
+    own = export_folder(target)  # before pictures are opened, which can take long
+    train = _labelled(data, "train")
+    mean, std = statistics(train) if own is None else ((), ())
+    extractor = open_target(target, size=_size(train), channels=train.channels, mean=mean, std=std)
+    how = {"channels": extractor.channels, "value_range": extractor.value_range}
+    if (extractor.channels, extractor.value_range) != (train.channels, train.value_range):
+        train = _labelled(data, "train", **how)
+    test = _labelled(data, "test", **how)
+    if train.classes != test.classes:
+        raise UserError(
+            f"{train.name}: train and test have different classes: give both the same class folders"
+        )
+    return train, test, extractor
+
+
+def _labelled(data: list[str], split: Split, **how: Any) -> Pictures:
+    pictures = open_pictures(data, split, **how)
+    if pictures.labels is None:
+        raise UserError(
+            f"measuring needs labels, and {pictures.name} has none: put the pictures of each class into a folder of "
+            "its own (DATA/cat/1.jpg, DATA/dog/2.jpg), or give a list of paths with a tab and a label a line"
+        )
+    return pictures
+
+
+def _size(pictures: Pictures) -> tuple[int, int]:
+    """The one size of the pictures, by the headers of a sample; MAE's when they are large or differ."""
+    found = set()
+    for number in sample(len(pictures), 64):
+        try:
+            found.add(pictures.size(number))
+        except BadPicture:
+            continue
+    one = found.pop() if len(found) == 1 else _USUAL
+    return one if max(one) <= _LARGE else _USUAL
+
+
+def _pools(extractor: Extractor, features: Features, asked: Sequence[Pool] | None) -> list[str]:
+    """The pools to measure, the headline first."""
+    valid = list(features.values)
+    if asked is None or extractor.model is None:
+        return sorted(valid, key=lambda pool: pool != "mean")
+    for pool in asked:
+        if pool in ("class", "both") and pool not in valid:
+            raise UserError(f"{extractor.name} has no class token: ask for the pool 'mean'")
+        if pool not in valid:
+            raise unknown("pool", pool, valid)
+    return list(dict.fromkeys(asked)) or valid

@@ -1,0 +1,301 @@
+"""What is measured: the name of a target enters, an Extractor that turns images into features leaves."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import timm
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mimkit.data.pictures import digest
+from mimkit.data.views import CenterCrop, Interpolation
+from mimkit.errors import UserError, unknown
+from mimkit.model.encoder import initialise
+from mimkit.model.patches import sincos_positions
+from mimkit.randomness import integer
+
+Pool = Literal["mean", "class", "both", "pixels"]
+_PIXELS = 48  # longest side at which pixels are compared; wider vectors cost much and tell no more
+_UNTRAINED = "untrained:"
+
+
+@dataclass(kw_only=True)
+class Extractor:
+    """Images to features, and what the images must be like."""
+
+    name: str
+    """The target as the user called it."""
+    size: tuple[int, int]
+    """Height and width of the images in pixels."""
+    channels: int
+    mean: tuple[float, ...]
+    """Per channel, of pixels in 0..1."""
+    std: tuple[float, ...]
+    fingerprint: str
+    """Changes when weights or settings do; for caches of features."""
+    interpolation: Interpolation = "bicubic"
+    value_range: tuple[float, float] | None = None
+    """What was black and white in 16-bit and float pictures when a run was trained."""
+    model: nn.Module | None = None
+    """None for the pixels themselves."""
+
+    @property
+    def view(self) -> CenterCrop:
+        """What of a picture is looked at: all that the aspect permits below 128 pixels, else MAE's central crop."""
+        return CenterCrop(fraction=1.0 if min(self.size) < 128 else 0.875, interpolation=self.interpolation)
+
+    def __call__(self, images: Float[Tensor, "B C H W"]) -> dict[str, Float[Tensor, "B D"]]:
+        """Features of normalised images in float32, one kind for each pool.
+
+        `class`: the class token, where there is one; `mean`: the mean of the patch tokens (of other models than
+        ViTs: what they pool themselves); `both`: the two side by side; `pixels`: the images, flattened.
+        """
+        if self.model is None:
+            return {"pixels": images.flatten(1).float()}
+        model: Any = self.model
+        tokens = model.forward_features(images)
+        if tokens.ndim != 3 or not hasattr(model, "num_prefix_tokens"):
+            return {"mean": model.forward_head(tokens, pre_logits=True).flatten(1).float()}
+        pooled = tokens[:, model.num_prefix_tokens :].float().mean(dim=1)
+        # Where timm normalises behind the pooling instead of before it, fc_norm does so; else it is the identity.
+        norm = getattr(model, "fc_norm", None)
+        found = {"mean": pooled if norm is None else norm(pooled).float()}
+        if getattr(model, "cls_token", None) is not None:
+            found["class"] = tokens[:, 0].float()
+        return with_both(found)
+
+
+def with_both(features: dict[str, Float[Tensor, "N D"]]) -> dict[str, Float[Tensor, "N D"]]:
+    """Add `both`, class token and mean of patches side by side, where there are both."""
+    if "class" not in features:
+        return features
+    return features | {"both": torch.cat([features["class"], features["mean"]], dim=1)}
+
+
+def export_folder(target: str) -> Path | None:
+    """The export that a target names (`untrained:` or not); None when it names no folder.
+
+    Raises UserError when it names a folder without an export.
+    """
+    folder = Path(target.removeprefix(_UNTRAINED)).expanduser()
+    if not folder.is_dir():
+        return None
+    for place in (folder, folder / "export"):
+        if "architecture" in _json(place / "config.json"):
+            if not (place / "model.safetensors").is_file():
+                raise UserError(f"{place} holds no model.safetensors beside its config.json: export it again")
+            return place
+    if "config" in _json(folder / "config.json"):
+        raise UserError(
+            f"the run {folder} has no export yet: let it reach its first checkpoint with "
+            f"'mimkit pretrain --run {folder}'"
+        )
+    if (folder / "config.json").is_file():
+        raise UserError(
+            f"{folder / 'config.json'} is of no timm model and of no run: give a run folder, or an export made with "
+            "'mimkit export RUN --to timm'"
+        )
+    inside = sorted(path.parent for path in folder.glob("*/config.json"))
+    near = f"; did you mean {inside[0]}?" if inside else ""
+    raise UserError(
+        f"{folder} holds no model: a run folder has config.json and export/, an export has config.json and "
+        f"model.safetensors{near}"
+    )
+
+
+def open_target(
+    target: str,
+    *,
+    size: tuple[int, int],
+    channels: int,
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+) -> Extractor:
+    """The extractor of a target.
+
+    Args:
+        target: a run folder, an export folder, a timm name (with its released weights), `pixels`, or
+            `untrained:X` with X a timm name (timm's own initialisation) or a folder (MAE's initialisation, with
+            the run's seed: the weights that the run began with).
+        size: height and width of the data in pixels; a folder has its own, a timm ViT takes the next larger size
+            that divides into patches.
+        channels: of the data; a folder has its own.
+        mean, std: of the data per channel, in 0..1; a folder and released weights have their own.
+
+    Raises:
+        UserError: there is no such target, or its weights cannot be loaded or fetched.
+    """
+    if target == "pixels":
+        scale = min(1.0, _PIXELS / max(size))
+        height, width = (max(1, round(side * scale)) for side in size)
+        return _extractor(target, None, (height, width), channels, mean, std)
+    folder = export_folder(target)
+    if folder is not None:
+        return _open_folder(target, folder)
+    name = target.removeprefix(_UNTRAINED)
+    if any(sign in name for sign in "/\\~") or name in ("", "."):
+        raise UserError(f"there is no folder '{name}' to measure{_nearest(name)}")
+    if not timm.is_model(name):
+        names = [*timm.list_models(), *(path.name for path in Path().iterdir() if path.is_dir())]
+        names = [_UNTRAINED + name for name in names] if name != target else ["pixels", *names]
+        raise unknown("run folder, export or timm model", target, names, see="Baseline: pixels.")
+    return _open_timm(target, name, size, channels, tuple(mean), tuple(std))
+
+
+def _extractor(
+    target: str,
+    model: nn.Module | None,
+    size: tuple[int, int],
+    channels: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    *settings: object,
+    **more: Any,
+) -> Extractor:
+    if len(mean) != channels or len(std) != channels:
+        raise UserError(
+            f"'{target}' sees {channels} channels, but mean and std have {len(mean)} and {len(std)} numbers"
+        )
+    parts: list[object] = [type(model).__name__, size, channels, tuple(mean), tuple(std), *settings, more]
+    if model is not None:
+        model.eval().requires_grad_(False)
+        for key, value in sorted(model.state_dict().items()):
+            parts += [
+                key,
+                tuple(value.shape),
+                value.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes(),
+            ]
+    return Extractor(
+        name=target,
+        size=size,
+        channels=channels,
+        mean=tuple(mean),
+        std=tuple(std),
+        fingerprint=digest(*parts),
+        model=model,
+        **more,
+    )
+
+
+def _open_folder(target: str, folder: Path) -> Extractor:
+    config, run = _json(folder / "config.json"), _json(folder.parent / "config.json").get("config", {})
+    where = f"local-dir:{folder}"
+    try:
+        model = timm.create_model(where, pretrained=True, num_classes=0)
+        cfg = config["pretrained_cfg"]
+        channels, *size = cfg["input_size"]
+        mean, std = cfg["mean"], cfg["std"]
+    except Exception as error:  # a damaged file makes timm and safetensors raise anything
+        raise UserError(
+            f"the export {folder} cannot be loaded ({_reason(error)}): export it again"
+        ) from error
+    if target.startswith(_UNTRAINED):
+        model = _initialised(model, lambda: timm.create_model(where, num_classes=0), run.get("seed", 0))
+    value_range = run.get("images", {}).get("value_range")
+    return _extractor(
+        target,
+        model,
+        (size[0], size[1]),
+        channels,
+        mean,
+        std,
+        config["architecture"],
+        config.get("model_args"),
+        interpolation=cfg["interpolation"] if cfg["interpolation"] in get_args(Interpolation) else "bicubic",
+        value_range=value_range and tuple(value_range),
+    )
+
+
+def _initialised(trained: nn.Module, build: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """The same architecture with the weights that `pretrain` begins with; fixed sine-cosine positions stay."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(integer("init", seed))
+        with torch.random.fork_rng(devices=[]):  # as in EncoderConfig.build
+            model: Any = build()
+        initialise(model)
+    table = getattr(trained, "pos_embed", None)
+    grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
+    if table is not None and grid is not None and model.embed_dim % 4 == 0:
+        fixed = torch.zeros_like(table)
+        fixed[:, -grid[0] * grid[1] :] = sincos_positions(grid, model.embed_dim)
+        if torch.allclose(table, fixed, atol=1e-6):
+            model.pos_embed = nn.Parameter(fixed)
+    return model
+
+
+def _open_timm(
+    target: str,
+    name: str,
+    size: tuple[int, int],
+    channels: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> Extractor:
+    pretrained = name == target
+    if "." in name and name not in (tagged := timm.list_models(f"{name.split('.')[0]}.*", pretrained=True)):
+        raise unknown("timm model", target, [("" if pretrained else _UNTRAINED) + other for other in tagged])
+    if pretrained and not timm.is_model_pretrained(name):
+        raise UserError(
+            f"timm has no released weights of '{name}': use {_UNTRAINED}{name}, or a local export"
+        )
+
+    def build(**args: Any) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(integer("init", 0))
+            return timm.create_model(name, pretrained=pretrained, in_chans=channels, num_classes=0, **args)
+
+    try:
+        try:
+            model: Any = build(img_size=size)
+            patch = getattr(getattr(model, "patch_embed", None), "patch_size", (1, 1))
+            whole = tuple(-(-side // p) * p for side, p in zip(size, patch, strict=True))
+            if whole != size:
+                size = (whole[0], whole[1])
+                model = build(img_size=size)
+        except TypeError:  # a network that takes images of any size
+            model = build()
+    except (AssertionError, ValueError, TypeError) as error:
+        raise UserError(
+            f"timm cannot build '{name}' for images of {size[0]}x{size[1]} and {channels} channels "
+            f"({_reason(error)}): use another model"
+        ) from error
+    except Exception as error:  # the hub's client and the network raise many kinds
+        if not pretrained:
+            raise
+        raise UserError(
+            f"the released weights of '{name}' cannot be fetched ({_reason(error)}): use {_UNTRAINED}{name} for the "
+            "same network without them, or a local export folder"
+        ) from error
+    cfg = model.pretrained_cfg
+    if pretrained and len(cfg["mean"]) == channels:
+        mean, std = cfg["mean"], cfg["std"]
+    return _extractor(target, model, size, channels, mean, std, name)
+
+
+def _json(file: Path) -> dict[str, Any]:
+    """A JSON object; empty when there is none in that place."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _nearest(name: str) -> str:
+    """A hint at a folder with nearly that name."""
+    path = Path(name).expanduser()
+    beside = [child.name for child in path.parent.iterdir() if child.is_dir()] if path.parent.is_dir() else []
+    message = str(unknown("folder", path.name, beside))
+    near = message.partition("did you mean '")[2].partition("'")[0]
+    return (
+        f"; did you mean {path.parent / near}?" if near else ": give a run folder, an export or a timm name"
+    )
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:160] if lines else type(error).__name__

@@ -1,0 +1,50 @@
+"""Recipes: a name, or the import path of a function outside, enters; a Pretrain leaves."""
+
+import ast
+import importlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mimkit.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from mimkit.train.prepare import Pretrain
+
+
+def recipes() -> dict[str, tuple[str, str]]:
+    """Names of all recipes with their module and docstring, read from the source: nothing heavy is imported."""
+    found = {}
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if not isinstance(node, ast.FunctionDef) or node.name.startswith("_"):
+                continue
+            if isinstance(node.returns, ast.Name) and node.returns.id == "Pretrain":
+                found[node.name] = (f"{__name__}.{path.stem}", ast.get_docstring(node) or "")
+    return found
+
+
+def check_recipe(name: str) -> None:
+    """Refuse an unknown name at once; import paths are checked when they are imported."""
+    if ":" not in name and name not in recipes():
+        raise unknown("recipe", name, recipes(), see="'mimkit recipes' lists them.")
+
+
+def find_recipe(name: str) -> "Pretrain":
+    """The run that a recipe describes: one of ours by name, or `package.module:function` from outside."""
+    check_recipe(name)
+    if ":" not in name:
+        return getattr(importlib.import_module(recipes()[name][0]), name)()
+    module, _, function = name.partition(":")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        run = getattr(importlib.import_module(module), function)()
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"recipe '{name}' cannot be imported ({error}): give package.module:function") from error
+    finally:
+        sys.path.pop(0)
+    from mimkit.train.prepare import Pretrain
+
+    if not isinstance(run, Pretrain):
+        raise UserError(f"recipe '{name}' returns a {type(run).__name__}, not a mimkit.train.prepare.Pretrain")
+    return run

@@ -1,0 +1,53 @@
+"""Recipes for small pictures (28 to 96 px) that a laptop can run: nothing enters, a Pretrain leaves."""
+
+from mimkit.data.views import RandomResizedCrop, Whole
+from mimkit.methods.mae import MAEConfig
+from mimkit.model.decoder import DecoderConfig
+from mimkit.model.encoder import EncoderConfig
+from mimkit.train.optimizer import AdamWConfig
+from mimkit.train.prepare import Images, Pretrain
+
+
+def _mini(size: int, patch: int, *, width: int, depth: int, decoder: int) -> Pretrain:
+    """A narrow ViT with 32 channels a head and a one-block decoder."""
+    return Pretrain(
+        encoder=EncoderConfig(
+            name="vit_tiny_patch16_224", patch=patch, width=width, depth=depth, heads=width // 32
+        ),
+        method=MAEConfig(decoder=DecoderConfig(width=decoder, depth=1, heads=decoder // 16)),
+        images=Images(size=size, view=RandomResizedCrop(scale=(0.4, 1.0))),
+        optimizer=AdamWConfig(base_rate=3e-3),
+        epochs=100,
+        batch_size=128,
+    )
+
+
+def mae_mini_28() -> Pretrain:
+    """MAE, 96 x 3 blocks, patches of 7 on 28 px (Fashion-MNIST): two minutes on two cores."""
+    run = _mini(28, 7, width=96, depth=3, decoder=48)
+    run.images.view = Whole(flip=0.5)
+    run.optimizer.base_rate = 4e-3
+    run.epochs = 14
+    return run
+
+
+def mae_mini_32() -> Pretrain:
+    """MAE, 192 x 6 blocks, patches of 4 on 32 px (CIFAR): an hour on two cores."""
+    run = _mini(32, 4, width=192, depth=6, decoder=96)
+    run.epochs = 60
+    return run
+
+
+def mae_mini_48() -> Pretrain:
+    """MAE, 192 x 4 blocks, patches of 8 on 48 px: the quickstart, four minutes on two cores."""
+    return _mini(48, 8, width=192, depth=4, decoder=96)
+
+
+def mae_mini_64() -> Pretrain:
+    """MAE, 192 x 6 blocks, patches of 8 on 64 px."""
+    return _mini(64, 8, width=192, depth=6, decoder=96)
+
+
+def mae_mini_96() -> Pretrain:
+    """MAE, 192 x 6 blocks, patches of 8 on 96 px."""
+    return _mini(96, 8, width=192, depth=6, decoder=96)

@@ -1,0 +1,332 @@
+"""The loader: the same pictures, boxes and keys whatever the workers, ranks, micro batches and residency."""
+
+import io
+import itertools
+import os
+import signal
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from mimkit.data.decode import BadPicture
+from mimkit.data.loader import Loader, evaluation_batches, order, statistics
+from mimkit.data.pictures import Decoded, Pictures
+from mimkit.data.sources import open_pictures
+from mimkit.data.views import CenterCrop, RandomResizedCrop, Whole
+from mimkit.errors import UserError
+
+HALF = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
+
+
+class Made(Pictures):
+    """Smooth pictures made from their number; some are bad, one may have another size."""
+
+    name = "made"
+    channels = 3
+    fingerprint = "made"
+
+    def __init__(
+        self, n: int = 40, bad: tuple[int, ...] = (), odd: int | None = None, side: int = 24
+    ) -> None:
+        self.n, self.bad, self.odd, self.side = n, bad, odd, side
+        self.labels = torch.arange(n) % 3
+
+    def __len__(self) -> int:
+        return self.n
+
+    def size(self, i: int) -> tuple[int, int]:
+        return (self.side, self.side)
+
+    def where(self, i: int) -> str:
+        return f"made/{i}"
+
+    def read(self, i: int) -> torch.Tensor:
+        if i in self.bad:
+            raise BadPicture(f"bad {i}")
+        side = self.side + (4 if i == self.odd else 0)
+        y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+        planes = [128 + 60 * torch.sin(x / 9 + i) * torch.cos(y / 8 + c) + i % 50 for c in range(3)]
+        return torch.stack(planes).byte()
+
+
+def loader(pictures=None, **how) -> Loader:
+    settings = dict(size=(16, 16), seed=3, batch_size=12, micro_batch=12, **HALF) | how
+    return Loader(pictures or Made(), settings.pop("view", RandomResizedCrop()), **settings)
+
+
+def same(one, other, within: float = 0.0) -> None:
+    one, other = list(one), list(other)
+    assert len(one) == len(other) > 0
+    for a, b in zip(one, other, strict=True):
+        assert torch.equal(a.keys, b.keys) and torch.equal(a.index, b.index)
+        assert a.images.shape == b.images.shape and (a.images - b.images).abs().max() <= within
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 50), st.integers(0, 5), st.integers(0, 2**31))
+def test_every_epoch_is_a_permutation(n, first_epoch, seed):
+    epochs = order(seed, torch.arange(first_epoch * n, (first_epoch + 3) * n), n).view(3, n)
+    assert (epochs.sort(1).values == torch.arange(n)).all()
+    if n > 8:
+        assert not torch.equal(epochs[0], epochs[1])
+    middle = torch.tensor([first_epoch * n + n // 2])
+    assert order(seed, middle, n)[0] == epochs[0, n // 2]
+
+
+def test_batches_cover_positions_in_order():
+    seen = torch.cat([batch.index for batch in loader(resident=False).micro_batches(0, 10)])
+    assert torch.equal(seen, order(3, torch.arange(120), 40))
+    assert torch.equal(seen[:40].sort().values, torch.arange(40))
+    later = list(loader(resident=False).micro_batches(7, 8))
+    assert torch.equal(later[0].index, seen[84:96])
+
+
+@pytest.mark.parametrize("view", [RandomResizedCrop(), Whole()])
+def test_workers_change_nothing(view):
+    batches = list(loader(resident=False, workers=0, view=view).micro_batches(2, 6))
+    same(batches, loader(resident=False, workers=2, view=view).micro_batches(2, 6))
+    assert batches[0].images.dtype == torch.float32 and not torch.equal(batches[0].images, batches[1].images)
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_ranks_and_micro_batches_share_out_the_same_global_batch(resident):
+    def rows(parts):
+        found = {}
+        for batch in itertools.chain(*parts):
+            for image, key, index in zip(
+                batch.images, batch.keys.tolist(), batch.index.tolist(), strict=True
+            ):
+                assert key not in found
+                found[key] = (index, image)
+        return found
+
+    whole = rows([loader(resident=resident).micro_batches(0, 5)])
+    ranks = [loader(resident=resident, micro_batch=3, world=2, rank=rank) for rank in range(2)]
+    assert ranks[0].accumulate == 2
+    shared = rows([rank.micro_batches(0, 5) for rank in ranks])
+    assert whole.keys() == shared.keys() and len(whole) == 60
+    for key, (index, image) in whole.items():
+        assert shared[key][0] == index and (shared[key][1] - image).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_memory_and_streaming_see_the_same(workers):
+    bad = (2, 3, 17, 31)
+    resident = loader(Made(bad=bad), resident=True, workers=workers)
+    streaming = loader(Made(bad=bad), resident=False, workers=workers)
+    assert resident.resident and not streaming.resident
+    streamed = list(streaming.micro_batches(0, 8))
+    same(resident.micro_batches(0, 8), streamed, within=3 / 255 / 0.25)  # uint8 rounding after each axis
+    assert resident.skipped == streaming.skipped == {i: f"bad {i}" for i in bad}
+    assert {picture for batch in streamed for picture, _ in batch.skipped} == set(bad)
+    shown = torch.cat([batch.index for batch in streamed])
+    wanted = order(3, torch.arange(96), 40)
+    assert not set(shown.tolist()) & set(bad)
+    good = torch.tensor([picture not in bad for picture in wanted.tolist()])
+    assert torch.equal(shown[good], wanted[good])
+
+
+def test_a_substitute_depends_on_the_epoch():
+    shown = torch.cat([batch.index for batch in loader(Made(bad=(5,)), resident=True).micro_batches(0, 10)])
+    wanted = order(3, torch.arange(120), 40)
+    assert len(set(shown[wanted == 5].tolist())) > 1
+
+
+def test_views_are_what_the_boxes_say():
+    pictures = Made()
+    batch = next(loader(pictures, size=(24, 24), view=Whole(flip=0.0), resident=False).micro_batches(0, 1))
+    for image, index in zip(batch.images, batch.index.tolist(), strict=True):
+        expected = (pictures.read(index) / 255 - 0.5) / 0.25
+        assert (image - expected).abs().max() < 1e-5
+
+
+def test_normalisation_is_per_channel():
+    how = {"mean": (0.1, 0.2, 0.3), "std": (0.5, 0.25, 0.125), "size": (24, 24), "view": Whole(flip=0.0)}
+    for resident in (True, False):
+        batch = next(loader(resident=resident, **how).micro_batches(0, 1))
+        raw = Made().read(int(batch.index[4])) / 255
+        for channel in range(3):
+            expected = (raw[channel] - how["mean"][channel]) / how["std"][channel]
+            assert (batch.images[4, channel] - expected).abs().max() < 1e-5
+
+
+def test_residence_is_decided_by_size_and_memory():
+    assert loader().resident
+    assert not loader(memory_limit=40 * 3 * 24 * 24 - 1).resident
+    assert loader(memory_limit=40 * 3 * 24 * 24).resident
+    pixels = Decoded("held", torch.zeros(30, 3, 20, 20, dtype=torch.uint8))
+    assert loader(pixels, memory_limit=1).resident and not loader(pixels, resident=False).resident
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_picture_of_another_size_turns_it_to_streaming(workers):
+    told = []
+    odd = loader(Made(n=600, odd=555), workers=workers, notify=told.append)
+    assert not odd.resident and any("stream" in line for line in told)
+    same(odd.micro_batches(0, 50), loader(Made(n=600, odd=555), resident=False).micro_batches(0, 50))
+    with pytest.raises(UserError, match="made/555"):
+        loader(Made(n=600, odd=555), resident=True)
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_a_set_with_nothing_to_show_is_refused(resident):
+    with pytest.raises(UserError, match="hardly any picture of made can be read; for example made/"):
+        next(loader(Made(bad=tuple(range(40))), resident=resident or "auto").micro_batches(0, 1))
+
+
+@pytest.mark.parametrize(
+    "batch, micro, world, fix",
+    [
+        (10, 4, 1, "batch size 8 or micro batches of 2"),
+        (12, 4, 2, "batch size 16 or micro batches of 3"),
+        (9, 4, 2, "batch size 8"),
+    ],
+)
+def test_a_batch_that_does_not_divide_is_answered(batch, micro, world, fix):
+    with pytest.raises(UserError, match=fix):
+        loader(batch_size=batch, micro_batch=micro, world=world)
+
+
+class Deadly(Made):
+    """Picture 20 kills the process that reads it."""
+
+    main = os.getpid()
+
+    def read(self, i: int) -> torch.Tensor:
+        if i == 20 and os.getpid() != self.main:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().read(i)
+
+
+def test_a_dead_worker_is_one_line():
+    with pytest.raises(UserError, match=r"killed.*fewer workers than 2") as caught:
+        list(loader(Deadly(), resident=False, workers=2).micro_batches(0, 4))
+    assert "\n" not in str(caught.value)
+
+
+class Wrong(Made):
+    def read(self, i: int) -> torch.Tensor:
+        raise UserError("needs an extra")
+
+
+def test_a_users_error_in_a_worker_stays_one_line():
+    with pytest.raises(UserError) as caught:
+        list(loader(Wrong(), resident=False, workers=1).micro_batches(0, 1))
+    assert str(caught.value) == "needs an extra"
+
+
+def test_stopping_early_ends_the_workers_and_leaves_the_global_generator_alone():
+    state = torch.random.get_rng_state()
+    batches = loader(resident=False, workers=2).micro_batches(0, 1000)
+    next(batches)
+    children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
+    running = children.read_text().split() if children.exists() else []
+    batches.close()
+    assert torch.equal(state, torch.random.get_rng_state())
+    for child in running:
+        assert child not in children.read_text().split()
+
+
+def test_evaluation_shows_every_good_picture_once_in_order():
+    pictures, skipped = Made(n=30, bad=(4, 9)), {}
+    found = list(evaluation_batches(pictures, size=(16, 16), batch_size=8, skipped=skipped, **HALF))
+    index = torch.cat([index for _, _, index in found])
+    assert index.tolist() == [i for i in range(30) if i not in (4, 9)] and skipped.keys() == {4, 9}
+    assert torch.equal(torch.cat([labels for _, labels, _ in found]), index % 3)
+    workers = list(evaluation_batches(pictures, size=(16, 16), batch_size=8, workers=2, **HALF))
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(found, workers, strict=True))
+    held = Decoded("held", torch.stack([Made().read(i) for i in range(30)]))
+    images = torch.cat([images for images, labels, _ in evaluation_batches(held, size=(16, 16), **HALF)])
+    assert (images[index] - torch.cat([images for images, _, _ in found])).abs().max() < 3 / 255 / 0.25
+    whole = next(evaluation_batches(pictures, size=(24, 24), view=CenterCrop(fraction=1.0), **HALF))[0]
+    assert (whole[0] - (pictures.read(0) / 255 - 0.5) / 0.25).abs().max() < 1e-5
+    few = torch.cat([index for *_, index in evaluation_batches(held, size=(16, 16), limit=7, **HALF)])
+    assert len(set(few.tolist())) == 7 and few.tolist() == sorted(few.tolist()) and few[-1] > 20
+
+
+def test_statistics_pool_all_pixels():
+    pictures = Made(n=10, bad=(3,))
+    pixels = torch.cat([pictures.read(i).flatten(1) for i in range(10) if i != 3], 1).double() / 255
+    mean, std = statistics(pictures)
+    assert torch.allclose(torch.tensor(mean).double(), pixels.mean(1), atol=2e-6)
+    assert torch.allclose(torch.tensor(std).double(), pixels.std(1, correction=0), atol=2e-6)
+    assert statistics(Made(n=500), sample_size=20) == statistics(Made(n=500), sample_size=20)
+    assert statistics(Decoded("one", torch.full((6, 1, 8, 8), 9, dtype=torch.uint8)))[1][0] > 0
+
+
+def test_the_folder_of_bad_files(tmp_path):
+    """Design section 12: every kind of bad file beside good ones; the run goes on, the list is right."""
+
+    def save(name: str, picture: Image.Image, **how) -> None:
+        picture.save(tmp_path / name, **how)
+
+    y, x = np.mgrid[0:40, 0:56]
+    colour = np.dstack([128 + 90 * np.sin(x / 15), 128 + 90 * np.cos(y / 13), 90 + x + y]).astype(np.uint8)
+    right = {}
+    for number in range(30):
+        right[f"good{number:02}.jpg"] = np.roll(colour, number, 1)
+        save(f"good{number:02}.jpg", Image.fromarray(np.roll(colour, number, 1)), quality=95, subsampling=0)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    save("rotated.jpg", Image.fromarray(np.rot90(colour).copy()), exif=turned, quality=95, subsampling=0)
+    right["rotated.jpg"] = colour
+    save("sixteen.png", Image.fromarray(colour[..., 2].astype(np.uint16) * 257))
+    right["sixteen.png"] = colour[..., 2:].repeat(3, 2)
+    palette = Image.fromarray(colour).quantize(200)
+    save("palette.png", palette, transparency=bytes([0] * 50))
+    right["palette.png"] = np.array(palette.convert("RGB"))
+    save(
+        "cmyk.jpg",
+        Image.fromarray(np.dstack([255 - colour, np.zeros_like(x, np.uint8)]), "CMYK"),
+        quality=95,
+        subsampling=0,
+    )
+    right["cmyk.jpg"] = colour
+    grey = Image.fromarray(colour[..., 0])
+    save("animated.gif", grey, save_all=True, append_images=[Image.new("L", (56, 40))])
+    right["animated.gif"] = colour[..., :1].repeat(3, 2)
+    save("\u732b \u00fcber.JPG", Image.fromarray(colour), format="JPEG", quality=95, subsampling=0)
+    right["\u732b \u00fcber.JPG"] = colour
+
+    (tmp_path / "zero.jpg").write_bytes(b"")
+    (tmp_path / "words.jpg").write_text("words " * 100)
+    whole = (tmp_path / "good00.jpg").read_bytes()
+    (tmp_path / "truncated.jpg").write_bytes(whole[: len(whole) * 2 // 3])
+    save("one.png", Image.new("RGB", (1, 1)))
+    out = io.BytesIO()
+    Image.new("L", (16, 16)).save(out, "PNG")
+    bomb = bytearray(out.getvalue())
+    bomb[16:24] = struct.pack(">II", 40_000, 40_000)
+    bomb[29:33] = struct.pack(">I", zlib.crc32(bytes(bomb[12:29])))
+    (tmp_path / "bomb.png").write_bytes(bomb)
+
+    pictures = open_pictures([str(tmp_path)], "all")
+    assert len(pictures) == 41 and pictures.channels == 3
+    names = [Path(pictures.where(i)).name for i in range(41)]
+    for number, name in enumerate(names):
+        if name in right:
+            error = pictures.read(number).permute(1, 2, 0).numpy().astype(int) - right[name]
+            assert np.abs(error).max() <= (12 if name.lower().endswith("jpg") else 1), name
+            assert pictures.size(number) == (40, 56), name
+    reasons = {}
+    for workers in (0, 2):
+        train = loader(pictures, resident=False, batch_size=41, micro_batch=41, workers=workers)
+        batches = list(train.micro_batches(0, 2))
+        assert all(torch.isfinite(batch.images).all() for batch in batches)
+        reasons[workers] = {names[i]: reason for i, reason in train.skipped.items()}
+    assert reasons[0] == reasons[2]
+    assert reasons[0] == {
+        "zero.jpg": "zero bytes",
+        "words.jpg": "not a picture that can be read",
+        "truncated.jpg": "truncated",
+        "one.png": "1x1: smaller than 8 pixels",
+        "bomb.png": reasons[0]["bomb.png"],
+    }
+    assert "larger than" in reasons[0]["bomb.png"]
