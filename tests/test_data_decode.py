@@ -13,6 +13,8 @@ from PIL import Image
 from mimkit.data.decode import BadPicture, decode, header
 from mimkit.errors import UserError
 
+torch.set_num_threads(1)  # waiting threads cost more than they save on shared cores
+
 
 def smooth(height=40, width=56, channels=3) -> np.ndarray:
     """A picture that survives JPEG well."""

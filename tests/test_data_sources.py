@@ -18,6 +18,8 @@ from mimkit.data.pictures import sample
 from mimkit.data.sources import open_pictures
 from mimkit.errors import UserError
 
+torch.set_num_threads(1)  # waiting threads cost more than they save on shared cores
+
 SHARED = Path(os.environ.get("MIMKIT_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
@@ -263,7 +265,7 @@ def test_photos_splits_share_no_pixel():
 
 
 def find(picture: torch.Tensor, crop: torch.Tensor) -> tuple[list[int], list[int]]:
-    """Where the crop stands in the picture, pixel for pixel; six of its pixels choose where to look closely."""
+    """Where the crop stands in the picture, pixel for pixel; six pixels say where to look closely."""
     height, width = picture.shape[1] - 47, picture.shape[2] - 47
     fits = torch.ones(height, width, dtype=torch.bool)
     for y, x in ((0, 0), (0, 47), (47, 0), (47, 47), (20, 30), (30, 20)):

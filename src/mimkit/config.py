@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import sys
 import types
 import typing
 from pathlib import Path
@@ -29,7 +30,7 @@ def to_dict(value: Any) -> Any:
 def from_dict(data: Any, annotation: Any = None) -> Any:
     """Undo `to_dict`; unknown keys and classes that are no dataclass are refused."""
     if isinstance(data, dict) and "class" in data:
-        cls = _find(data["class"])
+        cls = _find(str(data["class"]))
         hints = typing.get_type_hints(cls)
         names = [f.name for f in dataclasses.fields(cls)]
         for key in data:
@@ -44,12 +45,19 @@ def from_dict(data: Any, annotation: Any = None) -> Any:
 
 
 def _find(path: str) -> type:
+    """The dataclass at module:name; like a recipe's, its module may lie in the working folder."""
     module, _, name = path.partition(":")
+    here = str(Path.cwd())
+    sys.path.append(here)
     try:
         cls = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"config.json names {path}, which cannot be imported: put its module on PYTHONPATH") from error
-    if not dataclasses.is_dataclass(cls):
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"config.json names {path}, which cannot be imported: put its module on PYTHONPATH"
+        ) from error
+    finally:
+        sys.path.remove(here)
+    if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
         raise UserError(f"config.json names {path}, which is no dataclass")
     return cls
 

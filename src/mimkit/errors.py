@@ -1,4 +1,4 @@
-"""What a person got wrong, in one line with the fix: a message enters, the command line prints it and exits with 2."""
+"""What a person got wrong, in one line with the fix: a message enters, the command line prints it."""
 
 import difflib
 from collections.abc import Iterable
@@ -18,6 +18,13 @@ def unknown(kind: str, name: str, valid: Iterable[str], *, see: str = "") -> Use
     hint = f"; did you mean '{near[0]}'?" if near else "."
     more = f" {see}" if see else (f" Valid: {', '.join(valid)}." if len(valid) <= 12 else "")
     return UserError(f"there is no {kind} '{name}'{hint}{more}")
+
+
+def at_least(least: float, **values: float | None) -> None:
+    """Refuse numbers below `least`, and those that are no numbers; None stands for a default and passes."""
+    for name, value in values.items():
+        if value is not None and not value >= least:
+            raise UserError(f"{name} must be at least {least:g}, got {value:g}")
 
 
 def missing_extra(what: str, extra: str) -> UserError:

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from mimkit.randomness import integer
 
+_AT_ONCE = 1 << 25  # similarities held at once
+
 
 def knn(
     bank: Float[Tensor, "N D"],
@@ -21,12 +23,13 @@ def knn(
     """Classes of the queries by their `k` nearest neighbours in cosine similarity.
 
     Each neighbour votes with exp(similarity / temperature); features are not centred. Wu et al. 2018
-    (arXiv:1805.01978), as DINO evaluates. `k` is cut to the size of the bank.
+    (arXiv:1805.01978), as DINO evaluates. `k` is cut to the size of the bank. Queries go in pieces whose
+    similarities take at most 128 MB.
     """
     bank = F.normalize(bank.float(), dim=1)
     labels = bank_labels.to(bank.device)
     predicted = []
-    for part in queries.split(1024):
+    for part in queries.split(max(1, _AT_ONCE // len(bank))):
         similarity, nearest = (F.normalize(part.float(), dim=1) @ bank.T).topk(min(k, len(bank)), dim=1)
         # Shifting by the largest similarity leaves the ranking of classes as it is and keeps exp in range.
         votes = ((similarity - similarity[:, :1]) / temperature).exp()
@@ -38,8 +41,8 @@ def knn(
 def effective_rank(features: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
     """RankMe: exp of the entropy of the normalised singular values; between 1 and min(N, D).
 
-    Garrido et al. 2023 (arXiv:2210.02885), equation 1; features are not centred. A value that falls towards 1 is
-    collapse.
+    Garrido et al. 2023 (arXiv:2210.02885), equation 1; features are not centred. A value that falls towards 1
+    is collapse.
     """
     values = torch.linalg.svdvals(features.double())
     share = values / values.sum().clamp(min=1e-30) + 1e-7
@@ -51,7 +54,7 @@ def accuracy_interval(
 ) -> tuple[float, float, float]:
     """Accuracy with its bootstrap interval: (accuracy, low, high), each in 0..1.
 
-    Resampling hits and misses with replacement is drawing from a binomial distribution, which is what is done.
+    Resampling hits and misses with replacement is drawing from a binomial distribution, and done so.
     """
     count = len(correct)
     accuracy = correct.double().mean().item()

@@ -57,7 +57,7 @@ def titled_grid(columns: Sequence[tuple[str, Float[Tensor, "B 3 H W"]]], sets: i
     height, width = height * factor, width * factor
     rows = -(-count // sets)
     step = len(columns) * (width + GAP) + GAP
-    sheet = Image.new("RGB", (sets * step + GAP, TITLE + rows * (height + GAP) + GAP), "white")
+    sheet = Image.new("RGB", (sets * step, TITLE + rows * (height + GAP)), "white")
     pen = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(size=13)
     for place in range(count):
@@ -76,5 +76,9 @@ def save_picture(picture: Image.Image, path: Path) -> None:
     """Write a PNG beside and rename, so that a viewer never meets half a picture."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".tmp")
-    picture.save(beside, format="PNG", optimize=True)
-    os.replace(beside, path)
+    try:
+        picture.save(beside, format="PNG", optimize=True)
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise

@@ -116,7 +116,7 @@ class Loader:
                 step, micro = divmod(number, self.accumulate)
                 self.skipped.update(skipped)
                 place = self.plan.places(micro)
-                yield self._batch(steps.start + step, place, views, index, tuple(skipped))
+                yield self._batch(steps.start + step, place, views, index, tuple((number, reason) for number, reason in skipped))
 
     def _batch(
         self,

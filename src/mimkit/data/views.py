@@ -29,6 +29,7 @@ class View(ABC):
     """A rule that says which box of a picture is seen, and whether mirrored, from a random key alone."""
 
     interpolation: Interpolation = "bicubic"
+    """How a box is resized."""
 
     @abstractmethod
     def boxes(
@@ -115,6 +116,7 @@ class CenterCrop(View):
     """
 
     fraction: float = 0.875
+    """Share of the sides that is kept."""
 
     def __post_init__(self) -> None:
         if not 0 < self.fraction <= 1:

@@ -1,1 +1,1 @@
-
+"""Evaluation: a trained model or a baseline and pictures with labels enter, accuracies leave."""

@@ -1,4 +1,4 @@
-"""Features of a set of pictures: an extractor and pictures enter, one row a picture for each pool leaves, cached."""
+"""Features: an extractor and pictures enter, one row a picture for each pool leaves; kept in a cache."""
 
 import os
 from contextlib import suppress
@@ -48,8 +48,8 @@ def extract(
 ) -> Features:
     """Features of `pictures`, of `limit` of them spread over the set if given.
 
-    They are kept in `mimkit/features` of the user's cache, by the fingerprints of weights and pictures, up to 4 GB;
-    pixels are not kept, because reading the pictures is all there is to them.
+    They are kept in `mimkit/features` of the user's cache, by the fingerprints of weights and pictures, up to
+    4 GB; pixels are not kept, because reading the pictures is all there is to them.
 
     Raises UserError when no picture can be read.
     """
@@ -129,7 +129,10 @@ def _load(file: Path) -> dict[str, Tensor] | None:
 
 
 def _save(file: Path, found: dict[str, Tensor]) -> None:
-    """Keep features, and drop the least recently used ones beyond the limit. A cache that cannot be written is none."""
+    """Keep features, and drop the least recently used ones beyond the limit.
+
+    A cache that cannot be written is none.
+    """
     size = sum(values.nbytes for values in found.values())
     partial = file.with_name(f".{file.stem}.{os.getpid()}")
     if size > CACHE_LIMIT:

@@ -17,7 +17,7 @@ def evaluate_knn(
     pools: Iterable[str] | None = None,
     device: torch.device | str = "cpu",
 ) -> dict[str, dict[str, float]]:
-    """Accuracy on `test` with the neighbours in `train`, with its 95 % interval: {pool: {accuracy, low, high}}.
+    """Accuracy on `test` by neighbours in `train`, with its 95 % interval: {pool: {accuracy, low, high}}.
 
     See `measures.knn`. Both sets need labels; `pools` are all that the features have, by default.
     """

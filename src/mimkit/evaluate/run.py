@@ -1,7 +1,7 @@
-"""Evaluate: a target and data enter, accuracies with their intervals leave, for programs (dict) and people (table)."""
+"""Evaluate: a target and data enter, accuracies with intervals leave, as a dict and as a table for people."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from rich.table import Table
 
@@ -22,7 +22,7 @@ _USUAL = (224, 224)
 
 
 def evaluate(
-    kind: Kind,
+    kind: str,
     target: str,
     data: Sequence[str],
     *,
@@ -32,7 +32,7 @@ def evaluate(
     limit_test: int | None = None,
     k: int = 20,
     temperature: float = 0.07,
-    method: ProbeMethod = "auto",
+    method: str = "auto",
     pools: Sequence[Pool] | None = None,
 ) -> dict[str, Any]:
     """Measure a target on pictures with labels.
@@ -46,19 +46,21 @@ def evaluate(
         limit_train, limit_test: how many pictures to take, spread over the set; all by default.
         k, temperature: of kNN.
         method: of the probe.
-        pools: of `mean`, `class`, `both`; the first is the headline. By default all that the target has, and `mean`.
-            `pixels` have but themselves.
+        pools: of `mean`, `class`, `both`; the first is the headline. By default all that the target has, and
+            `mean`. `pixels` have but themselves.
 
     Returns:
-        JSON: kind, target, data, train and test (pictures used), classes, skipped (pictures that cannot be read),
-        split_note (empty when the data have a test split), headline (a pool), results {pool: {accuracy, low, high,
-        ...}} with accuracies in 0..1, and settings.
+        JSON: kind, target, data, train and test (pictures used), classes, skipped (pictures that cannot be
+        read), split_note (empty when the data have a test split), headline (a pool), results {pool:
+        {accuracy, low, high, ...}} with accuracies in 0..1, and settings.
 
     Raises:
         UserError: anything a person can mend.
     """
-    if kind not in get_args(Kind):
-        raise unknown("kind of evaluation", kind, get_args(Kind))
+    choices = (("kind of evaluation", kind, Kind), ("probe method", method, ProbeMethod))
+    for what, given, valid in choices:
+        if given not in get_args(valid):
+            raise unknown(what, given, get_args(valid))
     for name, value in (("k", k), ("limit_train", limit_train), ("limit_test", limit_test)):
         if value is not None and value < 1:
             raise UserError(f"{name} must be at least 1, got {value}")
@@ -83,7 +85,7 @@ def evaluate(
         )
         settings: dict[str, Any] = {"k": k, "temperature": temperature}
     else:
-        results = evaluate_probe(*features, method=method, pools=chosen, device=where)
+        results = evaluate_probe(*features, method=cast(ProbeMethod, method), pools=chosen, device=where)
         settings = {"method": method}
     return {
         "kind": kind,
@@ -101,7 +103,7 @@ def evaluate(
 
 
 def table(results: Iterable[dict[str, Any]]) -> Table:
-    """Accuracies in percent with their intervals, one row for each target, kind and pool; headlines in bold."""
+    """Accuracies in percent with intervals, one row for each target, kind and pool; headlines in bold."""
     made = Table("target", "measure", "features", "accuracy", "95 % interval", "with")
     for result in results:
         for pool, one in result["results"].items():
@@ -135,9 +137,7 @@ def _open(target: str, data: list[str]) -> tuple[Pictures, Pictures, Extractor]:
         train = _labelled(data, "train", **how)
     test = _labelled(data, "test", **how)
     if train.classes != test.classes:
-        raise UserError(
-            f"{train.name}: train and test have different classes: give both the same class folders"
-        )
+        raise UserError(f"{train.name}: train and test have different classes: give both the same class folders")
     return train, test, extractor
 
 
@@ -145,8 +145,9 @@ def _labelled(data: list[str], split: Split, **how: Any) -> Pictures:
     pictures = open_pictures(data, split, **how)
     if pictures.labels is None:
         raise UserError(
-            f"measuring needs labels, and {pictures.name} has none: put the pictures of each class into a folder of "
-            "its own (DATA/cat/1.jpg, DATA/dog/2.jpg), or give a list of paths with a tab and a label a line"
+            f"measuring needs labels, and {pictures.name} has none: put the pictures of each class into a "
+            "folder of its own (DATA/cat/1.jpg, DATA/dog/2.jpg), or give a list of paths with a tab and a "
+            "label a line"
         )
     return pictures
 

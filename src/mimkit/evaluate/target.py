@@ -45,14 +45,14 @@ class Extractor:
 
     @property
     def view(self) -> CenterCrop:
-        """What of a picture is looked at: all that the aspect permits below 128 pixels, else MAE's central crop."""
+        """What of a picture is looked at: all that the aspect permits below 128 pixels, else MAE's crop."""
         return CenterCrop(fraction=1.0 if min(self.size) < 128 else 0.875, interpolation=self.interpolation)
 
     def __call__(self, images: Float[Tensor, "B C H W"]) -> dict[str, Float[Tensor, "B D"]]:
         """Features of normalised images in float32, one kind for each pool.
 
-        `class`: the class token, where there is one; `mean`: the mean of the patch tokens (of other models than
-        ViTs: what they pool themselves); `both`: the two side by side; `pixels`: the images, flattened.
+        `class`: the class token, where there is one; `mean`: the mean of the patch tokens (of other models
+        than ViTs: what they pool themselves); `both`: the two side by side; `pixels`: the images, flattened.
         """
         if self.model is None:
             return {"pixels": images.flatten(1).float()}
@@ -61,7 +61,7 @@ class Extractor:
         if tokens.ndim != 3 or not hasattr(model, "num_prefix_tokens"):
             return {"mean": model.forward_head(tokens, pre_logits=True).flatten(1).float()}
         pooled = tokens[:, model.num_prefix_tokens :].float().mean(dim=1)
-        # Where timm normalises behind the pooling instead of before it, fc_norm does so; else it is the identity.
+        # Where timm normalises behind the pooling instead of before, fc_norm does so; else it does nothing.
         norm = getattr(model, "fc_norm", None)
         found = {"mean": pooled if norm is None else norm(pooled).float()}
         if getattr(model, "cls_token", None) is not None:
@@ -81,8 +81,9 @@ def export_folder(target: str) -> Path | None:
 
     Raises UserError when it names a folder without an export.
     """
-    folder = Path(target.removeprefix(_UNTRAINED)).expanduser()
-    if not folder.is_dir():
+    name = target.removeprefix(_UNTRAINED)
+    folder = Path(name).expanduser()
+    if not name or not folder.is_dir():
         return None
     for place in (folder, folder / "export"):
         if "architecture" in _json(place / "config.json"):
@@ -96,8 +97,8 @@ def export_folder(target: str) -> Path | None:
         )
     if (folder / "config.json").is_file():
         raise UserError(
-            f"{folder / 'config.json'} is of no timm model and of no run: give a run folder, or an export made with "
-            "'mimkit export RUN --to timm'"
+            f"{folder / 'config.json'} is of no timm model and of no run: give a run folder, or an export "
+            "made with 'mimkit export RUN --to timm'"
         )
     inside = sorted(path.parent for path in folder.glob("*/config.json"))
     near = f"; did you mean {inside[0]}?" if inside else ""
@@ -119,10 +120,10 @@ def open_target(
 
     Args:
         target: a run folder, an export folder, a timm name (with its released weights), `pixels`, or
-            `untrained:X` with X a timm name (timm's own initialisation) or a folder (MAE's initialisation, with
-            the run's seed: the weights that the run began with).
-        size: height and width of the data in pixels; a folder has its own, a timm ViT takes the next larger size
-            that divides into patches.
+            `untrained:X` with X a timm name (timm's own initialisation) or a folder (MAE's initialisation,
+            with the run's seed: the weights that the run began with).
+        size: height and width of the data in pixels; a folder has its own, a timm ViT takes the next larger
+            size that divides into patches.
         channels: of the data; a folder has its own.
         mean, std: of the data per channel, in 0..1; a folder and released weights have their own.
 
@@ -164,11 +165,8 @@ def _extractor(
     if model is not None:
         model.eval().requires_grad_(False)
         for key, value in sorted(model.state_dict().items()):
-            parts += [
-                key,
-                tuple(value.shape),
-                value.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes(),
-            ]
+            content = value.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+            parts += [key, tuple(value.shape), digest(content)]
     return Extractor(
         name=target,
         size=size,
@@ -190,9 +188,7 @@ def _open_folder(target: str, folder: Path) -> Extractor:
         channels, *size = cfg["input_size"]
         mean, std = cfg["mean"], cfg["std"]
     except Exception as error:  # a damaged file makes timm and safetensors raise anything
-        raise UserError(
-            f"the export {folder} cannot be loaded ({_reason(error)}): export it again"
-        ) from error
+        raise UserError(f"the export {folder} cannot be loaded ({_reason(error)}): export it again") from error
     if target.startswith(_UNTRAINED):
         model = _initialised(model, lambda: timm.create_model(where, num_classes=0), run.get("seed", 0))
     value_range = run.get("images", {}).get("value_range")
@@ -211,7 +207,7 @@ def _open_folder(target: str, folder: Path) -> Extractor:
 
 
 def _initialised(trained: nn.Module, build: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """The same architecture with the weights that `pretrain` begins with; fixed sine-cosine positions stay."""
+    """The same architecture with the weights that `pretrain` begins with; sine-cosine positions stay."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(integer("init", seed))
         with torch.random.fork_rng(devices=[]):  # as in EncoderConfig.build
@@ -239,9 +235,7 @@ def _open_timm(
     if "." in name and name not in (tagged := timm.list_models(f"{name.split('.')[0]}.*", pretrained=True)):
         raise unknown("timm model", target, [("" if pretrained else _UNTRAINED) + other for other in tagged])
     if pretrained and not timm.is_model_pretrained(name):
-        raise UserError(
-            f"timm has no released weights of '{name}': use {_UNTRAINED}{name}, or a local export"
-        )
+        raise UserError(f"timm has no released weights of '{name}': use {_UNTRAINED}{name}, or a local export")
 
     def build(**args: Any) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
@@ -267,10 +261,10 @@ def _open_timm(
         if not pretrained:
             raise
         raise UserError(
-            f"the released weights of '{name}' cannot be fetched ({_reason(error)}): use {_UNTRAINED}{name} for the "
-            "same network without them, or a local export folder"
+            f"the released weights of '{name}' cannot be fetched ({_reason(error)}): use {_UNTRAINED}{name} "
+            "for the same network without them, or a local export folder"
         ) from error
-    cfg = model.pretrained_cfg
+    cfg: Any = model.pretrained_cfg
     if pretrained and len(cfg["mean"]) == channels:
         mean, std = cfg["mean"], cfg["std"]
     return _extractor(target, model, size, channels, mean, std, name)
@@ -291,9 +285,7 @@ def _nearest(name: str) -> str:
     beside = [child.name for child in path.parent.iterdir() if child.is_dir()] if path.parent.is_dir() else []
     message = str(unknown("folder", path.name, beside))
     near = message.partition("did you mean '")[2].partition("'")[0]
-    return (
-        f"; did you mean {path.parent / near}?" if near else ": give a run folder, an export or a timm name"
-    )
+    return f"; did you mean {path.parent / near}?" if near else ": give a run folder, an export or a timm name"
 
 
 def _reason(error: Exception) -> str:

@@ -1,1 +1,1 @@
-
+"""Methods: settings and an encoder enter, a task for the loop leaves; one file each."""

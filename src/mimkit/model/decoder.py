@@ -1,6 +1,6 @@
 """Decoder: latents of visible patches and a Mask enter, a prediction for every patch leaves."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 
 import torch
@@ -8,7 +8,7 @@ from jaxtyping import Float
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from mimkit.errors import UserError
+from mimkit.errors import UserError, at_least
 from mimkit.masks.mask import Mask
 from mimkit.model.encoder import Encoder, Tokens, initialise
 from mimkit.model.patches import sincos_positions
@@ -19,11 +19,15 @@ class DecoderConfig:
     """MAE's decoder: a narrow ViT over all patches. The default is the paper's for every encoder size."""
 
     width: int = 512
+    """Embedding width."""
     depth: int = 8
+    """Number of blocks."""
     heads: int = 16
+    """Attention heads."""
 
     def build(self, encoder: Encoder, outputs: int) -> "Decoder":
         """A decoder for this encoder's latents that predicts `outputs` numbers a patch."""
+        at_least(1, **{f"decoder.{f.name}": getattr(self, f.name) for f in fields(self)})
         if self.width % self.heads or self.width % 4:
             raise UserError(f"decoder.width {self.width} must be divisible by 4 and by decoder.heads {self.heads}")
         return Decoder(self, encoder, outputs)

@@ -11,7 +11,7 @@ from timm.layers import PatchEmbed
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
-from mimkit.errors import UserError, unknown
+from mimkit.errors import UserError, at_least, unknown
 from mimkit.masks.mask import Mask
 from mimkit.model.patches import patchify, sincos_positions
 
@@ -57,6 +57,8 @@ class EncoderConfig:
             raise unknown("timm model", self.name, timm.list_models(), see="Plain ViTs: vit_*, deit*.")
         if self.positions not in ("sincos", "learned"):
             raise unknown("kind of positions", self.positions, ["sincos", "learned"])
+        for name in ("patch", "width", "depth", "heads"):
+            at_least(1, **{f"encoder.{name}": getattr(self, name)})
         args = self.timm_args(size, channels)
         try:
             with torch.random.fork_rng(devices=[]):  # timm draws weights that are drawn anew below
@@ -65,9 +67,12 @@ class EncoderConfig:
             message = str(error).splitlines()[0] if str(error) else type(error).__name__
             with torch.device("meta"):
                 refuse_unsuitable(timm.create_model(self.name), self.name)
-            raise UserError(f"timm cannot build '{self.name}' with {args}: {message}") from error
+            change = "change --encoder.patch, --encoder.width, --encoder.heads or --images.size"
+            raise UserError(f"timm cannot build '{self.name}' ({message}): {change}") from error
         refuse_unsuitable(vit, self.name)
         refuse_uneven(vit.patch_embed.patch_size, size)
+        if self.positions == "sincos" and vit.embed_dim % 4:
+            raise UserError(f"encoder.width {vit.embed_dim} must be divisible by 4 for sine-cosine positions")
         encoder = Encoder(vit)
         initialise(encoder.vit)
         if self.positions == "sincos":
@@ -96,6 +101,8 @@ def refuse_uneven(patch: tuple[int, int], size: tuple[int, int]) -> None:
             f"images of {size[0]}x{size[1]} do not divide into patches of {patch[0]}x{patch[1]}: "
             f"use --images.size {near[0]} {near[1]} or another --encoder.patch"
         )
+    if size == tuple(patch):
+        raise UserError(f"images of {size[0]}x{size[1]} are one patch, all or nothing: enlarge --images.size")
 
 
 def initialise(module: nn.Module) -> None:

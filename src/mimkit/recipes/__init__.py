@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def recipes() -> dict[str, tuple[str, str]]:
-    """Names of all recipes with their module and docstring, read from the source: nothing heavy is imported."""
+    """Names of all recipes with their module and docstring, from the source: nothing heavy is imported."""
     found = {}
     for path in sorted(Path(__file__).parent.glob("*.py")):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
@@ -27,24 +27,42 @@ def recipes() -> dict[str, tuple[str, str]]:
 def check_recipe(name: str) -> None:
     """Refuse an unknown name at once; import paths are checked when they are imported."""
     if ":" not in name and name not in recipes():
-        raise unknown("recipe", name, recipes(), see="'mimkit recipes' lists them.")
+        see = "'mimkit recipes' lists them, your own are package.module:function; pictures go behind --data."
+        raise unknown("recipe", name, recipes(), see=see)
 
 
 def find_recipe(name: str) -> "Pretrain":
-    """The run that a recipe describes: one of ours by name, or `package.module:function` from outside."""
+    """The run that a recipe describes: one of ours by name, or `package.module:function` from outside.
+
+    The module may lie in the working folder.
+    """
     check_recipe(name)
     if ":" not in name:
         return getattr(importlib.import_module(recipes()[name][0]), name)()
     module, _, function = name.partition(":")
-    sys.path.insert(0, str(Path.cwd()))
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
     try:
-        run = getattr(importlib.import_module(module), function)()
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"recipe '{name}' cannot be imported ({error}): give package.module:function") from error
+        recipe = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, SyntaxError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(
+            f"recipe '{name}' cannot be imported ({reason}): give package.module:function"
+        ) from error
     finally:
-        sys.path.pop(0)
+        sys.path.remove(here)
     from mimkit.train.prepare import Pretrain
 
+    try:
+        run = recipe()
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"recipe '{name}' fails ({type(error).__name__}: {error}): --debug shows where"
+        ) from error
     if not isinstance(run, Pretrain):
-        raise UserError(f"recipe '{name}' returns a {type(run).__name__}, not a mimkit.train.prepare.Pretrain")
+        raise UserError(
+            f"recipe '{name}' returns a {type(run).__name__}: let it return a mimkit.train.prepare.Pretrain"
+        )
     return run

@@ -34,7 +34,7 @@ def _choice(pictures: Pictures, device: torch.device) -> tuple[str, int, str]:
 def choose_recipe(pictures: Pictures, device: torch.device) -> tuple[str, int, str]:
     """(name, epochs, why): a small recipe for small pictures or CPUs, ViTs of the papers otherwise.
 
-    The epochs make the number of pictures seen, not of passes, the same for small and large sets: between 2 and 1600.
+    The epochs, 2 to 1600, make the number of pictures seen, not of passes, the same for small and large sets.
     """
     name, seen, why = _choice(pictures, device)
     return name, min(1600, max(2, round(seen / len(pictures)))), why

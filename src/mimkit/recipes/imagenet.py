@@ -8,18 +8,21 @@ from mimkit.train.prepare import Images, Pretrain
 def mae_vit_b16() -> Pretrain:
     """MAE, ViT-B/16 at 224 px: the paper's recipe, 800 epochs with 4096 pictures a step.
 
-    He et al. 2022 and the released commands: rate 2.4e-3 (1.5e-4 x 4096 / 256), AdamW (0.9, 0.95), weight decay 0.05,
-    40 warm-up epochs, ratio 0.75, standardised patches, decoder 512 x 8. 58 GFLOP a picture and step; the paper
-    reports 83.6 % fine-tuned and 68.0 % linear on ImageNet after 1600 epochs. Not measured by us at this scale.
+    He et al. 2022 and the released commands: rate 2.4e-3 (1.5e-4 x 4096 / 256), AdamW (0.9, 0.95), weight
+    decay 0.05, 40 warm-up epochs, ratio 0.75, standardised patches, decoder 512 x 8. 58 GFLOP a picture and
+    step; the paper reports 83.6 % fine-tuned and 68.0 % linear on ImageNet after 1600 epochs. Not measured
+    by us at this scale.
     """
-    return Pretrain(encoder=EncoderConfig(name="vit_base_patch16_224"), method=MAEConfig(), images=Images(size=224))
+    return Pretrain(
+        encoder=EncoderConfig(name="vit_base_patch16_224"), method=MAEConfig(), images=Images(size=224)
+    )
 
 
 def mae_vit_l16() -> Pretrain:
     """MAE, ViT-L/16 at 224 px: the paper's recipe, 800 epochs with 4096 pictures a step.
 
-    As `mae_vit_b16`; 124 GFLOP a picture and step. The paper reports 85.9 % fine-tuned and 75.8 % linear on ImageNet
-    after 1600 epochs. Not measured by us at this scale.
+    As `mae_vit_b16`; 124 GFLOP a picture and step. The paper reports 85.9 % fine-tuned and 75.8 % linear on
+    ImageNet after 1600 epochs. Not measured by us at this scale.
     """
     run = mae_vit_b16()
     run.encoder.name = "vit_large_patch16_224"
@@ -29,8 +32,8 @@ def mae_vit_l16() -> Pretrain:
 def mae_vit_h14() -> Pretrain:
     """MAE, ViT-H/14 at 224 px: the paper's recipe, 800 epochs with 4096 pictures a step.
 
-    As `mae_vit_b16`, patches of 14 pixels; 290 GFLOP a picture and step. The paper reports 86.9 % fine-tuned and
-    76.6 % linear on ImageNet after 1600 epochs. Not measured by us at this scale.
+    As `mae_vit_b16`, patches of 14 pixels; 290 GFLOP a picture and step. The paper reports 86.9 % fine-tuned
+    and 76.6 % linear on ImageNet after 1600 epochs. Not measured by us at this scale.
     """
     run = mae_vit_b16()
     run.encoder.name = "vit_huge_patch14_224"
@@ -40,8 +43,8 @@ def mae_vit_h14() -> Pretrain:
 def mae_vit_s16() -> Pretrain:
     """MAE, ViT-S/16 at 224 px with a decoder of half the depth, 800 epochs with 1024 pictures a step.
 
-    Not in the paper. The paper's decoder would be 83 % of the work here; 512 x 4 with 8 heads halves that. Rate
-    6e-4 (1.5e-4 x 1024 / 256). Not measured by us at this scale.
+    Not in the paper. The paper's decoder would be 83 % of the work here; 512 x 4 with 8 heads halves that.
+    Rate 6e-4 (1.5e-4 x 1024 / 256). Not measured by us at this scale.
     """
     run = mae_vit_b16()
     run.encoder.name = "vit_small_patch16_224"

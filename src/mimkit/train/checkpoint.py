@@ -2,9 +2,10 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
+from torch import nn
 
 from mimkit.errors import UserError
 
@@ -17,14 +18,14 @@ def checkpoints(folder: Path) -> list[Path]:
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
     """Write beside, flush to disk, rename: `kill -9` at any moment leaves the last complete file usable.
 
-    Keeps the newest `keep` checkpoints.
+    Keeps the newest `keep` checkpoints. Raises OSError when the disk is full or not writable.
     """
     path = folder / "checkpoints" / f"step-{step:09d}.pt"
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".tmp")
     try:
         with open(beside, "wb") as file:
-            torch.save(state, file)
+            _write(state, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
@@ -35,6 +36,22 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -
     for old in checkpoints(folder)[:-keep]:
         old.unlink(missing_ok=True)
     return path
+
+
+def _write(state: dict[str, Any], file: IO[bytes]) -> None:
+    """torch.save, whose RuntimeError about an unfinished archive would hide what the disk said."""
+    try:
+        torch.save(state, file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a kill in the middle of a save left."""
+    for path in (folder / "checkpoints").glob("*.tmp"):
+        path.unlink(missing_ok=True)
 
 
 def flush_folder(folder: Path) -> None:
@@ -58,3 +75,19 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     if not isinstance(state, dict) or not {"model", "optimizer", "step"} <= set(state):
         raise UserError(f"{path} is no checkpoint of mimkit: remove it, or name another run folder")
     return state
+
+
+def restore(
+    path: Path, task: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
+) -> tuple[int, float]:
+    """Load a checkpoint into the task and its optimiser; returns the steps and seconds behind it."""
+    state = load_checkpoint(path, device)
+    try:
+        task.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        return int(state["step"]), float(state["seconds"])
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"checkpoint {path} belongs to another run ({str(error).splitlines()[0]}): remove it, and the run goes on "
+            "from the checkpoint before it, or from the start"
+        ) from error

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -54,6 +53,28 @@ class Machine:
     tensorboard: bool = True
     """Write TensorBoard files when tensorboard is installed."""
 
+    def check(self) -> None:
+        """Refuse numbers and names that cannot be meant, before anything takes long."""
+        least = {
+            "log_every": 1,
+            "keep": 1,
+            "looks": 0,
+            "threads": 1,
+            "workers": 0,
+            "micro_batch": 1,
+            "save_every": 1,
+        }
+        for name, bound in least.items():
+            value = getattr(self, name)
+            if value is not None and value < bound:
+                raise UserError(f"machine.{name} must be at least {bound}, got {value}")
+        if self.save_minutes <= 0:
+            raise UserError(f"machine.save_minutes must be above 0, got {self.save_minutes}")
+        if self.precision not in ("auto", *PRECISIONS):
+            raise unknown("precision", self.precision, ["auto", *PRECISIONS])
+        if self.attention not in ("auto", "fused", "plain"):
+            raise unknown("kind of attention", self.attention, ["auto", "fused", "plain"])
+
     def find_device(self) -> torch.device:
         """The device of this process; under torchrun each process takes its own GPU."""
         name = self.device
@@ -63,11 +84,15 @@ class Machine:
             device = torch.device(name)
         except RuntimeError as error:
             raise UserError(f"machine.device '{name}' is unknown: use cpu, cuda or cuda:N") from error
+        if device.type not in ("cpu", "cuda"):
+            raise UserError(f"machine.device '{name}' cannot train here: use cpu, cuda or cuda:N")
         if device.type == "cuda":
             if not torch.cuda.is_available():
                 raise UserError("machine.device cuda: this torch sees no GPU; use --machine.device cpu")
             if device.index is None:
                 device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+            if device.index >= (count := torch.cuda.device_count()):
+                raise UserError(f"machine.device {device}: this torch sees {count} GPUs, numbered from 0")
             torch.cuda.set_device(device)
         return device
 
@@ -84,32 +109,37 @@ class Engine:
 
     @staticmethod
     def choose(
-        machine: Machine, device: torch.device, task: nn.Module, sample: Callable[[], Batch], kept: dict[str, Any] | None
+        machine: Machine,
+        device: torch.device,
+        task: nn.Module,
+        sample: Callable[[], Batch],
+        kept: dict[str, Any] | None,
     ) -> "Engine":
         """Make the choices that are left to us; on CPUs by timing steps of the task on a few pictures.
 
         `kept` holds the choices of an earlier part of the same run; settings that are given win over them.
         """
         keep_freed_memory()
-        if machine.precision not in ("auto", *PRECISIONS):
-            raise unknown("precision", machine.precision, ["auto", *PRECISIONS])
-        if machine.attention not in ("auto", "fused", "plain"):
-            raise unknown("kind of attention", machine.attention, ["auto", "fused", "plain"])
         compiled = device.type == "cuda" if machine.compile is None else machine.compile
         kept = kept or {}
-        engine = Engine(
-            device=device,
-            precision=machine.precision if machine.precision != "auto" else kept.get("precision", "bfloat16"),
-            attention=machine.attention if machine.attention != "auto" else kept.get("attention", "fused"),
-            compile=compiled,
-            threads=machine.threads or kept.get("threads") or torch.get_num_threads(),
-        )
-        if device.type == "cpu" and not kept:
-            engine.time_choices(machine, task, sample)
-        if distributed.world() > 1:  # every process computes alike
-            shared = [engine.describe()]
-            dist.broadcast_object_list(shared, src=0, device=device)
-            engine = Engine(device=device, **shared[0])
+
+        def decide() -> dict[str, Any]:
+            engine = Engine(
+                device=device,
+                precision=machine.precision
+                if machine.precision != "auto"
+                else kept.get("precision", "bfloat16"),
+                attention=machine.attention
+                if machine.attention != "auto"
+                else kept.get("attention", "fused"),
+                compile=compiled,
+                threads=machine.threads or kept.get("threads") or torch.get_num_threads(),
+            )
+            if device.type == "cpu" and not kept:
+                engine.time_choices(machine, task, sample)
+            return engine.describe()
+
+        engine = Engine(device=device, **distributed.on_main(decide, device))  # every process computes alike
         if device.type == "cpu":
             torch.set_num_threads(engine.threads)
         return engine

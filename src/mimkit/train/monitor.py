@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ BANK, QUERIES, SHOWN = 2000, 1000, 8  # pictures of a look: with known labels, t
 MEMORY = 400_000_000  # bytes that they may take together
 
 
+@runtime_checkable
 class Reconstructs(Protocol):
     """A method that can show what it predicts, in the normalisation of its input."""
 
@@ -49,10 +50,14 @@ class Monitor:
         seed: int,
     ) -> None:
         self.mean, self.std, self.engine, self.seed = mean, std, engine, seed
-        self.test = test if test is not None and test.labels is not None and train.labels is not None else None
+        self.test = (
+            test if test is not None and test.labels is not None and train.labels is not None else None
+        )
         bytes_each = 4 * train.channels * size[0] * size[1]
         share = min(1.0, MEMORY / (bytes_each * (BANK + QUERIES)))
-        settings: dict[str, Any] = dict(size=size, mean=mean, std=std, view=CenterCrop(fraction=1.0), workers=workers)
+        settings: dict[str, Any] = dict(
+            size=size, mean=mean, std=std, view=CenterCrop(fraction=1.0), workers=workers
+        )
 
         def load(pictures: Pictures, count: int) -> tuple[Tensor, Tensor | None]:
             parts = list(evaluation_batches(pictures, limit=max(SHOWN, int(count * share)), **settings))
@@ -88,7 +93,9 @@ class Monitor:
     def draw(self, method: Reconstructs, encoder: Encoder, path: Path) -> None:
         """Write original | masked | reconstruction of the first pictures, under the same masks at every look."""
         source = self.queries if self.queries is not None else self.bank
-        spread = torch.linspace(0, len(source) - 1, SHOWN).long()  # of several classes, where they lie in order
+        spread = torch.linspace(
+            0, len(source) - 1, SHOWN
+        ).long()  # of several classes, where they lie in order
         images = source[spread].to(self.engine.device)
         number = torch.arange(len(images))
         batch = Batch(images, keys("look", self.seed, number).to(images.device), number)

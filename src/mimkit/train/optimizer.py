@@ -1,10 +1,13 @@
 """Optimisers: a task and the global batch size enter, an optimiser with its peak learning rates leaves."""
 
+import math
 from dataclasses import dataclass
 
 import torch
 from timm.optim import param_groups_weight_decay
 from torch import nn
+
+from mimkit.errors import UserError, at_least
 
 
 @dataclass(kw_only=True, slots=True)
@@ -18,9 +21,20 @@ class AdamWConfig:
     base_rate: float = 1.5e-4
     """Learning rate for 256 pictures a step; scales linearly with the global batch."""
     betas: tuple[float, float] = (0.9, 0.95)
+    """How slowly the means of the gradient and of its square move."""
     weight_decay: float = 0.05
+    """Share of a weight, times the learning rate, that each step takes off."""
     clip: float | None = None
     """Largest gradient norm; MAE does not clip."""
+
+    def check(self) -> None:
+        """Refuse numbers that cannot be meant, before anything takes long."""
+        at_least(0, **{"optimizer.weight_decay": self.weight_decay})
+        for name, value in (("base_rate", self.base_rate), ("clip", self.clip)):
+            if value is not None and not 0 < value < math.inf:
+                raise UserError(f"optimizer.{name} must be above 0, got {value}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"optimizer.betas must lie between 0 and 1 (excluded), got {self.betas}; MAE uses 0.9 0.95")
 
     def rate(self, batch_size: int) -> float:
         """Peak learning rate for this global batch size."""

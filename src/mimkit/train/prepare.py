@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mimkit.data.loader import Loader, statistics
 from mimkit.data.sources import Pictures, open_pictures
 from mimkit.data.views import RandomResizedCrop, View
-from mimkit.errors import UserError
+from mimkit.errors import UserError, at_least
 from mimkit.methods.mae import MAEConfig
 from mimkit.model.encoder import Encoder, EncoderConfig
 from mimkit.randomness import integer, keys
@@ -40,6 +40,14 @@ class Images:
     """What becomes black and white in 16-bit and float pictures; by default the full range, and 0 to 1."""
     bad_share: float = 0.01
     """The run stops when more than this share of the pictures cannot be read."""
+
+    def check(self) -> None:
+        """Refuse numbers that cannot be meant, before anything takes long."""
+        at_least(1, **{"images.size": min(self.shape()), "images.channels": self.channels})
+        if not 0 <= self.bad_share <= 1:
+            raise UserError(f"images.bad_share is a share between 0 and 1, got {self.bad_share}")
+        if self.value_range is not None and not self.value_range[0] < self.value_range[1]:
+            raise UserError(f"images.value_range must be two rising numbers, got {self.value_range}")
 
     def shape(self) -> tuple[int, int]:
         """Height and width."""
@@ -70,9 +78,9 @@ class Prepared:
     """What a config means on this data: every part is made when it is first asked for."""
 
     def __init__(self, config: Pretrain, known: dict[str, Any] | None = None) -> None:
-        for name, value in (("epochs", config.epochs), ("batch_size", config.batch_size)):
-            if value < 1:
-                raise UserError(f"{name} must be at least 1, got {value}")
+        at_least(1, epochs=config.epochs, batch_size=config.batch_size)
+        config.images.check()
+        config.optimizer.check()
         self.config = config
         self.known = known or {}  # what an earlier part of the run found out
         self.size = config.images.shape()
@@ -81,7 +89,9 @@ class Prepared:
     def pictures(self) -> Pictures:
         """All pictures to learn from."""
         images = self.config.images
-        return open_pictures(self.config.data, "all", channels=images.channels, value_range=images.value_range)
+        return open_pictures(
+            self.config.data, "all", channels=images.channels, value_range=images.value_range
+        )
 
     @cached_property
     def labelled(self) -> tuple[Pictures, Pictures] | None:
@@ -106,7 +116,7 @@ class Prepared:
         else:
             found = statistics(self.pictures)
             mean, std = images.mean or found[0], images.std or found[1]
-        if len(mean) != self.pictures.channels or len(std) != self.pictures.channels or min(std) <= 0:
+        if len(mean) != self.pictures.channels or len(std) != self.pictures.channels or not all(0 < x < math.inf for x in std):
             raise UserError(
                 f"images.mean and images.std need {self.pictures.channels} numbers each, std above 0; "
                 f"got {list(mean)} and {list(std)}"
@@ -134,7 +144,9 @@ class Prepared:
             task = self.config.method.build(encoder)
         if self.config.encoder.weights:
             decoder = getattr(task, "decoder", None)
-            report = load_weights(self.config.encoder.weights, encoder, decoder, name=self.config.encoder.name)
+            report = load_weights(
+                self.config.encoder.weights, encoder, decoder, name=self.config.encoder.name
+            )
             self._report = report.summary()
         return task
 
@@ -169,10 +181,22 @@ class Prepared:
         per_process = config.batch_size // world
         if per_process < 1 or config.batch_size % world:
             near = max(1, round(config.batch_size / world)) * world
-            raise UserError(f"batch_size {config.batch_size} does not divide over {world} processes: use {near}")
-        chosen = config.machine.micro_batch or self.known.get("micro_batch")
+            raise UserError(
+                f"batch_size {config.batch_size} does not divide over {world} processes: use {near}"
+            )
+        chosen = config.machine.micro_batch
+        if chosen is None and per_process % self.known.get("micro_batch", per_process + 1) == 0:
+            chosen = self.known["micro_batch"]  # on another number of processes it may not divide
         if chosen is None:
-            fits = max(1, int(free_memory(device) / 2 / (world if device.type == "cpu" else 1) / self.bytes_per_picture()))
+            fits = max(
+                1,
+                int(
+                    free_memory(device)
+                    / 2
+                    / (world if device.type == "cpu" else 1)
+                    / self.bytes_per_picture()
+                ),
+            )
             chosen = max(n for n in range(1, min(per_process, fits) + 1) if per_process % n == 0)
         if config.method.needs_whole_batch and chosen != per_process:
             raise UserError(
@@ -181,7 +205,9 @@ class Prepared:
             )
         return chosen
 
-    def loader(self, device: torch.device, *, rank: int, world: int, micro_batch: int, workers: int, notify: Any) -> Loader:
+    def loader(
+        self, device: torch.device, *, rank: int, world: int, micro_batch: int, workers: int, notify: Any
+    ) -> Loader:
         """Batches for one process."""
         mean, std = self.statistics
         config = self.config

@@ -4,21 +4,26 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mimkit import distributed
 from mimkit.errors import UserError
 from mimkit.export import export_timm, model_card
-from mimkit.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from mimkit.train.checkpoint import checkpoints, restore, save_checkpoint
 from mimkit.train.loop import fit
 from mimkit.train.machine import Engine
-from mimkit.train.monitor import Monitor
+from mimkit.train.monitor import Monitor, Reconstructs
 from mimkit.train.prepare import Prepared, Pretrain
 from mimkit.train.progress import Recorder, duration
-from mimkit.train.run import RunFolder, disk_errors, read_json, write_json
+from mimkit.train.run import RunFolder, disk_errors, last_good, write_json
+from mimkit.train.skipped import SkippedPictures
+
+MEASURED = ("knn", "effective_rank")  # what a look finds
 
 
 def pretrain(
@@ -41,23 +46,34 @@ def pretrain(
     Raises:
         UserError: anything a person can mend.
     """
+    config.machine.check()
     device = config.machine.find_device()
     with distributed.processes(device):
         main = distributed.is_main()
         notify = say if main else (lambda line: None)
-        run = RunFolder(folder)
-        if main:
-            run.start()
-        distributed.wait()
-        return _train(config, run, recipe, max_steps, device, notify)
+        run = RunFolder(
+            distributed.on_main(lambda: folder, device)
+        )  # a free folder is another one a moment later
+        distributed.on_main(run.start, device)
+        try:
+            return _train(config, run, recipe, max_steps, device, notify)
+        except BaseException:
+            if main:
+                run.abandon()
+            raise
 
 
 def _train(
-    config: Pretrain, run: RunFolder, recipe: str, max_steps: int | None, device: torch.device, say: Callable[[str], None]
+    config: Pretrain,
+    run: RunFolder,
+    recipe: str,
+    max_steps: int | None,
+    device: torch.device,
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
     main, world = distributed.is_main(), distributed.world()
     kept: dict[str, Any] = {}
-    if run.exists:
+    if distributed.on_main(lambda: run.exists, device):
         run.refuse_other(config)
         saved = run.read_config()
         kept, recipe = saved["resolved"], saved["recipe"]
@@ -71,9 +87,18 @@ def _train(
     mean, std = ready.statistics
     task = ready.task
     workers = config.machine.workers if config.machine.workers is not None else min(16, os.cpu_count() or 1)
-    micro = ready.micro_batch(device, world)
-    engine = Engine.choose(config.machine, device, task, lambda: ready.sample(min(micro, 64)), kept.get("engine"))
-    loader = ready.loader(device, rank=distributed.rank(), world=world, micro_batch=micro, workers=workers, notify=say)
+    micro = distributed.on_main(lambda: ready.micro_batch(device, world), device)
+    engine = Engine.choose(
+        config.machine, device, task, lambda: ready.sample(min(micro, 64)), kept.get("engine")
+    )
+    wrapped = engine.wrap(task)
+    optimizer = config.optimizer.build(task, config.batch_size)
+    first, seconds = 0, 0.0
+    if saves := checkpoints(run.folder):
+        first, seconds = restore(saves[-1], task, optimizer, device)
+    loader = ready.loader(
+        device, rank=distributed.rank(), world=world, micro_batch=micro, workers=workers, notify=say
+    )
     total = ready.steps
     resolved = {
         "data": pictures.name,
@@ -89,26 +114,15 @@ def _train(
     }
     if main and not run.exists:
         run.write_config(config, recipe, resolved)
-
-    wrapped = engine.wrap(task)
-    optimizer = config.optimizer.build(task, config.batch_size)
-    first, seconds = 0, 0.0
-    if saves := checkpoints(run.folder):
-        state = load_checkpoint(saves[-1], device)
-        task.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        first, seconds = state["step"], state["seconds"]
-        del state
     if main:
         run.rewind(first)
-    last = total if max_steps is None else min(total, max_steps)
+    last = total if max_steps is None else max(first, min(total, max_steps))
     _announce(say, ready, recipe, engine, loader, first, total, micro, world, run.folder)
 
     began = time.perf_counter() - seconds
     board = _tensorboard(run.folder, first) if main and config.machine.tensorboard else None
     skipped = SkippedPictures(run, pictures, config.images.bad_share)
-    if main:
-        skipped.note(tuple(loader.skipped.items()))
+    skipped.note(tuple(loader.skipped.items()))
     monitor = None
     if main and config.machine.looks > 0:
         train, test = ready.labelled or (pictures, None)
@@ -120,34 +134,42 @@ def _train(
         record["seconds"] = round(time.perf_counter() - began, 3)
         run.append(record)
         if board is not None:
-            for name, value in record.items():
-                if name not in ("step", "seconds"):
-                    board.add_scalar(name, value, record["step"])
+            with disk_errors(run.folder):
+                for name, value in record.items():
+                    if name not in ("step", "seconds"):
+                        board.add_scalar(name, value, record["step"])
 
+    measured: dict[str, float] = {}
+    for record in run.metrics():
+        measured |= {name: record[name] for name in MEASURED if name in record}
+
+    def look(step: int) -> dict[str, float]:
+        def measure() -> dict[str, float]:
+            assert monitor is not None
+            found = monitor.look(task, ready.encoder)
+            if isinstance(task, Reconstructs):
+                with disk_errors(run.folder):
+                    monitor.draw(task, ready.encoder, run.folder / "pictures" / f"step-{step:09d}.png")
+                    monitor.draw(task, ready.encoder, run.folder / "pictures" / "reconstruction.png")
+            return found
+
+        found = distributed.on_main(measure, device)
+        measured.update(found)
+        return found
+
+    looks = config.machine.looks
     recorder = Recorder(
         total=total,
         batch_size=config.batch_size,
         every=config.machine.log_every,
+        looks={round(total * i / looks) for i in range(1, looks + 1)},
+        look=look,
         write=write,
-        skip=skipped.note if main else lambda new: None,
+        skip=skipped.note,
         name_pictures=lambda numbers: ", ".join(pictures.where(n) for n in numbers),
-        last_checkpoint=lambda: f"last good checkpoint: {saves[-1]}"
-        if (saves := checkpoints(run.folder))
-        else "no checkpoint was saved before it",
+        last_checkpoint=lambda: last_good(run.folder),
         precision=engine.precision,
     )
-    look_steps = {round(total * i / config.machine.looks) for i in range(1, config.machine.looks + 1)} if monitor else set()
-    measured: dict[str, float] = {}
-
-    def look(step: int) -> None:
-        assert monitor is not None
-        measured.update(monitor.look(task, ready.encoder))
-        record = {"step": step, **measured}
-        if hasattr(task, "reconstruct"):
-            with disk_errors(run.folder):
-                monitor.draw(task, ready.encoder, run.folder / "pictures" / f"step-{step:09d}.png")
-                monitor.draw(task, ready.encoder, run.folder / "pictures" / "reconstruction.png")
-        write(record)
 
     def export(step: int) -> None:
         card = model_card(
@@ -175,40 +197,45 @@ def _train(
 
     def save(step: int) -> None:
         recorder.flush()  # also refuses to save after a loss that is not finite
-        if not main:
-            return
-        state = {
-            "step": step,
-            "seconds": time.perf_counter() - began,
-            "model": task.state_dict(),
-            "optimizer": optimizer.state_dict(),
-        }
-        with disk_errors(run.folder):
-            save_checkpoint(run.folder, step, state, config.machine.keep)
-            export(step)
+        recorder.refuse_bad_weights(step, [*task.parameters(), *_moments(optimizer)])
+
+        def write_all() -> None:
+            state = {
+                "step": step,
+                "seconds": time.perf_counter() - began,
+                "model": task.state_dict(),
+                "optimizer": optimizer.state_dict(),
+            }
+            with disk_errors(run.folder):
+                save_checkpoint(run.folder, step, state, config.machine.keep)
+                export(step)
+
+        distributed.on_main(write_all, device)
 
     caught: list[int] = []
-    saved_at = time.perf_counter()
+    saved_at, stopped_by = time.perf_counter(), 0
 
     def pause(step: int) -> bool:
-        nonlocal saved_at
+        nonlocal saved_at, stopped_by
         start = time.perf_counter()
-        every = config.machine.save_every
-        aligned = world == 1 or step % config.machine.log_every == 0 or step == last
-        stop = aligned and distributed.any_process(bool(caught), device)
-        due = start - saved_at > 60 * config.machine.save_minutes and aligned
-        if step in look_steps:
-            recorder.flush()
-            if main:
-                look(step)
-            distributed.wait()
-        if stop or step == last or (every and step % every == 0) or distributed.any_process(due, device):
+        due = step == last or (config.machine.save_every and step % config.machine.save_every == 0)
+        late = False
+        if world == 1 or step % config.machine.log_every == 0:  # asking all processes at each step costs
+            stopped_by = distributed.largest(caught[0] if caught else 0, device)
+            late = distributed.largest(int(start - saved_at > 60 * config.machine.save_minutes), device) > 0
+        if stopped_by or due or late:
             save(step)
             saved_at = time.perf_counter()
         recorder.skip_time(time.perf_counter() - start)
-        return stop
+        return stopped_by > 0
 
-    handlers = {s: signal.signal(s, lambda number, frame: caught.append(number)) for s in (signal.SIGTERM, signal.SIGINT)}
+    if main and first == total:  # killed between the last checkpoint and its export
+        with disk_errors(run.folder):
+            export(total)
+    handlers = {
+        s: signal.signal(s, lambda number, frame: caught.append(number))
+        for s in (signal.SIGTERM, signal.SIGINT)
+    }
     try:
         done = fit(
             wrapped,
@@ -230,7 +257,8 @@ def _train(
         for number, handler in handlers.items():
             signal.signal(number, handler)
         if board is not None:
-            board.close()
+            with suppress(OSError):  # a full disk was reported already
+                board.close()
     result = {
         "run": str(run.folder),
         "recipe": recipe,
@@ -238,7 +266,7 @@ def _train(
         "steps": done,
         "of": total,
         "seconds": round(time.perf_counter() - began, 1),
-        "signal": caught[0] if caught else None,
+        "signal": stopped_by if done < last else None,
         "skipped": len(skipped.seen),
         **measured,
     }
@@ -248,28 +276,10 @@ def _train(
     return result
 
 
-class SkippedPictures:
-    """Bad pictures of a run: listed once each in skipped.jsonl, and too many of them stop the run."""
-
-    def __init__(self, run: RunFolder, pictures: Any, share: float) -> None:
-        self.run, self.pictures, self.share = run, pictures, share
-        self.path = run.folder / "skipped.json"
-        self.seen: dict[str, str] = read_json(self.path) if self.path.exists() else {}
-
-    def note(self, new: tuple[tuple[int, str], ...]) -> None:
-        """Add pictures and their reasons."""
-        found = {self.pictures.where(number): reason for number, reason in new}
-        if not found.keys() - self.seen.keys():
-            return
-        self.seen |= found
-        with disk_errors(self.run.folder):
-            write_json(self.path, self.seen)
-        if len(self.seen) > self.share * len(self.pictures):
-            some = "; ".join(f"{name}: {reason}" for name, reason in list(self.seen.items())[:3])
-            raise UserError(
-                f"{len(self.seen)} of {len(self.pictures)} pictures cannot be read ({some}; all in {self.path}): mend or "
-                f"remove them, or allow more with --images.bad-share {2 * len(self.seen) / len(self.pictures):.2g}"
-            )
+def _moments(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [
+        value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)
+    ]
 
 
 def _announce(
@@ -286,12 +296,18 @@ def _announce(
 ) -> None:
     """What will happen, before it happens."""
     config, pictures, (mean, std) = ready.config, ready.pictures, ready.statistics
-    labels = f"labels of {len(pictures.classes)} classes, used to measure only" if pictures.classes else "no labels"
+    labels = (
+        f"labels of {len(pictures.classes)} classes, used to measure only"
+        if pictures.classes
+        else "no labels"
+    )
     millions = [sum(p.numel() for p in part.parameters()) / 1e6 for part in (ready.encoder, ready.task)]
     rate, optimizer = config.optimizer.rate(config.batch_size), config.optimizer
     parts = f"{loader.accumulate} x {micro}" + (f" x {world} processes" if world > 1 else "")
     say(f"{recipe}: {type(config.method).__name__.removesuffix('Config')} with {config.encoder.name}")
-    say(f"  pictures   {len(pictures):,} from {pictures.name}, {'in memory' if loader.resident else 'streamed'}; {labels}")
+    say(
+        f"  pictures   {len(pictures):,} from {pictures.name}, {'in memory' if loader.resident else 'streamed'}; {labels}"
+    )
     say(
         f"  images     {ready.size[0]}x{ready.size[1]}, {pictures.channels} channels; mean {_short(mean)}, std {_short(std)}"
     )
@@ -303,7 +319,9 @@ def _announce(
         for line in ready.weights_report.splitlines():
             say(f"  weights    {line}")
     say(f"  schedule   {config.epochs} epochs = {total:,} steps of {config.batch_size} pictures ({parts})")
-    say(f"  rate       {rate:.3g} = {optimizer.base_rate:.3g} x {config.batch_size} / 256, warm-up {config.schedule.warmup:.0%}")
+    say(
+        f"  rate       {rate:.3g} = {optimizer.base_rate:.3g} x {config.batch_size} / 256, warm-up {config.schedule.warmup:.0%}"
+    )
     say(
         f"  machine    {engine.device}, {engine.precision}, {engine.attention} attention, "
         f"{engine.threads} threads{', compiled' if engine.compile else ''}"
@@ -326,7 +344,7 @@ def _tensorboard(folder: Path, first: int) -> Any:
     except ImportError:
         return None
     with disk_errors(folder):
-        return SummaryWriter(str(folder / "tensorboard"), purge_step=first)
+        return SummaryWriter(str(folder / "tensorboard"), purge_step=first + 1)
 
 
 __all__ = ["Pretrain", "duration", "pretrain"]

@@ -3,10 +3,11 @@
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from mimkit import distributed
@@ -15,7 +16,16 @@ from mimkit.task import Batch, Step
 
 
 class Recorder:
-    """Collects on the device, reads it every `every` steps."""
+    """Collects on the device, reads it every `every` steps and at the steps of a look.
+
+    Args:
+        total, batch_size: of the run, to say how long it will take.
+        looks: numbers of done steps after which `look` measures; what it returns joins that step's line.
+        write: takes a line of metrics, in the main process.
+        skip: takes the bad pictures that all processes met.
+        name_pictures: numbers of pictures to where they lie.
+        last_checkpoint: says which checkpoint a stopped run can go on from.
+    """
 
     def __init__(
         self,
@@ -23,6 +33,8 @@ class Recorder:
         total: int,
         batch_size: int,
         every: int,
+        looks: Container[int],
+        look: Callable[[int], dict[str, float]],
         write: Callable[[dict[str, Any]], None],
         skip: Callable[[tuple[tuple[int, str], ...]], None],
         name_pictures: Callable[[list[int]], str],
@@ -30,78 +42,92 @@ class Recorder:
         precision: str,
     ) -> None:
         self.total, self.batch_size, self.every = total, batch_size, every
-        self.write, self.skip = write, skip
+        self.looks, self.look, self.write, self.skip = looks, look, write, skip
         self.name_pictures, self.last_checkpoint, self.precision = name_pictures, last_checkpoint, precision
         self.waited = 0.0
         self.line = Line(total)
-        self._steps: list[int] = []
-        self._losses: list[Tensor] = []
+        self._taken: list[
+            tuple[int, Tensor, Tensor]
+        ] = []  # step, share of its loss, pictures; of micro batches
         self._logs: dict[str, Tensor] = {}
-        self._index: list[Tensor] = []
+        self._skipped: list[tuple[int, str]] = []
         self._norm: Tensor | None = None
         self._rate = 0.0
         self._clock = time.perf_counter()
 
     def due(self, step: int) -> bool:
         """Whether this step ends a window."""
-        return (step + 1) % self.every == 0
+        return (step + 1) % self.every == 0 or step + 1 in self.looks
 
     def take(self, step: int, batch: Batch, result: Step, share: float) -> None:
         """One micro batch of a step."""
-        loss = result.loss.detach() * share
-        if self._steps and self._steps[-1] == step:
-            self._losses[-1] = self._losses[-1] + loss
-        else:
-            self._steps.append(step)
-            self._losses.append(loss)
-            self._index.append(batch.index)
-            self._logs = {k: v.detach() for k, v in result.logs.items()}
-        if batch.skipped:
-            self.skip(batch.skipped)
+        self._taken.append((step, result.loss.detach() * share, batch.index))
+        self._logs = {k: v.detach() for k, v in result.logs.items()}
+        self._skipped += batch.skipped
 
     def end(self, step: int, norm: Tensor | None, rate: float) -> None:
         """The step is over; reads the device when a window ends."""
-        self._norm, self._rate = norm if norm is not None else self._norm, rate
+        self._norm, self._rate = norm, rate
         if self.due(step):
             self.flush()
 
     def flush(self) -> None:
-        """Read the window, stop at a loss that is not finite, write one line of metrics. Collective."""
-        if not self._steps:
+        """Read the window, stop at numbers that are not finite, look if due, write one line. Collective."""
+        if not self._taken:
             return
-        losses = distributed.mean(torch.stack(self._losses)).tolist()
-        for step, loss, index in zip(self._steps, losses, self._index, strict=True):
-            if not math.isfinite(loss):
-                raise UserError(self._bad_loss(step, loss, index))
+        losses = distributed.gather(torch.stack([loss for _, loss, _ in self._taken])).double().cpu()
+        self._stop_at_bad_loss(losses)
+        for part in distributed.gather_objects(tuple(self._skipped)):
+            self.skip(part)
         seconds = time.perf_counter() - self._clock
-        step, count = self._steps[-1], len(self._steps)
-        speed = count * self.batch_size / seconds
+        step, count = self._taken[-1][0], len({step for step, _, _ in self._taken})
         record = {
             "step": step + 1,
-            "loss": sum(losses) / count,
+            "loss": losses.mean(0).sum().item() / count,
             "learning_rate": self._rate,
-            "images_per_second": round(speed, 2),
+            "images_per_second": round(count * self.batch_size / seconds, 2),
             "data_wait": round(self.waited / seconds, 4),
         }
         if self._norm is not None:
             record["gradient_norm"] = self._norm.item()
+            if not math.isfinite(record["gradient_norm"]):
+                raise UserError(f"the gradient is not finite at step {step + 1}; {self._advice()}")
         record |= {k: v.item() for k, v in self._logs.items()}
+        if step + 1 in self.looks:
+            record |= self.look(step + 1)
         if distributed.is_main():
             self.write(record)
             self.line.show(record, (self.total - step - 1) * seconds / count)
-        self._steps, self._losses, self._index, self._norm = [], [], [], None
+        self._taken, self._skipped, self._norm = [], [], None
         self.waited, self._clock = 0.0, time.perf_counter()
 
     def skip_time(self, seconds: float) -> None:
-        """Leave time spent on something else (saving, looking) out of the speed."""
+        """Leave time spent on something else (saving) out of the speed."""
         self._clock += seconds
 
-    def _bad_loss(self, step: int, loss: float, index: Tensor) -> str:
-        advice = "a lower --optimizer.base-rate" if self.precision == "float32" else "--machine.precision float32"
+    def refuse_bad_weights(self, step: int, tensors: list[Tensor]) -> None:
+        """A loss can be finite when the step after it was not: what is saved must be good."""
+        if not torch.nn.utils.get_total_norm(tensors).isfinite():
+            raise UserError(f"the weights are no longer finite after step {step}; {self._advice()}")
+
+    def _stop_at_bad_loss(self, losses: Float[Tensor, "world micro"]) -> None:
+        if losses.isfinite().all():
+            return
+        place = int((~losses.isfinite()).any(0).nonzero()[0])  # the first in time
+        rank = int((~losses[:, place].isfinite()).nonzero()[0])
+        step, _, index = self._taken[place]
+        pictures = distributed.gather_objects(index[:3].tolist())[rank]
+        raise UserError(
+            f"the loss is {losses[rank, place].item()} at step {step + 1} (rank {rank}, pictures "
+            f"{self.name_pictures(pictures)}, ...); {self._advice()}"
+        )
+
+    def _advice(self) -> str:
+        first = (
+            "a lower --optimizer.base-rate" if self.precision == "float32" else "--machine.precision float32"
+        )
         return (
-            f"the loss is {loss} at step {step + 1} (rank {distributed.rank()}, pictures "
-            f"{self.name_pictures(index[:3].tolist())}, ...); {self.last_checkpoint()}; try {advice}, "
-            "--optimizer.clip 1.0 or a longer warm-up"
+            f"{self.last_checkpoint()}; try {first}, --optimizer.clip 1.0 or a longer warm-up in a new --run"
         )
 
 

@@ -5,7 +5,7 @@ import json
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,26 @@ import torch
 import mimkit
 from mimkit.config import differences, from_dict, to_dict
 from mimkit.errors import UserError
-from mimkit.train.checkpoint import checkpoints
+from mimkit.train.checkpoint import checkpoints, remove_unfinished
 
 
 def write_json(path: Path, data: Any) -> None:
     """Write beside and rename, so that a reader never meets half a file."""
+    write_text(path, json.dumps(data, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write beside, flush to disk and rename; nothing is left beside when that fails."""
     beside = path.with_name(path.name + ".tmp")
-    beside.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-    os.replace(beside, path)
+    try:
+        with open(beside, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 def read_json(path: Path) -> Any:
@@ -30,7 +42,9 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({error}): restore it, or use another run folder") from error
+        raise UserError(
+            f"{path} cannot be read as JSON ({error}): restore it, or use another run folder"
+        ) from error
 
 
 @contextmanager
@@ -38,13 +52,19 @@ def disk_errors(folder: Path) -> Iterator[None]:
     """A full or unwritable disk stops the run with one clear line; what was saved before stays."""
     try:
         yield
-    except OSError as error:
-        saved = checkpoints(folder)
-        left = f"the last good checkpoint is {saved[-1]}" if saved else "no checkpoint was saved yet"
+    except (OSError, UserError) as error:  # a UserError: what the export could not write
+        what = (
+            f"cannot write to {folder} ({error.strerror or error})" if isinstance(error, OSError) else error
+        )
         raise UserError(
-            f"cannot write to {folder} ({error.strerror or error}): free some space or mend its permissions, then run "
-            f"the same command again; {left}"
+            f"{what}: free some space or mend its permissions, then run the same command again; {last_good(folder)}"
         ) from error
+
+
+def last_good(folder: Path) -> str:
+    """The word on what a stopped run can go on from."""
+    saved = checkpoints(folder)
+    return f"the last good checkpoint is {saved[-1]}" if saved else "no checkpoint was saved yet"
 
 
 class RunFolder:
@@ -59,12 +79,22 @@ class RunFolder:
     @property
     def exists(self) -> bool:
         """Whether a run lives here."""
-        return self.config_path.exists()
+        return os.path.exists(self.config_path)
 
     @property
     def finished(self) -> bool:
         """Whether that run came to its end."""
-        return self.result_path.exists()
+        return os.path.exists(self.result_path)
+
+    @property
+    def vacant(self) -> bool:
+        """Whether a new run may start here: no folder yet, or nothing in it but what a start killed early left."""
+        if not os.path.lexists(self.folder):
+            return True
+        with disk_errors(self.folder):
+            return os.path.isdir(self.folder) and {".lock", "config.json.tmp"}.issuperset(
+                os.listdir(self.folder)
+            )
 
     def start(self) -> None:
         """Take the folder for this process, or say why not."""
@@ -74,17 +104,34 @@ class RunFolder:
                 f"{self.folder} holds a finished run ({steps} steps): name another --run, or measure this one with "
                 f"'mimkit evaluate knn {self.folder} --data DATA'"
             )
-        if self.folder.exists() and not self.folder.is_dir():
+        if os.path.isfile(self.folder):
             raise UserError(f"{self.folder} is a file: name a folder with --run")
-        if not self.exists and self.folder.is_dir() and any(self.folder.iterdir()):
-            raise UserError(f"{self.folder} is not empty and holds no run of mimkit: name another folder with --run")
+        if not self.exists and not self.vacant:
+            raise UserError(
+                f"{self.folder} is not empty and holds no run of mimkit: name another folder with --run"
+            )
+        self._made = [place for place in (self.folder, *self.folder.parents) if not os.path.exists(place)]
         with disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.folder / ".lock", "w")  # noqa: SIM115  held until the process ends
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Not flock: workers would inherit it and outlive a killed run by seconds.
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise UserError(f"another process is training in {self.folder}: wait for it, or name another --run") from error
+            raise UserError(
+                f"another process is training in {self.folder}: wait for it, or name another --run"
+            ) from error
+        with disk_errors(self.folder):
+            remove_unfinished(self.folder)
+
+    def abandon(self) -> None:
+        """Leave nothing behind of a run that failed before it began."""
+        if self.exists:
+            return
+        (self.folder / ".lock").unlink(missing_ok=True)
+        with suppress(OSError):  # what holds something else stays
+            for place in self._made:
+                place.rmdir()
 
     def write_config(self, config: Any, recipe: str, resolved: dict[str, Any]) -> None:
         """Write config.json: what was asked for, what follows from the data, and the environment."""
@@ -94,7 +141,11 @@ class RunFolder:
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "config": to_dict(config),
             "resolved": resolved,
-            "environment": {"python": platform.python_version(), "torch": torch.__version__, "system": platform.system()},
+            "environment": {
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "system": platform.system(),
+            },
         }
         with disk_errors(self.folder):
             write_json(self.config_path, data)
@@ -102,7 +153,7 @@ class RunFolder:
     def read_config(self) -> dict[str, Any]:
         """config.json with `config` as the dataclass again."""
         data = read_json(self.config_path)
-        if not isinstance(data, dict) or "config" not in data:
+        if not isinstance(data, dict) or not {"config", "recipe", "resolved"} <= data.keys():
             raise UserError(f"{self.config_path} is no config of a run: name the folder of a run")
         return data | {"config": from_dict(data["config"])}
 
@@ -125,14 +176,9 @@ class RunFolder:
         """Drop metrics after `step`: the steps behind it will be done again."""
         if not self.metrics_path.exists():
             return
-        kept = []
-        for line in self.metrics_path.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-            except (ValueError, KeyError):
-                break  # a kill can leave half a line at the end
-        self.metrics_path.write_text("".join(kept), encoding="utf-8")
+        kept = [json.dumps(record) + "\n" for record in self.metrics() if record["step"] <= step]
+        with disk_errors(self.folder):
+            write_text(self.metrics_path, "".join(kept))
 
     def append(self, record: dict[str, Any]) -> None:
         """One more line of metrics.jsonl."""
@@ -140,7 +186,13 @@ class RunFolder:
             file.write(json.dumps(record) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All lines of metrics.jsonl."""
+        """All whole lines of metrics.jsonl: a kill can leave half a line at the end."""
         if not self.metrics_path.exists():
             return []
-        return [json.loads(line) for line in self.metrics_path.read_text(encoding="utf-8").splitlines()]
+        records = []
+        for line in self.metrics_path.read_bytes().splitlines():
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                break
+        return records

@@ -1,0 +1,106 @@
+"""Launch a run: the words after `mimkit pretrain` enter; a trained run, and what to do next, leave."""
+
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from mimkit import distributed
+from mimkit.console import Arguments, parse
+from mimkit.errors import UserError
+from mimkit.recipes import find_recipe, recipes
+from mimkit.recipes.choose import choose_recipe
+from mimkit.train.prepare import Prepared, Pretrain
+from mimkit.train.pretrain import pretrain
+from mimkit.train.run import RunFolder
+
+
+@dataclass(kw_only=True)
+class PretrainArguments(Arguments):
+    """Train on pictures without labels; on the folder of an unfinished run, go on with it."""
+
+    run: Path | None = None
+    """Folder of the run; by default runs/RECIPE-DATA."""
+    max_steps: int | None = None
+    """Stop after so many steps of the planned schedule; the same command goes on."""
+    config: Annotated[Pretrain, tyro.conf.arg(name="")]
+
+
+def launch(args: list[str]) -> tuple[dict[str, Any], str, str | None]:
+    """Train, go on, or say why not; returns the result, the words about it, and where its JSON goes.
+
+    Without a recipe an unfinished run goes on as it was, else one is chosen that fits data and machine.
+    """
+    recipe = args.pop(0) if args and not args[0].startswith("-") else None
+    late = [word for word in args if recipe is None and word in recipes() and not Path(word).exists()]
+    if late:
+        raise UserError(f"the recipe comes first: mimkit pretrain {late[0]} --data DATA ...")
+    prog = f"mimkit pretrain {recipe or '[RECIPE]'}"
+
+    def read(default: Pretrain) -> PretrainArguments:
+        return parse(PretrainArguments, args, prog, PretrainArguments(config=default))
+
+    chosen = read(find_recipe(recipe) if recipe else Pretrain())
+    if chosen.max_steps is not None and chosen.max_steps < 1:
+        raise UserError(f"--max-steps must be at least 1, got {chosen.max_steps}")
+    device = chosen.config.machine.find_device()
+    with distributed.processes(device):
+        if recipe is None and chosen.run is not None and RunFolder(chosen.run).exists:
+            saved = RunFolder(chosen.run).read_config()
+            recipe, chosen = saved["recipe"], read(saved["config"])
+        elif recipe is None:
+            recipe, epochs, why = distributed.on_main(
+                lambda: choose_recipe(Prepared(chosen.config).pictures, device), device
+            )
+            default = find_recipe(recipe)
+            default.epochs = epochs
+            chosen = read(default)
+            _say(f"chose the recipe {recipe} since {why}; 'mimkit recipes' lists others")
+        name = recipe
+        folder = chosen.run or distributed.on_main(lambda: free_folder(name, chosen.config), device)
+        result = pretrain(chosen.config, folder, recipe=name, max_steps=chosen.max_steps, say=_say)
+    return result, _words(result, folder, chosen.config), chosen.json
+
+
+def _say(line: str) -> None:
+    if distributed.is_main():
+        print(line, file=sys.stderr, flush=True)
+
+
+def _words(result: dict[str, Any], folder: Path, config: Pretrain) -> str:
+    place = shlex.quote(str(folder))
+    if result["signal"]:
+        text = f"stopped and saved at step {result['steps']:,} of {result['of']:,}; go on with\n"
+        return text + f"  mimkit pretrain --run {place}"
+    if not result["finished"]:
+        text = f"{result['steps']:,} of {result['of']:,} steps done and saved; go on with\n"
+        return text + f"  mimkit pretrain --run {place}"
+    picture = folder / "pictures" / "reconstruction.png"
+    lines = [f"done: {result['steps']:,} steps in {result['seconds']:.0f} s"]
+    if picture.exists():
+        lines.append(f"  what it sees   {picture}")
+    load = f"timm.create_model('local-dir:{(folder / 'export').absolute()}', pretrained=True)"
+    lines.append(f"  the model      {load}")
+    lines.append(f"  measure it     mimkit evaluate knn {place} --data {shlex.join(config.data)}")
+    return "\n".join(lines)
+
+
+def free_folder(recipe: str, config: Pretrain) -> Path:
+    """runs/RECIPE-DATA, with a number when a finished run, or one with other settings, lives there."""
+    data = "-".join(Path(place).resolve().stem for place in config.data)[:40]
+    base = Path("runs") / f"{recipe.replace(':', '.')}-{data}"
+    for number in range(1, 10_000):
+        folder = base if number == 1 else base.with_name(f"{base.name}-{number}")
+        run = RunFolder(folder)
+        if run.vacant:
+            return folder
+        if run.exists and not run.finished:
+            try:
+                run.refuse_other(config)
+                return folder
+            except UserError:
+                continue
+    raise UserError(f"too many runs under {base}: name a folder with --run")
