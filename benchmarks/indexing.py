@@ -37,9 +37,7 @@ def timed(name: str, do: Callable[[], object], files: int) -> dict[str, object]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", type=int, default=200_000)
     parser.add_argument("--per-folder", type=int, default=1000)
     parser.add_argument("--json", help="a file, or - for standard output")

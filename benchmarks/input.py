@@ -63,9 +63,7 @@ def loader(pictures: Pictures, view: View, side: int, batch: int, **how) -> Load
     )
 
 
-def per_picture(
-    read: Callable[[int], object], count: int, transform: Callable, batch: int
-) -> Callable[[], int]:
+def per_picture(read: Callable[[int], object], count: int, transform: Callable, batch: int) -> Callable[[], int]:
     batches = DataLoader(OneByOne(read, count, transform), batch_size=batch, shuffle=True)
     return lambda: sum(len(images) for images in batches)
 
@@ -125,9 +123,7 @@ def photos(folder: str) -> dict[str, Callable[[], int]]:
 
     return {
         "DataLoader, MAE's recipe (Pillow, v1), JPEG": per_picture(read, len(paths), recipe, batch),
-        "mimkit, streaming, JPEG": lambda: sum(
-            len(made.images) for made in ours.micro_batches(0, count // batch)
-        ),
+        "mimkit, streaming, JPEG": lambda: sum(len(made.images) for made in ours.micro_batches(0, count // batch)),
     }
 
 
@@ -148,9 +144,7 @@ def ratio(times: dict[str, list[float]], one: str, other: str) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     shared = os.environ.get("MIMKIT_SHARED_DATA", "../shared/data")
     parser.add_argument("--small", default=f"{shared}/cifar10", help="pictures of 32x32")
     parser.add_argument("--photos", default=f"{shared}/in1k_sample", help="a folder of JPEG files")

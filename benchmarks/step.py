@@ -251,13 +251,15 @@ def main() -> None:
         if arguments.device in PEAK:
             row["share_of_peak"] = round(speed * work / PEAK[arguments.device], 3)
         table.append(row)
-    print(f"{arguments.config}, batch {batch}, {arguments.device}, {arguments.threads} threads, {work / 1e9:.1f} GFLOP a picture")
+    work_each = f"{work / 1e9:.1f} GFLOP a picture"
+    print(f"{arguments.config}, batch {batch}, {arguments.device}, {arguments.threads} threads, {work_each}")
     print("| " + " | ".join(table[0]) + " |\n|" + "-|" * len(table[0]))
     for row in table:
         print("| " + " | ".join(map(str, row.values())) + " |")
     if arguments.json:
         with open(arguments.json, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"config": arguments.config, "batch": batch, "device": arguments.device, "rows": table}) + "\n")
+            shown = {"config": arguments.config, "batch": batch, "device": arguments.device, "rows": table}
+            file.write(json.dumps(shown) + "\n")
 
 
 if __name__ == "__main__":

@@ -11,9 +11,7 @@ FAST = (
     "--machine.device cpu --machine.precision float32 --machine.attention fused --machine.threads 1 "
     "--machine.workers 0 --machine.looks 0 --machine.tensorboard False"
 )
-SMALL = (
-    "--encoder.width 16 --encoder.depth 1 --encoder.heads 2 --method.decoder.width 8 --method.decoder.heads 2"
-)
+SMALL = "--encoder.width 16 --encoder.depth 1 --encoder.heads 2 --method.decoder.width 8 --method.decoder.heads 2"
 TINY = f"--batch-size 8 --epochs 1 {SMALL} {FAST}"  # flags that make mae_mini_28 train in no time
 
 

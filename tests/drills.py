@@ -82,9 +82,8 @@ def _child(log: str, words: tuple, faults: tuple[tuple, ...], env: dict[str, Any
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     sys.stdout.reconfigure(line_buffering=True)
-    multiprocessing.set_start_method(
-        "fork", force=True
-    )  # a forkserver's children would start workers from another
+    # A child of a forkserver would start its workers from a second one.
+    multiprocessing.set_start_method("fork", force=True)
     torch.set_num_threads(1)
     for name, *arguments in faults:
         globals()[name](*arguments)
@@ -106,8 +105,7 @@ def ranks(log: Path, config: Pretrain, folder: Path, *faults: tuple, world: int 
         port = free.getsockname()[1]
     meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
     children = [
-        Child(log.with_suffix(f".{n}"), config, folder, *faults, RANK=n, LOCAL_RANK=n, **meet)
-        for n in range(world)
+        Child(log.with_suffix(f".{n}"), config, folder, *faults, RANK=n, LOCAL_RANK=n, **meet) for n in range(world)
     ]
     return [child.wait() for child in children]
 
@@ -252,14 +250,8 @@ def write_nothing(folder: str) -> None:
         return
 
     def watch(event: str, arguments: tuple) -> None:
-        writes = (
-            event == "open"
-            and arguments[2] is not None
-            and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-        )
-        if (writes or event in ("os.mkdir", "os.rename", "os.remove")) and str(arguments[0]).startswith(
-            folder
-        ):
+        writes = event == "open" and arguments[2] is not None and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        if (writes or event in ("os.mkdir", "os.rename", "os.remove")) and str(arguments[0]).startswith(folder):
             print("WROTE", event, arguments, flush=True)
             die()
 

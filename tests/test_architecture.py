@@ -57,9 +57,7 @@ def imported(path: Path) -> set[str]:
 
 def wrong_imports(path: Path, names: set[str]) -> list[str]:
     """Those that the order forbids."""
-    ours = [
-        name.split(".")[1] for name in names if name.startswith("mimkit.") and name != "mimkit.__version__"
-    ]
+    ours = [name.split(".")[1] for name in names if name.startswith("mimkit.") and name != "mimkit.__version__"]
     place = ORDER.index(part(path))
     return [name for name in ours if name != part(path) and ORDER.index(name) >= place]
 

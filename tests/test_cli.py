@@ -367,6 +367,8 @@ def test_max_steps_then_the_same_command_goes_on(forty, tmp_path, monkeypatch):
     assert [record["loss"] for record in one.metrics()] == [record["loss"] for record in two.metrics()]
     weights = [(run.folder / "export" / "model.safetensors").read_bytes() for run in (one, two)]
     assert weights[0] == weights[1]
+    assert "1 of 5 steps done" in mimkit(f"{command} --max-steps 1").out  # a finished run stays as it is
+    assert Path("runs/mae_mini_28-forty-2/config.json").exists() and one.finished
 
 
 def test_the_printed_command_goes_on(forty, tmp_path, monkeypatch):

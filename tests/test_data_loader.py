@@ -34,9 +34,7 @@ class Made(Pictures):
     channels = 3
     fingerprint = "made"
 
-    def __init__(
-        self, n: int = 40, bad: tuple[int, ...] = (), odd: int | None = None, side: int = 24
-    ) -> None:
+    def __init__(self, n: int = 40, bad: tuple[int, ...] = (), odd: int | None = None, side: int = 24) -> None:
         self.n, self.bad, self.odd, self.side = n, bad, odd, side
         self.labels = torch.arange(n) % 3
 
@@ -102,9 +100,7 @@ def test_ranks_and_micro_batches_share_out_the_same_global_batch(resident):
     def rows(parts):
         found = {}
         for batch in itertools.chain(*parts):
-            for image, key, index in zip(
-                batch.images, batch.keys.tolist(), batch.index.tolist(), strict=True
-            ):
+            for image, key, index in zip(batch.images, batch.keys.tolist(), batch.index.tolist(), strict=True):
                 assert key not in found
                 found[key] = (index, image)
         return found

@@ -63,9 +63,7 @@ def test_class_folders_nested_and_channels(tmp_path):
     assert open_pictures([str(tmp_path)], "all").labels is None
 
 
-@pytest.mark.parametrize(
-    "train, test", [("train", "val"), ("training", "validation"), ("train2017", "val2017")]
-)
+@pytest.mark.parametrize("train, test", [("train", "val"), ("training", "validation"), ("train2017", "val2017")])
 def test_split_folders(tmp_path, train, test):
     for shade, name in enumerate([f"{train}/a/1.png", f"{train}/b/2.png", f"{test}/b/3.png", "other/4.png"]):
         draw(tmp_path / name, shade)
@@ -259,8 +257,7 @@ def test_photos_splits_share_no_pixel():
             for crop in pictures.tensor()[number * count : number * count + 3]:
                 rows, columns = find(picture, crop)
                 assert len(rows) and all(
-                    (region[r : r + 48, c : c + 48] == inside).all()
-                    for r, c in zip(rows, columns, strict=True)
+                    (region[r : r + 48, c : c + 48] == inside).all() for r, c in zip(rows, columns, strict=True)
                 )
 
 
@@ -270,9 +267,7 @@ def find(picture: torch.Tensor, crop: torch.Tensor) -> tuple[list[int], list[int
     fits = torch.ones(height, width, dtype=torch.bool)
     for y, x in ((0, 0), (0, 47), (47, 0), (47, 47), (20, 30), (30, 20)):
         fits &= (picture[:, y : y + height, x : x + width] == crop[:, y, x, None, None]).all(0)
-    places = [
-        (r, c) for r, c in fits.nonzero().tolist() if torch.equal(picture[:, r : r + 48, c : c + 48], crop)
-    ]
+    places = [(r, c) for r, c in fits.nonzero().tolist() if torch.equal(picture[:, r : r + 48, c : c + 48], crop)]
     return [r for r, _ in places], [c for _, c in places]
 
 

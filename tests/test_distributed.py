@@ -41,9 +41,7 @@ def alone(forty, tmp_path_factory) -> Path:
 
 def test_two_processes_equal_one_and_the_first_alone_writes(alone, forty, tmp_path):
     folder = tmp_path / "run"
-    (first, said), (second, quiet) = ranks(
-        tmp_path / "log", config(forty), folder, ("write_nothing", str(folder))
-    )
+    (first, said), (second, quiet) = ranks(tmp_path / "log", config(forty), folder, ("write_nothing", str(folder)))
     assert (first, second) == (0, 0), said + quiet
     assert "1 x 4 x 2 processes" in said
     assert "step" not in quiet and "WROTE" not in quiet
@@ -62,9 +60,7 @@ def test_accumulation_equals_the_whole_batch(micro, alone, forty, tmp_path):
 
 def test_two_processes_that_accumulate_equal_one(alone, forty, tmp_path):
     folder = tmp_path / "run"
-    for status, said in ranks(
-        tmp_path / "log", config(forty, micro_batch=2, resident=False, workers=1), folder
-    ):
+    for status, said in ranks(tmp_path / "log", config(forty, micro_batch=2, resident=False, workers=1), folder):
         assert status == 0, said
     pretrain(config(forty, resident=False), tmp_path / "alone", say=lambda line: None)
     close(tmp_path / "alone", folder)
@@ -72,9 +68,7 @@ def test_two_processes_that_accumulate_equal_one(alone, forty, tmp_path):
 
 def test_a_run_goes_on_with_another_number_of_processes(alone, forty, tmp_path):
     folder = tmp_path / "run"
-    pretrain(
-        config(forty), folder, max_steps=4, say=lambda line: None
-    )  # one process chose micro batches of 8
+    pretrain(config(forty), folder, max_steps=4, say=lambda line: None)  # one process chose micro batches of 8
     for status, said in ranks(tmp_path / "log", config(forty), folder):
         assert status == 0, said
     close(alone, folder)

@@ -104,8 +104,6 @@ def test_positions_against_a_loop(grid):
 
 
 def test_the_frozen_table_of_the_encoder_is_sine_cosine_with_zero_class_row():
-    encoder = EncoderConfig(name="vit_small_patch16_224", patch=8, width=48, depth=1, heads=3).build(
-        (16, 32), 3
-    )
+    encoder = EncoderConfig(name="vit_small_patch16_224", patch=8, width=48, depth=1, heads=3).build((16, 32), 3)
     assert torch.equal(encoder.vit.pos_embed[0, 1:], sincos_positions((2, 4), 48))
     assert not encoder.vit.pos_embed[0, 0].any() and not encoder.vit.pos_embed.requires_grad

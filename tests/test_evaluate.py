@@ -369,14 +369,12 @@ def test_batches_shrink_with_the_set(pictures, size):
 
 
 @pytest.mark.parametrize("method", ["lars", "logistic"])
-def test_probe_learns_what_can_be_learned_and_nothing_else(method, monkeypatch):
-    monkeypatch.setattr(probe, "EPOCHS", 30)
-    train, test = toy(600), toy(400, seed=1)
+def test_probe_learns_what_can_be_learned_and_nothing_else(method):
+    train, test = toy(320), toy(400, seed=1)
     found = evaluate_probe(train, test, method=method)["mean"]
     assert found["low"] <= found["accuracy"] <= found["high"] and found["method"] == method
     assert found["accuracy"] > 0.93
-    assert evaluate_probe(train, test, method=method)["mean"] == found
-    shuffled = Features(train.values, train.labels[keys("shuffle", torch.arange(600)).argsort()], 0)
+    shuffled = Features(train.values, train.labels[keys("shuffle", torch.arange(320)).argsort()], 0)
     assert abs(evaluate_probe(shuffled, test, method=method)["mean"]["accuracy"] - 0.25) < 0.09
 
 
@@ -392,13 +390,13 @@ def test_wide_features_are_reduced_and_still_tell_the_classes(monkeypatch):
 
 def test_probe_chooses_without_the_test_set(monkeypatch):
     """The same choice whatever the test labels are, and by size of the set between the two methods."""
-    monkeypatch.setattr(probe, "FEW", 200)
-    monkeypatch.setattr(probe, "EPOCHS", 5)
-    for rows, setting in ((200, "penalty"), (201, "rate")):
+    monkeypatch.setattr(probe, "FEW", 100)
+    for rows, setting in ((100, "penalty"), (101, "rate")):
         train, test = toy(rows), toy(100, seed=1)
         wrong = Features(test.values, (test.labels + 1) % 4, 0)
         right, other = (evaluate_probe(train, part)["mean"] for part in (test, wrong))
         assert right[setting] == other[setting] and right["held_out"] == other["held_out"]
+        assert evaluate_probe(train, test)["mean"] == right  # no state, no luck
         assert right["accuracy"] > other["accuracy"]
 
 

@@ -53,9 +53,7 @@ SHAPES = {
         1,
     ),
     "learned": (
-        EncoderConfig(
-            name="deit3_small_patch16_224", patch=4, width=48, depth=2, heads=3, positions="learned"
-        ),
+        EncoderConfig(name="deit3_small_patch16_224", patch=4, width=48, depth=2, heads=3, positions="learned"),
         (16, 16),
         3,
     ),
@@ -78,9 +76,7 @@ def small_encoder(shape: str = "plain") -> tuple[Encoder, dict, str]:
 
 def small_mae(config: EncoderConfig | None = None, size: tuple[int, int] = (32, 32), **settings) -> MAE:
     config = config or SHAPES["plain"][0]
-    method = MAEConfig(decoder=DecoderConfig(width=32, depth=1, heads=2), **settings).build(
-        config.build(size, 3)
-    )
+    method = MAEConfig(decoder=DecoderConfig(width=32, depth=1, heads=2), **settings).build(config.build(size, 3))
     scrambled(method)
     return method.eval()
 
@@ -227,9 +223,7 @@ def test_everything_is_on_the_disk_before_it_is_swapped_in(tmp_path, monkeypatch
     folder = tmp_path / "export"
     write(encoder, folder, args, name, "first")
     flushed = []
-    monkeypatch.setattr(
-        export, "_flush", lambda path: flushed.append((path, (folder / "README.md").read_text()))
-    )
+    monkeypatch.setattr(export, "_flush", lambda path: flushed.append((path, (folder / "README.md").read_text())))
     write(encoder, folder, args, name, "second")
     before = {path.name for path, readme in flushed if readme == "first"}
     assert before == {"README.md", "config.json", "model.safetensors", ".export.partial"}

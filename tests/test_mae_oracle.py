@@ -95,9 +95,7 @@ def huggingface(method: MAE, folder) -> torch.nn.Module:
         export_huggingface(method, folder / "hf", mean=mean, std=mean, card="")
         return transformers.ViTMAEForPreTraining.from_pretrained(folder / "hf")
     config = transformers.ViTMAEConfig(**huggingface_config(method))
-    model = transformers.ViTMAEForPreTraining.from_pretrained(
-        None, config=config, state_dict=huggingface_state(method)
-    )
+    model = transformers.ViTMAEForPreTraining.from_pretrained(None, config=config, state_dict=huggingface_state(method))
     p = method.encoder.patch[0]
     model.patchify = lambda x, **_: rearrange(x, "b c (h p) (w q) -> b (h w) (p q c)", p=p, q=p)
     return model
@@ -248,9 +246,7 @@ def test_loss_is_local():
     other = torch.where(mask.hidden.unsqueeze(-1), target, torch.randn_like(target))
     assert torch.equal(loss, squared_error(prediction, other, mask.hidden))
     loss.backward()
-    assert (prediction.grad[~mask.hidden] == 0).all() and (prediction.grad[mask.hidden] != 0).any(
-        dim=-1
-    ).all()
+    assert (prediction.grad[~mask.hidden] == 0).all() and (prediction.grad[mask.hidden] != 0).any(dim=-1).all()
 
 
 @torch.no_grad()
@@ -259,10 +255,7 @@ def test_the_order_of_visible_tokens_does_not_matter():
     patches = patchify(pictures(3, (32, 32)), (8, 8))
     mask = Mask.from_scores(noise(3, 16), 8)
     shuffled = Mask(mask.hidden, mask.visible[:, torch.tensor([3, 1, 7, 0, 2, 6, 5, 4])])
-    one, two = (
-        method.decoder(method.encoder.encode(method.encoder.embed(patches, m), m), m)
-        for m in (mask, shuffled)
-    )
+    one, two = (method.decoder(method.encoder.encode(method.encoder.embed(patches, m), m), m) for m in (mask, shuffled))
     assert relative(one, two) < 1e-5
     assert relative(one, one.flip(1)) > 0.1  # the measure can tell
 
@@ -326,9 +319,7 @@ def test_reconstructions_are_pictures():
 
 
 def overfit(method: MAE, batch: Batch, steps: int) -> float:
-    optimizer = torch.optim.AdamW(
-        [p for p in method.parameters() if p.requires_grad], lr=3e-3, weight_decay=0
-    )
+    optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr=3e-3, weight_decay=0)
     for _ in range(steps):
         loss = method(batch, 0.0).loss
         optimizer.zero_grad()
@@ -350,10 +341,8 @@ def test_one_batch_is_learned_by_heart_and_only_with_positions():
     hidden = method.predict(patches, batch.keys, 0.0)[1].hidden
     target = method.target(patches)
     # The best prediction that is the same for all hidden patches of a picture.
-    mean = torch.stack(
-        [rows[where].mean(dim=0, keepdim=True) for rows, where in zip(target, hidden, strict=True)]
-    )
-    constant = float(squared_error(mean, target, hidden))
+    mean = torch.stack([rows[where].mean(dim=0, keepdim=True) for rows, where in zip(target, hidden, strict=True)])
+    constant = float(squared_error(mean.expand_as(target), target, hidden))
 
     assert overfit(method, batch, 150) < 0.1 * constant
     with torch.no_grad():
@@ -372,9 +361,7 @@ def test_gradients_reach_what_is_trained_and_nothing_else():
     tables = method.encoder.vit.pos_embed.clone(), method.decoder.positions.clone()
     batch = batch_of(pictures(3, (32, 32)))
     method(batch, 0.0).loss.backward()
-    silent = [
-        n for n, p in method.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())
-    ]
+    silent = [n for n, p in method.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
     assert not silent
     overfit(method, batch, 2)
     assert torch.equal(tables[0], method.encoder.vit.pos_embed)
@@ -382,9 +369,7 @@ def test_gradients_reach_what_is_trained_and_nothing_else():
 
 
 def test_learned_positions_are_trained():
-    config = EncoderConfig(
-        name="vit_small_patch16_224", patch=8, width=48, depth=1, heads=3, positions="learned"
-    )
+    config = EncoderConfig(name="vit_small_patch16_224", patch=8, width=48, depth=1, heads=3, positions="learned")
     method = MAEConfig(decoder=DecoderConfig(width=32, depth=1, heads=4)).build(config.build((32, 32), 3))
     method(batch_of(pictures(3, (32, 32))), 0.0).loss.backward()
     assert method.encoder.vit.pos_embed.grad.any()

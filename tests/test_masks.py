@@ -70,9 +70,7 @@ def test_ragged_masks_hide_as_many_as_each_row_wants(case):
     assert mask.ragged and mask.visible.shape[1] == n - least  # known without reading the device
     assert mask.hidden.sum(dim=1).tolist() == hide.tolist()
     assert mask.padding.sum(dim=1).tolist() == (hide - least).tolist()
-    for row, (hidden, visible, padding) in enumerate(
-        zip(mask.hidden, mask.visible, mask.padding, strict=True)
-    ):
+    for row, (hidden, visible, padding) in enumerate(zip(mask.hidden, mask.visible, mask.padding, strict=True)):
         assert len(set(visible.tolist())) == n - least  # duplicates would make `put` depend on chance
         assert set(visible[~padding].tolist()) == set((~hidden).nonzero()[:, 0].tolist())
         alone = Mask.from_scores(noise[row : row + 1], int(hide[row]))

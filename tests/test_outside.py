@@ -45,12 +45,8 @@ def test_an_outside_method_has_its_own_settings(forty):
         assert mimkit(f"{command} $TINY --max-steps 1").status == 0
         losses.append(RunFolder(Path(f"run{scale}")).metrics()[0]["loss"])
     assert losses[1] == pytest.approx(3 * losses[0])
-    assert "did you mean --method.scale?" in refused(
-        f"pretrain my_lab.stripes:absolute --method.scal 1 --data {forty}"
-    )
-    assert "--method.masker.ratio" in refused(
-        f"pretrain my_lab.stripes:stripes --method.masker.ratio 1 --data {forty}"
-    )
+    assert "did you mean --method.scale?" in refused(f"pretrain my_lab.stripes:absolute --method.scal 1 --data {forty}")
+    assert "--method.masker.ratio" in refused(f"pretrain my_lab.stripes:stripes --method.masker.ratio 1 --data {forty}")
 
 
 def test_the_default_run_folder_of_an_outside_recipe(forty):
@@ -59,9 +55,7 @@ def test_the_default_run_folder_of_an_outside_recipe(forty):
 
 
 def test_masks_of_an_outside_recipe(forty):
-    said = mimkit(
-        f"masks my_lab.stripes:stripes --width 1 --data {forty} --show 2 --seeds 3 --out m.png --json -"
-    )
+    said = mimkit(f"masks my_lab.stripes:stripes --width 1 --data {forty} --show 2 --seeds 3 --out m.png --json -")
     assert said.status == 0, said.err
     result = json.loads(said.out)
     assert result["masker"] == "StripeMasker(width=1)" and result["masks"] == 6 and result["patches"] == 16

@@ -70,9 +70,7 @@ def killed_and_resumed(config, folder: Path, log: Path) -> None:
 
 @pytest.mark.parametrize("how", ["streamed", "workers", "resident"])
 def test_killed_five_times_equals_straight(how, forty, tmp_path, straight):
-    machine = {"streamed": {"resident": False}, "workers": {"resident": False, "workers": 3}, "resident": {}}[
-        how
-    ]
+    machine = {"streamed": {"resident": False}, "workers": {"resident": False, "workers": 3}, "resident": {}}[how]
     killed_and_resumed(tiny(forty, **machine), tmp_path / "killed", tmp_path / "log")
     if how != "resident":
         straight = tmp_path / "straight"  # without workers: they must not matter
@@ -304,7 +302,5 @@ def test_the_command_line_survives_kills_at_random_moments(forty, tmp_path):
         if path.name != "config.json":
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     assert command("straight").wait() == 0
-    one, other = (
-        (tmp_path / name / "export" / "model.safetensors").read_bytes() for name in ("killed", "straight")
-    )
+    one, other = ((tmp_path / name / "export" / "model.safetensors").read_bytes() for name in ("killed", "straight"))
     assert one == other

@@ -73,9 +73,7 @@ def test_the_optimiser_is_mae_s():
     trained = {name for name, parameter in task.named_parameters() if parameter.requires_grad}
     assert groups[0.0] | groups[0.05] == trained and not groups[0.0] & groups[0.05]
     assert groups[0.0] == {n for n in trained if task.get_parameter(n).ndim == 1 or n.endswith(".bias")}
-    assert {"encoder.vit.cls_token", "decoder.mask_token", "encoder.vit.patch_embed.proj.weight"} <= groups[
-        0.05
-    ]
+    assert {"encoder.vit.cls_token", "decoder.mask_token", "encoder.vit.patch_embed.proj.weight"} <= groups[0.05]
     assert "encoder.vit.pos_embed" not in trained, "sine-cosine positions are not trained"
     assert "decoder.positions" not in names.values()
     for group in optimizer.param_groups:
@@ -118,9 +116,7 @@ VALUES = {
 def replaced(config: Any, path: str, value: Any) -> Any:
     """A copy of a tree of dataclasses with the value at a dotted path."""
     name, _, rest = path.partition(".")
-    return dataclasses.replace(
-        config, **{name: replaced(getattr(config, name), rest, value) if rest else value}
-    )
+    return dataclasses.replace(config, **{name: replaced(getattr(config, name), rest, value) if rest else value})
 
 
 @settings(max_examples=50, deadline=None)
@@ -188,9 +184,7 @@ def test_differences_name_both_values():
     assert differences(tiny(), other) == {"method.masker.ratio": (0.75, 0.5), "images.size": (12, [12, 24])}
     other.images.view = Whole()
     found = differences(tiny(), other)
-    assert found["images.view.scale"] == ([0.2, 1.0], None) and found["images.view.class"][1].endswith(
-        ":Whole"
-    )
+    assert found["images.view.scale"] == ([0.2, 1.0], None) and found["images.view.class"][1].endswith(":Whole")
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path):
@@ -213,9 +207,7 @@ def test_nothing_is_unpickled(tmp_path):
 
 def test_json_is_whole_or_absent(tmp_path, monkeypatch):
     write_json(tmp_path / "a.json", {"a": 1})
-    monkeypatch.setattr(
-        "os.fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device"))
-    )
+    monkeypatch.setattr("os.fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError, match="No space"):
         write_json(tmp_path / "a.json", {"a": 2})
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
@@ -235,9 +227,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(forty, tmp_path):
     status, said = Child(tmp_path / "log", config, folder, ("not_finite", 15)).wait()
     assert status == 2 and "Traceback" not in said, said
     (line,) = (line for line in said.splitlines() if line.startswith("mimkit: "))
-    assert re.search(
-        r"the loss is nan at step 8 \(rank 0, pictures \S+\.png, \S+\.png, \S+\.png, \.\.\.\)", line
-    )
+    assert re.search(r"the loss is nan at step 8 \(rank 0, pictures \S+\.png, \S+\.png, \S+\.png, \.\.\.\)", line)
     good = checkpoints(folder)[-1]
     assert f"the last good checkpoint is {good}" in line and good.name == "step-000000006.pt"
     assert "--optimizer.base-rate" in line and "--optimizer.clip" in line
@@ -250,9 +240,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(forty, tmp_path):
     assert [int(name) for name in named] == second, "the pictures of the micro batch that went wrong"
 
 
-@pytest.mark.parametrize(
-    ("log_every", "says"), [(50, "weights are no longer finite after step 9"), (1, "gradient")]
-)
+@pytest.mark.parametrize(("log_every", "says"), [(50, "weights are no longer finite after step 9"), (1, "gradient")])
 def test_a_gradient_that_overflows_is_not_saved(log_every, says, forty, tmp_path):
     """The loss of the step is finite; a checkpoint right behind it would hold no numbers."""
     folder = tmp_path / "run"
@@ -278,9 +266,7 @@ def spoilt(forty, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    "machine", [{"resident": True}, {"resident": False}, {"resident": False, "workers": 2}]
-)
+@pytest.mark.parametrize("machine", [{"resident": True}, {"resident": False}, {"resident": False, "workers": 2}])
 def test_bad_pictures_are_skipped_and_listed(machine, spoilt, tmp_path):
     config = tiny(spoilt, log_every=4, **machine)
     config.epochs, config.batch_size, config.images.bad_share = 1, 32, 0.1
@@ -297,9 +283,7 @@ def test_bad_pictures_are_skipped_and_listed(machine, spoilt, tmp_path):
 def test_too_many_bad_pictures_stop_the_run(resident, spoilt, tmp_path):
     config = tiny(spoilt, resident=resident, log_every=2)
     config.epochs, config.batch_size = 1, 32
-    with pytest.raises(
-        UserError, match=r"of 309 pictures cannot be read .*--images\.bad-share 0\.0"
-    ) as caught:
+    with pytest.raises(UserError, match=r"of 309 pictures cannot be read .*--images\.bad-share 0\.0") as caught:
         pretrain(config, tmp_path / "run", say=lambda line: None)
     listed = json.loads((tmp_path / "run" / "skipped.json").read_text())
     assert str(tmp_path / "run" / "skipped.json") in str(caught.value)

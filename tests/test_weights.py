@@ -285,10 +285,7 @@ def test_timm_weights_that_do_not_exist():
 
 def rubbish(folder: Path) -> dict[str, Path]:
     noise = random.Random(0).randbytes(4096)
-    files = {
-        name: folder / name
-        for name in ("text.pth", "noise.pth", "noise.safetensors", "empty.pth", "list.pth")
-    }
+    files = {name: folder / name for name in ("text.pth", "noise.pth", "noise.safetensors", "empty.pth", "list.pth")}
     files["text.pth"].write_text("no weights\n" * 100)
     files["noise.pth"].write_bytes(noise)
     files["noise.safetensors"].write_bytes(noise)
@@ -329,9 +326,7 @@ def test_nothing_is_executed(tmp_path, monkeypatch):
 
 def test_another_architecture_is_refused(trained, tmp_path):
     source = layout("export", trained, tmp_path)
-    with pytest.raises(
-        UserError, match=r"another architecture: .* is \[.*32.*\] there and \[.*48.*\] here"
-    ) as caught:
+    with pytest.raises(UserError, match=r"another architecture: .* is \[.*32.*\] there and \[.*48.*\] here") as caught:
         load_weights(source, config(width=48).build((32, 32), 3))
     assert "\n" not in str(caught.value)
     save_file({"layer1.0.conv1.weight": torch.zeros(4, 4)}, tmp_path / "resnet.safetensors")

@@ -42,9 +42,7 @@ def usage() -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command. 0: done; 2: something to mend, said in one line; 128 + N: stopped by signal N."""
-    os.environ.setdefault(
-        "GOMP_SPINCOUNT", "1000"
-    )  # idle threads that spin ruin small models on shared cores
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # idle threads that spin ruin small models on shared cores
     args = sys.argv[1:] if argv is None else argv
     if not args or args[0] in ("-h", "--help"):
         print(usage())
@@ -98,18 +96,14 @@ def run(command: str, args: list[str]) -> int:
 
         check_recipe(words[0])
         if words[1:]:
-            raise UserError(
-                f"pictures go behind --data: mimkit pretrain {words[0]} --data {' '.join(words[1:])}"
-            )
+            raise UserError(f"pictures go behind --data: mimkit pretrain {words[0]} --data {' '.join(words[1:])}")
     if command == "evaluate" and words and words[0] not in KINDS:
         raise unknown("kind of evaluation", words[0], KINDS)
     if not {"-h", "--help"} & set(args):
         least = {"evaluate": 2, "masks": 1, "export": 1, "doctor": 1, "diff": 2}.get(command, 0)
         missing = command == "pretrain" and not {arg.split("=")[0] for arg in args} & {"--data", "--run"}
         if len(words) < least or missing:
-            raise UserError(
-                f"wanted: mimkit {command} {COMMANDS[command][0]}; 'mimkit {command} --help' explains"
-            )
+            raise UserError(f"wanted: mimkit {command} {COMMANDS[command][0]}; 'mimkit {command} --help' explains")
     if args.count("--data") > 1:
         raise UserError("--data is given twice: several sources go behind one --data")
     return getattr(importlib.import_module("mimkit.commands"), command)(args)

@@ -73,9 +73,7 @@ def evaluate(args: list[str]) -> int:
     words = []
     while args and not args[0].startswith("-"):
         words.append(args.pop(0))
-    chosen = parse(
-        EvaluateArguments, args, f"mimkit evaluate {' '.join(words) or 'knn|probe|all TARGET ...'}"
-    )
+    chosen = parse(EvaluateArguments, args, f"mimkit evaluate {' '.join(words) or 'knn|probe|all TARGET ...'}")
     from mimkit.evaluate.run import evaluate as measure
     from mimkit.evaluate.run import table
 
@@ -133,6 +131,7 @@ def export(args: list[str]) -> int:
         load = f"timm.create_model('local-dir:{chosen.out.absolute()}', pretrained=True)"
     else:
         from mimkit.export import export_huggingface, model_card
+        from mimkit.methods.mae import MAE
         from mimkit.train.checkpoint import checkpoints, load_checkpoint
         from mimkit.train.prepare import Prepared
 
@@ -142,7 +141,6 @@ def export(args: list[str]) -> int:
         if not saves:
             raise UserError(f"{folder} has no checkpoint yet: go on with 'mimkit pretrain --run {folder}'")
         ready = Prepared(config, known)
-        ready.pictures = Shape(known["channels"])
         config.encoder.weights = None
         state = load_checkpoint(saves[-1])
         ready.task.load_state_dict(state["model"])
@@ -159,6 +157,10 @@ def export(args: list[str]) -> int:
             measured={},
             library="transformers",
         )
+        if not isinstance(ready.task, MAE):
+            raise UserError(
+                f"{folder} was trained by {type(ready.task).__name__}: Hugging Face's format holds an MAE only"
+            )
         export_huggingface(ready.task, chosen.out, mean=known["mean"], std=known["std"], card=card)
         load = f"transformers.ViTMAEForPreTraining.from_pretrained('{chosen.out}')"
     show(
@@ -167,13 +169,6 @@ def export(args: list[str]) -> int:
         escape(f"wrote {chosen.out}; load it with\n  {load}"),
     )
     return 0
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Stands in for pictures where only their channels matter."""
-
-    channels: int
 
 
 @dataclass(kw_only=True)
@@ -224,9 +219,7 @@ def masks(args: list[str]) -> int:
     elif ":" in name or name in all_recipes():
         default = of_recipe(name, find_recipe(name))
     else:
-        raise unknown(
-            "masker or recipe", name, [*maskers(), *all_recipes()], see="'mimkit recipes' lists recipes."
-        )
+        raise unknown("masker or recipe", name, [*maskers(), *all_recipes()], see="'mimkit recipes' lists recipes.")
     chosen = parse(MaskArguments, args, f"mimkit masks {name}", default)
     result, table = draw_masks(chosen)
     show(result, chosen.json, table)
@@ -249,7 +242,5 @@ def doctor(args: list[str]) -> int:
     result, table = examine(words, recipe, chosen)
     show(result, chosen.json, table)
     if not result["readable"]:
-        raise UserError(
-            f"no picture of {result['data']} can be read, for the reasons above: give another folder"
-        )
+        raise UserError(f"no picture of {result['data']} can be read, for the reasons above: give another folder")
     return 0

@@ -52,9 +52,7 @@ def _find(path: str) -> type:
     try:
         cls = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise UserError(
-            f"config.json names {path}, which cannot be imported: put its module on PYTHONPATH"
-        ) from error
+        raise UserError(f"config.json names {path}, which cannot be imported: put its module on PYTHONPATH") from error
     finally:
         sys.path.remove(here)
     if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):

@@ -30,10 +30,15 @@ A = TypeVar("A", bound=Arguments)
 def parse(cls: type[A], args: list[str], prog: str, default: A | None = None) -> A:
     """Arguments as a dataclass, by tyro; what is wrong with them becomes one line."""
     said = io.StringIO()
-    more = {} if default is None else {"default": default}
     try:
         with contextlib.redirect_stderr(said):
-            chosen = tyro.cli(cls, args=args, prog=prog, config=(tyro.conf.FlagConversionOff,), **more)
+            chosen = tyro.cli(
+                cls,
+                args=args,
+                prog=prog,
+                config=(tyro.conf.FlagConversionOff,),
+                default=tyro.MISSING_NONPROP if default is None else default,
+            )
     except SystemExit as stop:
         if not stop.code:
             raise
@@ -41,9 +46,7 @@ def parse(cls: type[A], args: list[str], prog: str, default: A | None = None) ->
         while cause is not None and not isinstance(cause, UserError):  # a setting that refuses its value
             cause = cause.__context__
         help_of = re.sub(r" [A-Z|\[].*", "", prog)
-        raise cause or UserError(
-            f"{one_line(said.getvalue())} '{help_of} --help' lists the options"
-        ) from None
+        raise cause or UserError(f"{one_line(said.getvalue())} '{help_of} --help' lists the options") from None
     if chosen.json not in (None, "-"):
         refuse_unwritable(Path(chosen.json))
     return chosen
@@ -94,6 +97,4 @@ def show(result: Any, json_to: str | None, text: Any) -> None:
         try:
             Path(json_to).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         except OSError as error:
-            raise UserError(
-                f"cannot write {json_to} ({error.strerror}): name another file with --json"
-            ) from error
+            raise UserError(f"cannot write {json_to} ({error.strerror}): name another file with --json") from error

@@ -49,9 +49,7 @@ def examine(data: list[str], recipe: str | None, arguments: DoctorArguments) -> 
     sizes: Counter[tuple[int, int]] = Counter()
     start = told = time.perf_counter()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for count, (number, found) in enumerate(
-            pool.map(lambda number: (number, _size(pictures, number)), read)
-        ):
+        for count, (number, found) in enumerate(pool.map(lambda number: (number, _size(pictures, number)), read)):
             if isinstance(found, str):
                 bad[pictures.where(number)] = found
             else:
@@ -133,14 +131,10 @@ def _table(result: dict[str, Any]) -> Table:
         "pictures",
         f"{result['pictures']:,}{share} from {escape(result['data'])}, {result['channels']} channels",
     )
-    table.add_row(
-        "labels", f"{result['classes']} classes" if result["classes"] else "none (fine: they only measure)"
-    )
+    table.add_row("labels", f"{result['classes']} classes" if result["classes"] else "none (fine: they only measure)")
     bad = len(result["bad"])
     stops = bad > BAD_SHARE * result["read"]
-    advice = (
-        "; a run stops at 1 %: mend or remove them, or allow more with --images.bad-share" if stops else ""
-    )
+    advice = "; a run stops at 1 %: mend or remove them, or allow more with --images.bad-share" if stops else ""
     table.add_row("bad", f"{bad} cannot be read{advice}" if bad else "none")
     for place, reason in list(result["bad"].items())[:10]:
         table.add_row("", escape(f"{place}: {reason}"))
@@ -161,12 +155,8 @@ def _table(result: dict[str, Any]) -> Table:
         f"{result['recipe']}: images of {height}x{width}, {result['parameters'] / 1e6:.1f} M parameters",
     )
     if result["smaller_than_image"]:
-        table.add_row(
-            "", f"{result['smaller_than_image']} pictures are smaller than that and will be enlarged"
-        )
-    table.add_row(
-        "steps", f"{result['steps']:,} ({result['epochs']} epochs, {result['batch_size']} pictures a step)"
-    )
+        table.add_row("", f"{result['smaller_than_image']} pictures are smaller than that and will be enlarged")
+    table.add_row("steps", f"{result['steps']:,} ({result['epochs']} epochs, {result['batch_size']} pictures a step)")
     table.add_row(
         "memory",
         f"about {result['memory_bytes'] / 1e9:.1f} GB with {result['micro_batch']} pictures at once; "

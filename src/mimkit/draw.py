@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import timm
 import torch
 import tyro
@@ -49,9 +50,9 @@ def of_recipe(name: str, run: Pretrain) -> MaskArguments:
         raise UserError(f"recipe '{name}' hides no patches: choose another one, 'mimkit recipes' lists them")
     with torch.device("meta"):
         vit = timm.create_model(run.encoder.name, **run.encoder.timm_args(run.images.shape(), 3))
-    return MaskArguments(
-        masker=masker, data=("photos",), size=run.images.size, patch=vit.patch_embed.patch_size[0]
-    )
+    side = vit.get_submodule("patch_embed").get_submodule("proj").kernel_size
+    assert isinstance(side, tuple)
+    return MaskArguments(masker=masker, data=("photos",), size=run.images.size, patch=side[0])
 
 
 def draw_masks(arguments: MaskArguments) -> tuple[dict[str, Any], Table]:
@@ -73,9 +74,7 @@ def draw_masks(arguments: MaskArguments) -> tuple[dict[str, Any], Table]:
     )
     parts = [batch[0] for batch in batches]
     if not parts:
-        raise UserError(
-            f"none of {arguments.show} pictures of {pictures.name} can be read: see 'mimkit doctor'"
-        )
+        raise UserError(f"none of {arguments.show} pictures of {pictures.name} can be read: see 'mimkit doctor'")
     images = torch.cat(parts)
     grid = (size[0] // patch[0], size[1] // patch[1])
     signal = observe(arguments.masker.reads(0.0), patchify(images, patch))
@@ -112,7 +111,8 @@ def mask_statistics(drawn: list[Mask], grid: tuple[int, int], patch: tuple[int, 
     distances = []
     for one in spread_mask(hidden, grid, patch)[:, 0].bool().numpy():
         if one.any():
-            distances.append(float(distance_transform_edt(one)[one].mean()))
+            distance = np.asarray(distance_transform_edt(one))
+            distances.append(float(distance[one].mean()))
     return {
         "masks": len(hidden),
         "patches": hidden.shape[1],

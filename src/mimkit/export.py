@@ -76,15 +76,11 @@ def export_timm(
     about["description"] = f"{MARK} {__version__}"
     config = {"architecture": name.split(".")[0], "pretrained_cfg": about}
     with replaced(folder) as partial:
-        save_for_hf(
-            vit, str(partial), model_config=config, model_args=args, safe_serialization=True, data_config=data
-        )
+        save_for_hf(vit, str(partial), model_config=config, model_args=args, safe_serialization=True, data_config=data)
         (partial / "README.md").write_text(card, encoding="utf-8")
 
 
-def export_huggingface(
-    method: MAE, folder: Path, *, mean: Sequence[float], std: Sequence[float], card: str
-) -> None:
+def export_huggingface(method: MAE, folder: Path, *, mean: Sequence[float], std: Sequence[float], card: str) -> None:
     """Write an MAE so that `transformers.ViTMAEForPreTraining.from_pretrained(FOLDER)` gives equal outputs.
 
     The names are those of the released checkpoints, which transformers 4 and 5 read.
@@ -184,8 +180,7 @@ def _inexpressible(method: MAE) -> list[str]:
         "it predicts something else than pixels": not isinstance(method.target, Pixels),
         "it has no class token": vit.cls_token is None,
         "it has register tokens": vit.reg_token is not None,
-        f"its images are no squares ({encoder.size[0]}x{encoder.size[1]})": encoder.size[0]
-        != encoder.size[1],
+        f"its images are no squares ({encoder.size[0]}x{encoder.size[1]})": encoder.size[0] != encoder.size[1],
         "its patches are no squares": encoder.patch[0] != encoder.patch[1],
         "it normalises tokens before the blocks": not isinstance(vit.norm_pre, nn.Identity)
         or not isinstance(vit.patch_embed.norm, nn.Identity),
@@ -199,9 +194,7 @@ def _inexpressible(method: MAE) -> list[str]:
         reasons |= {
             "it normalises queries and keys or inside attention and MLP": _any_active(inner),
             "it has LayerScale": _any_active(scales),
-            "its attention has no bias": any(
-                b.attn.qkv.bias is None or b.attn.proj.bias is None for b in blocks
-            ),
+            "its attention has no bias": any(b.attn.qkv.bias is None or b.attn.proj.bias is None for b in blocks),
             "its MLP is no linear-GELU-linear": any(
                 type(b.mlp) is not Mlp or type(b.mlp.act) is not nn.GELU or b.mlp.act.approximate != "none"
                 for b in blocks
@@ -252,9 +245,7 @@ def model_card(
         "Made with": f"mimkit {__version__}",
     }
     numbers = {
-        key: f"{value[0]:.4g} ({value[1]:.4g} to {value[2]:.4g})"
-        if isinstance(value, tuple)
-        else f"{value:.4g}"
+        key: f"{value[0]:.4g} ({value[1]:.4g} to {value[2]:.4g})" if isinstance(value, tuple) else f"{value:.4g}"
         for key, value in measured.items()
     }
     tags = [library, "image-feature-extraction", "masked-image-modeling", "mimkit"]
@@ -316,9 +307,7 @@ def replaced(folder: Path) -> Iterator[Path]:
             if file.name not in FILES:
                 file.rename(folder / file.name)
     except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"the export '{folder}' cannot be written: {error}; an earlier one is unchanged"
-        ) from error
+        raise UserError(f"the export '{folder}' cannot be written: {error}; an earlier one is unchanged") from error
     finally:
         _clear(partial)
         _clear(old)
@@ -327,9 +316,7 @@ def replaced(folder: Path) -> Iterator[Path]:
 def _replaceable(folder: Path) -> bool:
     """Whether nothing of other origin is lost when an export takes this place."""
     try:
-        return (
-            not folder.exists() or not any(folder.iterdir()) or MARK in (folder / "config.json").read_text()
-        )
+        return not folder.exists() or not any(folder.iterdir()) or MARK in (folder / "config.json").read_text()
     except (OSError, UnicodeDecodeError):  # a file, or no readable config.json
         return False
 

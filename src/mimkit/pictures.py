@@ -27,9 +27,7 @@ def displayable(
     return images.clamp(0, 1)
 
 
-def spread_mask(
-    hidden: Bool[Tensor, "B N"], grid: tuple[int, int], patch: tuple[int, int]
-) -> Float[Tensor, "B 1 H W"]:
+def spread_mask(hidden: Bool[Tensor, "B N"], grid: tuple[int, int], patch: tuple[int, int]) -> Float[Tensor, "B 1 H W"]:
     """Hidden patches as pixels: 1 hidden, 0 visible."""
     maps = hidden.float().cpu().view(-1, 1, *grid)
     return F.interpolate(maps, scale_factor=(float(patch[0]), float(patch[1])), mode="nearest")

@@ -27,10 +27,8 @@ class Pixels:
         variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
         return (patches - mean) / (variance + EPSILON).sqrt()
 
-    def restore(
-        self, prediction: Float[Tensor, "B N P"], patches: Float[Tensor, "B N P"]
-    ) -> Float[Tensor, "B N P"]:
-        """Predictions as normalised pixels, for pictures. With `norm` each patch borrows the true patch's statistics."""
+    def restore(self, prediction: Float[Tensor, "B N P"], patches: Float[Tensor, "B N P"]) -> Float[Tensor, "B N P"]:
+        """Predictions as normalised pixels, for pictures; with `norm` each patch borrows the true one's statistics."""
         if not self.norm:
             return prediction.float()
         variance, mean = torch.var_mean(patches.float(), dim=-1, keepdim=True)

@@ -1,10 +1,12 @@
 """The contract with the training loop: a Batch and the progress enter a Task, a Step leaves it."""
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
 
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
+
+from mimkit.masks.mask import Mask
+from mimkit.model.encoder import Encoder
 
 
 @dataclass(frozen=True)
@@ -25,21 +27,33 @@ class Step:
     logs: dict[str, Tensor] = field(default_factory=dict)  # scalars on the device; read only when logging
 
 
-class Task(Protocol):
-    """Anything the loop can train: an nn.Module whose forward takes a batch and the progress in [0, 1)."""
+class Task(nn.Module):
+    """Anything the loop can train."""
 
-    def __call__(self, batch: Batch, progress: float) -> Step: ...
+    def forward(self, batch: Batch, progress: float) -> Step:
+        """The loss of a batch; `progress` runs over training in [0, 1). Means the same in train and eval mode."""
+        raise NotImplementedError(f"{type(self).__name__} is no task until it defines forward")
 
     def after_step(self, progress: float) -> None:
-        """Called after each optimiser step (slow copies, centres); most tasks do nothing."""
+        """Called after each optimiser step, to move slow copies and centres; by default nothing moves."""
+
+
+class Method(Task):
+    """A task that pre-trains an encoder."""
+
+    encoder: Encoder
+
+    def reconstruct(self, batch: Batch, progress: float) -> tuple[Float[Tensor, "BK C H W"], Mask] | None:
+        """Pictures of what it learned, in the normalisation of its input, and their masks; None if it draws none."""
+        return None
 
 
 @dataclass(kw_only=True, slots=True)
 class MethodConfig:
-    """Base of the settings of a pre-training method: a task that trains an encoder, kept as `.encoder`."""
+    """Base of the settings of a method."""
 
     needs_whole_batch = False  # the loss needs all pictures of a step at once: the loop refuses micro batches
 
-    def build(self, encoder: Any) -> nn.Module:
-        """The task that trains this encoder."""
+    def build(self, encoder: Encoder) -> Method:
+        """The method that trains this encoder."""
         raise NotImplementedError(f"{type(self).__name__} is no method until it defines build")

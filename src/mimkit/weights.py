@@ -88,9 +88,7 @@ class Report:
         return f"{line}\n{more}" if more else line
 
 
-def load_weights(
-    source: str, encoder: Encoder, decoder: Decoder | None = None, *, name: str | None = None
-) -> Report:
+def load_weights(source: str, encoder: Encoder, decoder: Decoder | None = None, *, name: str | None = None) -> Report:
     """Put released weights into an encoder, and into a decoder where the source has one.
 
     Position tables of another grid and patch embeddings of another patch size or number of channels are

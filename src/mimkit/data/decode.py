@@ -91,9 +91,7 @@ def _decode(data: bytes, channels: int, value_range: tuple[float, float] | None)
         assert isinstance(pixels, Tensor)
         return pixels
     if picture.format == "PNG" and data[24] == 16:  # bit depth: Pillow would cut colour to its high bytes
-        values = decode_png(
-            torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.UNCHANGED
-        )
+        values = decode_png(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.UNCHANGED)
         values = values[:1] if len(values) == 2 else values[:3]
         return _upright(_to_channels(_to_bytes(values.numpy(), value_range), channels), orientation)
     picture = ImageOps.exif_transpose(picture)  # loads the pixels

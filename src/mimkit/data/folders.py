@@ -90,9 +90,7 @@ class Files(Encoded):
                 few.append((status.st_size, status.st_mtime_ns))
             except OSError:
                 few.append((-1, -1))
-        return digest(
-            self._root, self._paths.buffer.tobytes(), self._paths.ends.tobytes(), self._version, few
-        )
+        return digest(self._root, self._paths.buffer.tobytes(), self._paths.ends.tobytes(), self._version, few)
 
 
 class Index:
@@ -216,16 +214,12 @@ def open_folder(
     tops = {path.split(b"/", 1)[0] for path in found.folders if path}
     train = next((top for top in sorted(tops) if _TRAIN.match(os.fsdecode(top))), None)
     tests = [top for top in tops if _TEST.match(os.fsdecode(top))]
-    test = min(
-        tests, key=lambda top: _TEST_ORDER.index(os.fsdecode(top).lower().rstrip("0123456789")), default=None
-    )
+    test = min(tests, key=lambda top: _TEST_ORDER.index(os.fsdecode(top).lower().rstrip("0123456789")), default=None)
     version = digest(found.changed.tobytes())
     if train is None:
         pictures = _files(str(folder), folder, found.pictures, None, version, channels, value_range)
         return split_by_address(pictures, split)
-    parts = {
-        top: [path for path in found.pictures if path.startswith(top + b"/")] for top in (train, test) if top
-    }
+    parts = {top: [path for path in found.pictures if path.startswith(top + b"/")] for top in (train, test) if top}
     if not parts[train]:
         raise UserError(f"{folder / os.fsdecode(train)} holds no pictures")
     names = _classes([path.split(b"/", 1)[1] for part in parts.values() for path in part])
@@ -284,9 +278,7 @@ def _nothing(folder: Path, others: Counter[str]) -> str:
     return f"{folder} holds {found}; readable endings: {readable}"
 
 
-def open_list(
-    file: Path, split: Split, *, channels: int | None, value_range: tuple[float, float] | None
-) -> Pictures:
+def open_list(file: Path, split: Split, *, channels: int | None, value_range: tuple[float, float] | None) -> Pictures:
     """A text file with one path a line, relative to the file's folder, optionally a tab and a label."""
     paths: list[bytes] = []
     names: list[str] = []
@@ -304,9 +296,7 @@ def open_list(
     if not os.path.exists(os.path.join(os.fsencode(root), paths[0])):
         first = os.fsdecode(paths[0])
         raise UserError(f"{file} line 1: there is no file {first} (paths are relative to {root})")
-    classes = sorted(
-        set(names), key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name)
-    )
+    classes = sorted(set(names), key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name))
     number_of = {name: i for i, name in enumerate(classes)}
     pictures = Files(
         str(file),

@@ -101,9 +101,7 @@ class Loader:
                 rows = self.plan.rows(step, micro)
                 index = self._substituted(rows.epoch, rows.picture)
                 side = torch.ones_like(index)
-                boxes, flip = self.view.boxes(
-                    rows.crop, side * pixels.shape[2], side * pixels.shape[3], self.size
-                )
+                boxes, flip = self.view.boxes(rows.crop, side * pixels.shape[2], side * pixels.shape[3], self.size)
                 chosen = pixels.index_select(0, index.to(pixels.device)).to(self.device)
                 views = crop_resize_many(chosen, boxes, flip, self.size, self.view.interpolation)
                 yield self._batch(step, rows.place, views, index)
@@ -116,7 +114,9 @@ class Loader:
                 step, micro = divmod(number, self.accumulate)
                 self.skipped.update(skipped)
                 place = self.plan.places(micro)
-                yield self._batch(steps.start + step, place, views, index, tuple((number, reason) for number, reason in skipped))
+                yield self._batch(
+                    steps.start + step, place, views, index, tuple((number, reason) for number, reason in skipped)
+                )
 
     def _batch(
         self,
@@ -174,9 +174,7 @@ class Loader:
 
     def _different(self, *numbers: int) -> UserError:
         names = " and ".join(self.pictures.where(number) for number in numbers)
-        return UserError(
-            f"resident=True needs pictures of one size, these differ: {names}; use resident=auto"
-        )
+        return UserError(f"resident=True needs pictures of one size, these differ: {names}; use resident=auto")
 
     def _decode_all(self, shape: tuple[int, int, int], insist: bool) -> Tensor | None:
         """Every picture decoded into one tensor; None when one of another size turns up."""
@@ -195,9 +193,7 @@ class Loader:
                 pixels[number * _CHUNK : number * _CHUNK + len(chunk)] = chunk
                 if time.monotonic() - told > 10:
                     told = time.monotonic()
-                    self._notify(
-                        f"{number * _CHUNK + len(chunk):,} of {len(pixels):,} after {told - started:.0f} s"
-                    )
+                    self._notify(f"{number * _CHUNK + len(chunk):,} of {len(pixels):,} after {told - started:.0f} s")
         if bad:
             self.skipped.update(bad)
             self._bad = torch.zeros(len(pixels), dtype=torch.bool)
@@ -221,9 +217,7 @@ class Normalise:
             return torch.addcmul(self._shift, views.float(), self._scale)
         out = torch.empty(views.shape)
         rows = max(1, _AT_ONCE // views[0].numel()) if len(views) else 1
-        for values, into in zip(
-            views.split(rows), out.split(rows), strict=True
-        ):  # a piece stays in the cache
+        for values, into in zip(views.split(rows), out.split(rows), strict=True):  # a piece stays in the cache
             torch.mul(values, self._scale, out=into).add_(self._shift)
         return out
 
@@ -240,9 +234,7 @@ def check_batch(batch_size: int, micro_batch: int, world: int) -> None:
         fits = max(size for size in range(1, min(micro_batch, share) + 1) if share % size == 0)
         fix += f" or micro batches of {fits}"
     processes = f" on {world} processes" if world > 1 else ""
-    raise UserError(
-        f"batch size {batch_size}{processes} does not divide into micro batches of {micro_batch}: {fix}"
-    )
+    raise UserError(f"batch size {batch_size}{processes} does not divide into micro batches of {micro_batch}: {fix}")
 
 
 def memory_share() -> int:

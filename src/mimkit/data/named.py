@@ -21,9 +21,7 @@ _FASHION = (
 )  # fmt: skip
 
 
-def open_named(
-    name: str, split: Split, *, channels: int | None, value_range: tuple[float, float] | None
-) -> Pictures:
+def open_named(name: str, split: Split, *, channels: int | None, value_range: tuple[float, float] | None) -> Pictures:
     """One of NAMES. All have a test split; `all` is the train split, of stl10 with the unlabelled ones."""
     train = split != "test"
     if name == "photos":
@@ -39,9 +37,7 @@ def open_named(
     else:
         folder = "imagenette2-160"
         if not (data_folder() / folder).is_dir():
-            _download(
-                name, folder, lambda: datasets.Imagenette(str(data_folder()), size="160px", download=True)
-            )
+            _download(name, folder, lambda: datasets.Imagenette(str(data_folder()), size="160px", download=True))
         return open_folder(data_folder() / folder, split, channels=channels, value_range=value_range)
     if channels in (None, made.channels):
         return made
@@ -101,9 +97,7 @@ def _cifar(name: str, kind: Any, train: bool) -> Decoded:
 
 
 def _stl10(part: str) -> Decoded:
-    found = _download(
-        "stl10", "stl10_binary", lambda: datasets.STL10(str(data_folder()), split=part, download=True)
-    )
+    found = _download("stl10", "stl10_binary", lambda: datasets.STL10(str(data_folder()), split=part, download=True))
     labels = None if "unlabeled" in part else torch.from_numpy(np.asarray(found.labels)).long()
     classes = None if labels is None else tuple(found.classes)
     return Decoded("stl10", torch.from_numpy(found.data), labels, classes, has_test=True)

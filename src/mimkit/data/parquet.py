@@ -18,9 +18,7 @@ from mimkit.errors import UserError, missing_extra
 _IMAGES, _LABELS = ("image", "img"), ("label", "labels", "fine_label")
 _SPLIT = re.compile(r"(train|val|valid|validation|test)(-.*)?$")
 _TEST_ORDER = ("val", "valid", "validation", "test")
-IN_MEMORY = (
-    2 << 30
-)  # bytes; more is laid out once in a cache file and mapped, for random access without decompression
+IN_MEMORY = 2 << 30  # bytes; more is laid out once in a cache file and mapped, for random access without decompression
 
 
 class Blobs:
@@ -105,9 +103,7 @@ def open_parquet(
         try:
             tables.append(pq.ParquetFile(file))
         except (OSError, ValueError) as error:
-            raise UserError(
-                f"{file} is not a Parquet file that can be read: {str(error).splitlines()[0]}"
-            ) from None
+            raise UserError(f"{file} is not a Parquet file that can be read: {str(error).splitlines()[0]}") from None
     schema = tables[0].schema_arrow
     image = next((column for column in _IMAGES if column in schema.names), None)
     if image is None:
@@ -202,14 +198,10 @@ def _bytes(tables: list[Any], image: str) -> Any:
                 if pa.types.is_struct(chunk.type):
                     chunk = chunk.field("bytes")
                 chunk = chunk.cast(pa.large_binary()).fill_null(b"")
-                ends = np.frombuffer(chunk.buffers()[1], np.int64)[
-                    chunk.offset : chunk.offset + len(chunk) + 1
-                ]
+                ends = np.frombuffer(chunk.buffers()[1], np.int64)[chunk.offset : chunk.offset + len(chunk) + 1]
                 data = np.frombuffer(chunk.buffers()[2] or b"", np.uint8)
                 yield data[ends[0] : ends[-1]], np.diff(ends)
 
 
 def _identity(files: list[Path]) -> str:
-    return digest(
-        *((os.path.abspath(file), os.stat(file).st_size, os.stat(file).st_mtime_ns) for file in files)
-    )
+    return digest(*((os.path.abspath(file), os.stat(file).st_size, os.stat(file).st_mtime_ns) for file in files))

@@ -83,9 +83,7 @@ def _crops(number: int, part: str) -> Tensor:
     count = COUNTS[part] // len(SIDES)
     found = []
     for side in SIDES:
-        strange = (
-            summed[side:, side:] - summed[:-side, side:] - summed[side:, :-side] + summed[:-side, :-side]
-        )
+        strange = summed[side:, side:] - summed[:-side, side:] - summed[side:, :-side] + summed[:-side, :-side]
         places = (strange == 0).nonzero()
         chosen = keys("photos", part, number, side, torch.arange(len(places))).argsort()[: 2 * count]
         top, left = places[chosen].unbind(1)

@@ -111,16 +111,12 @@ class Decoded(Pictures):
         channels: int | None = None,
     ) -> None:
         if channels not in (None, 1, 3):
-            raise UserError(
-                f"{name} has {pixels.shape[1]} channels; images.channels can be 1 or 3, not {channels}"
-            )
+            raise UserError(f"{name} has {pixels.shape[1]} channels; images.channels can be 1 or 3, not {channels}")
         if channels == 3:
             pixels = pixels.expand(-1, 3, -1, -1)
         elif channels == 1 and pixels.shape[1] == 3:
             luma = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
-            parts = [
-                (part * luma).sum(1, keepdim=True).round().to(torch.uint8) for part in pixels.split(1024)
-            ]
+            parts = [(part * luma).sum(1, keepdim=True).round().to(torch.uint8) for part in pixels.split(1024)]
             pixels = torch.cat(parts)
         self.name, self.labels, self.classes, self.has_test = name, labels, classes, has_test
         self._pixels = pixels.contiguous()

@@ -51,9 +51,7 @@ def open_pictures(
         parts = open_all(3)
     elif len(found) > 1:
         counts = " and ".join(map(str, found))
-        raise UserError(
-            f"{' + '.join(data)}: pictures with {counts} channels do not go together; set images.channels"
-        )
+        raise UserError(f"{' + '.join(data)}: pictures with {counts} channels do not go together; set images.channels")
     return Joined(parts)
 
 
@@ -61,9 +59,7 @@ def _is_parquet(source: str) -> bool:
     return source.endswith(".parquet") and not Path(source).is_dir()
 
 
-def _open(
-    source: list[str], split: Split, channels: int | None, value_range: tuple[float, float] | None
-) -> Pictures:
+def _open(source: list[str], split: Split, channels: int | None, value_range: tuple[float, float] | None) -> Pictures:
     for place in source:
         if place not in NAMES and not Path(place).expanduser().exists():
             if "/" in place or "." in place:
@@ -80,6 +76,4 @@ def _open(
         return open_parquet(name, files, split, **how) if files else open_folder(path, split, **how)
     if path.suffix.lower() in (".txt", ".lst", ".tsv"):
         return open_list(path, split, **how)
-    raise UserError(
-        f"cannot read {name}: give a folder, a .txt list of paths, Parquet files, or {', '.join(NAMES)}"
-    )
+    raise UserError(f"cannot read {name}: give a folder, a .txt list of paths, Parquet files, or {', '.join(NAMES)}")

@@ -27,9 +27,7 @@ _AT_ONCE = (32, 1 << 26)  # pictures or bytes that are decoded before their boxe
 _ATTEMPTS = 100
 
 
-def stream(
-    make: Callable[[int], T], count: int, workers: int, *, pin: bool = False
-) -> Generator[T, None, None]:
+def stream(make: Callable[[int], T], count: int, workers: int, *, pin: bool = False) -> Generator[T, None, None]:
     """`make(0) .. make(count - 1)` in order, made ahead by `workers` processes (0: here, when asked for).
 
     Ends its workers when it is closed. Raises UserError when a worker dies or raises one.
@@ -170,11 +168,7 @@ class MicroBatches:
         for row in range(len(views)):
             index[row], picture = self._read(rows.epoch[row], rows.picture[row], skipped)
             decoded.append(picture)
-            if (
-                row + 1 == len(views)
-                or len(decoded) == _AT_ONCE[0]
-                or sum(map(Tensor.numel, decoded)) > _AT_ONCE[1]
-            ):
+            if row + 1 == len(views) or len(decoded) == _AT_ONCE[0] or sum(map(Tensor.numel, decoded)) > _AT_ONCE[1]:
                 here = slice(row + 1 - len(decoded), row + 1)
                 self._cut(decoded, rows.crop[here], views[here])
                 decoded = []

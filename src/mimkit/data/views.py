@@ -65,14 +65,10 @@ class RandomResizedCrop(View):
         if not 0 < self.ratio[0] <= self.ratio[1]:
             raise UserError(f"view.ratio must be 0 < least <= largest, got {self.ratio}")
 
-    def boxes(
-        self, keys: Tensor, heights: Tensor, widths: Tensor, size: tuple[int, int]
-    ) -> tuple[Tensor, Tensor]:
+    def boxes(self, keys: Tensor, heights: Tensor, widths: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         noise = uniform(keys, 2 * _TRIES + 3).double()
         heights, widths = heights.double(), widths.double()
-        area = (heights * widths)[:, None] * (
-            self.scale[0] + (self.scale[1] - self.scale[0]) * noise[:, :_TRIES]
-        )
+        area = (heights * widths)[:, None] * (self.scale[0] + (self.scale[1] - self.scale[0]) * noise[:, :_TRIES])
         least, largest = math.log(self.ratio[0]), math.log(self.ratio[1])
         aspect = (least + (largest - least) * noise[:, _TRIES : 2 * _TRIES]).exp()
         w, h = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
@@ -100,9 +96,7 @@ class Whole(View):
     def __post_init__(self) -> None:
         _check_flip(self.flip)
 
-    def boxes(
-        self, keys: Tensor, heights: Tensor, widths: Tensor, size: tuple[int, int]
-    ) -> tuple[Tensor, Tensor]:
+    def boxes(self, keys: Tensor, heights: Tensor, widths: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         zero = torch.zeros_like(heights)
         return torch.stack([zero, zero, heights, widths], 1), uniform(keys, 1).squeeze(1) < self.flip
 
@@ -122,9 +116,7 @@ class CenterCrop(View):
         if not 0 < self.fraction <= 1:
             raise UserError(f"view.fraction must lie in (0, 1], got {self.fraction}; 0.875 is usual")
 
-    def boxes(
-        self, keys: Tensor, heights: Tensor, widths: Tensor, size: tuple[int, int]
-    ) -> tuple[Tensor, Tensor]:
+    def boxes(self, keys: Tensor, heights: Tensor, widths: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         aspect = size[1] / size[0]
         h = (torch.minimum(heights.double(), widths / aspect) * self.fraction).round().clamp(min=1)
         w = (torch.minimum(widths.double(), heights * aspect) * self.fraction).round().clamp(min=1)
@@ -273,7 +265,5 @@ def crop_resize_one(
     top, left, height, width = box.tolist()
     view = picture[:, top : top + height, left : left + width]
     if (height, width) != size:
-        view = interpolate(view.unsqueeze(0), size, mode=interpolation, antialias=True, align_corners=False)[
-            0
-        ]
+        view = interpolate(view.unsqueeze(0), size, mode=interpolation, antialias=True, align_corners=False)[0]
     return view.flip(2) if flip else view

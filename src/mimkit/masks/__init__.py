@@ -9,4 +9,8 @@ __all__ = ["Mask", "Masker", "RandomMasker", "Signal"]
 
 def maskers() -> dict[str, type[Masker]]:
     """Our maskers by the name that the command line takes: `random` for RandomMasker."""
-    return {name.removesuffix("Masker").lower(): globals()[name] for name in __all__ if name.endswith("Masker") and name != "Masker"}
+    return {
+        name.removesuffix("Masker").lower(): globals()[name]
+        for name in __all__
+        if name.endswith("Masker") and name != "Masker"
+    }

@@ -61,9 +61,7 @@ class Mask:
         index = self.visible.reshape(self.visible.shape + (1,) * (x.ndim - 2)).expand(-1, -1, *x.shape[2:])
         return x.gather(1, index)
 
-    def put(
-        self, visible: Shaped[Tensor, "BK V D"], elsewhere: Shaped[Tensor, "#BK #N D"]
-    ) -> Shaped[Tensor, "BK N D"]:
+    def put(self, visible: Shaped[Tensor, "BK V D"], elsewhere: Shaped[Tensor, "#BK #N D"]) -> Shaped[Tensor, "BK N D"]:
         """Visible values at their places and `elsewhere` where patches are hidden; undoes `take`."""
         rows, n = self.hidden.shape
         full = elsewhere.to(visible.dtype).expand(rows, n, -1)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from mimkit.masks import Mask, Masker, RandomMasker
 from mimkit.methods.observe import observe
@@ -12,7 +12,7 @@ from mimkit.model.encoder import Encoder
 from mimkit.model.patches import patchify, unpatchify
 from mimkit.objectives import squared_error
 from mimkit.targets import Pixels
-from mimkit.task import Batch, MethodConfig, Step
+from mimkit.task import Batch, Method, MethodConfig, Step
 
 
 @dataclass(kw_only=True, slots=True)
@@ -28,7 +28,7 @@ class MAEConfig(MethodConfig):
         return MAE(encoder, self.decoder.build(encoder, outputs), self.masker, self.target)
 
 
-class MAE(nn.Module):
+class MAE(Method):
     """The encoder sees the visible patches alone; a light decoder predicts the hidden ones; loss where hidden."""
 
     def __init__(self, encoder: Encoder, decoder: Decoder, masker: Masker, target: Pixels) -> None:
@@ -50,9 +50,6 @@ class MAE(nn.Module):
         prediction, mask = self.predict(patches, batch.keys, progress)
         loss = squared_error(prediction, mask.repeat(self.target(patches)), mask.hidden)
         return Step(loss, {"hidden": mask.hidden.float().mean()})
-
-    def after_step(self, progress: float) -> None:
-        """MAE has no slow copy to move."""
 
     def reconstruct(self, batch: Batch, progress: float) -> tuple[Tensor, Mask]:
         """Pictures of what it learned: predictions (BK, C, H, W) in the input's normalisation, and the mask.

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, fields
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -42,7 +43,7 @@ class Decoder(nn.Module):
 
     def __init__(self, config: DecoderConfig, encoder: Encoder, outputs: int) -> None:
         super().__init__()
-        norm = partial(nn.LayerNorm, eps=1e-6)
+        norm: Any = partial(nn.LayerNorm, eps=1e-6)  # timm asks for a class and takes any callable
         self.embed = nn.Linear(encoder.width, config.width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.register_buffer("positions", sincos_positions(encoder.grid, config.width).unsqueeze(0))

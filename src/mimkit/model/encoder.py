@@ -70,6 +70,7 @@ class EncoderConfig:
             change = "change --encoder.patch, --encoder.width, --encoder.heads or --images.size"
             raise UserError(f"timm cannot build '{self.name}' ({message}): {change}") from error
         refuse_unsuitable(vit, self.name)
+        assert isinstance(vit, VisionTransformer)
         refuse_uneven(vit.patch_embed.patch_size, size)
         if self.positions == "sincos" and vit.embed_dim % 4:
             raise UserError(f"encoder.width {vit.embed_dim} must be divisible by 4 for sine-cosine positions")

@@ -18,9 +18,7 @@ def unpatchify(
     patches: Float[Tensor, "B N P"], patch: tuple[int, int], grid: tuple[int, int]
 ) -> Float[Tensor, "B C H W"]:
     """Undo `patchify`."""
-    return rearrange(
-        patches, "b (h w) (p q c) -> b c (h p) (w q)", p=patch[0], q=patch[1], h=grid[0], w=grid[1]
-    )
+    return rearrange(patches, "b (h w) (p q c) -> b c (h p) (w q)", p=patch[0], q=patch[1], h=grid[0], w=grid[1])
 
 
 def sincos_positions(grid: tuple[int, int], width: int) -> Float[Tensor, "N D"]:

@@ -46,9 +46,7 @@ def find_recipe(name: str) -> "Pretrain":
         recipe = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, SyntaxError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise UserError(
-            f"recipe '{name}' cannot be imported ({reason}): give package.module:function"
-        ) from error
+        raise UserError(f"recipe '{name}' cannot be imported ({reason}): give package.module:function") from error
     finally:
         sys.path.remove(here)
     from mimkit.train.prepare import Pretrain
@@ -58,9 +56,7 @@ def find_recipe(name: str) -> "Pretrain":
     except UserError:
         raise
     except Exception as error:
-        raise UserError(
-            f"recipe '{name}' fails ({type(error).__name__}: {error}): --debug shows where"
-        ) from error
+        raise UserError(f"recipe '{name}' fails ({type(error).__name__}: {error}): --debug shows where") from error
     if not isinstance(run, Pretrain):
         raise UserError(
             f"recipe '{name}' returns a {type(run).__name__}: let it return a mimkit.train.prepare.Pretrain"

@@ -1,6 +1,7 @@
 """Recipes of the papers, for pictures of 224 pixels: nothing enters, a Pretrain leaves."""
 
 from mimkit.methods.mae import MAEConfig
+from mimkit.model.decoder import DecoderConfig
 from mimkit.model.encoder import EncoderConfig
 from mimkit.train.prepare import Images, Pretrain
 
@@ -13,9 +14,7 @@ def mae_vit_b16() -> Pretrain:
     step; the paper reports 83.6 % fine-tuned and 68.0 % linear on ImageNet after 1600 epochs. Not measured
     by us at this scale.
     """
-    return Pretrain(
-        encoder=EncoderConfig(name="vit_base_patch16_224"), method=MAEConfig(), images=Images(size=224)
-    )
+    return Pretrain(encoder=EncoderConfig(name="vit_base_patch16_224"), method=MAEConfig(), images=Images(size=224))
 
 
 def mae_vit_l16() -> Pretrain:
@@ -48,7 +47,7 @@ def mae_vit_s16() -> Pretrain:
     """
     run = mae_vit_b16()
     run.encoder.name = "vit_small_patch16_224"
-    run.method.decoder.depth, run.method.decoder.heads = 4, 8
+    run.method = MAEConfig(decoder=DecoderConfig(width=512, depth=4, heads=8))
     run.batch_size = 1024
     return run
 
@@ -60,5 +59,5 @@ def mae_vit_ti16() -> Pretrain:
     """
     run = mae_vit_s16()
     run.encoder.name = "vit_tiny_patch16_224"
-    run.method.decoder.width, run.method.decoder.heads = 192, 3
+    run.method = MAEConfig(decoder=DecoderConfig(width=192, depth=4, heads=3))
     return run

@@ -11,9 +11,7 @@ from mimkit.train.prepare import Images, Pretrain
 def _mini(size: int, patch: int, *, width: int, depth: int, decoder: int) -> Pretrain:
     """A narrow ViT with 32 channels a head and a one-block decoder."""
     return Pretrain(
-        encoder=EncoderConfig(
-            name="vit_tiny_patch16_224", patch=patch, width=width, depth=depth, heads=width // 32
-        ),
+        encoder=EncoderConfig(name="vit_tiny_patch16_224", patch=patch, width=width, depth=depth, heads=width // 32),
         method=MAEConfig(decoder=DecoderConfig(width=decoder, depth=1, heads=decoder // 16)),
         images=Images(size=size, view=RandomResizedCrop(scale=(0.4, 1.0))),
         optimizer=AdamWConfig(base_rate=3e-3),

@@ -77,9 +77,7 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     return state
 
 
-def restore(
-    path: Path, task: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
-) -> tuple[int, float]:
+def restore(path: Path, task: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> tuple[int, float]:
     """Load a checkpoint into the task and its optimiser; returns the steps and seconds behind it."""
     state = load_checkpoint(path, device)
     try:

@@ -44,9 +44,7 @@ def fit(
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for step in range(first, last):
         progress = step / total
-        torch.manual_seed(
-            integer("step", seed, step, distributed.rank())
-        )  # drop path and dropout have an address too
+        torch.manual_seed(integer("step", seed, step, distributed.rank()))  # drop path and dropout have an address too
         set_rates(optimizer, schedule(progress))
         for micro in range(accumulate):
             asked = time.perf_counter()

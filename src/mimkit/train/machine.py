@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mimkit import distributed
 from mimkit.errors import UserError, unknown
-from mimkit.task import Batch, Step
+from mimkit.task import Batch, Step, Task
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -126,12 +126,8 @@ class Engine:
         def decide() -> dict[str, Any]:
             engine = Engine(
                 device=device,
-                precision=machine.precision
-                if machine.precision != "auto"
-                else kept.get("precision", "bfloat16"),
-                attention=machine.attention
-                if machine.attention != "auto"
-                else kept.get("attention", "fused"),
+                precision=machine.precision if machine.precision != "auto" else kept.get("precision", "bfloat16"),
+                attention=machine.attention if machine.attention != "auto" else kept.get("attention", "fused"),
                 compile=compiled,
                 threads=machine.threads or kept.get("threads") or torch.get_num_threads(),
             )
@@ -184,7 +180,7 @@ class Engine:
         """Choose timm's attention path in every block."""
         for part in task.modules():
             if hasattr(part, "fused_attn"):
-                part.fused_attn = self.attention == "fused"
+                setattr(part, "fused_attn", self.attention == "fused")  # noqa: B010  a flag, which Module's types deny
 
     def wrap(self, task: nn.Module) -> nn.Module:
         """The task as the loop calls it: on the device, compiled, distributed."""
@@ -197,9 +193,11 @@ class Engine:
         ids = [self.device.index] if self.device.type == "cuda" else None
         return DistributedDataParallel(task, device_ids=ids, broadcast_buffers=False)
 
-    def plain(self, task: nn.Module) -> nn.Module:
+    def plain(self, task: nn.Module) -> Task:
         """The task itself, without what `wrap` put around it."""
-        return task.module if isinstance(task, DistributedDataParallel) else task
+        inner = task.module if isinstance(task, DistributedDataParallel) else task
+        assert isinstance(inner, Task)
+        return inner
 
     def autocast(self) -> AbstractContextManager[Any]:
         """bfloat16 for matrix products where chosen; weights stay in float32."""

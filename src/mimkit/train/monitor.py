@@ -2,31 +2,23 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mimkit.data.loader import evaluation_batches
 from mimkit.data.sources import Pictures
 from mimkit.data.views import CenterCrop
-from mimkit.masks.mask import Mask
 from mimkit.measures import effective_rank, knn
 from mimkit.model.encoder import Encoder
 from mimkit.pictures import displayable, masked, pasted, save_picture, spread_mask, titled_grid
 from mimkit.randomness import keys
-from mimkit.task import Batch
+from mimkit.task import Batch, Method
 from mimkit.train.machine import Engine
 
 BANK, QUERIES, SHOWN = 2000, 1000, 8  # pictures of a look: with known labels, to be classified, to be shown
 MEMORY = 400_000_000  # bytes that they may take together
-
-
-@runtime_checkable
-class Reconstructs(Protocol):
-    """A method that can show what it predicts, in the normalisation of its input."""
-
-    def reconstruct(self, batch: Batch, progress: float) -> tuple[Tensor, Mask]: ...
 
 
 class Monitor:
@@ -50,14 +42,10 @@ class Monitor:
         seed: int,
     ) -> None:
         self.mean, self.std, self.engine, self.seed = mean, std, engine, seed
-        self.test = (
-            test if test is not None and test.labels is not None and train.labels is not None else None
-        )
+        self.test = test if test is not None and test.labels is not None and train.labels is not None else None
         bytes_each = 4 * train.channels * size[0] * size[1]
         share = min(1.0, MEMORY / (bytes_each * (BANK + QUERIES)))
-        settings: dict[str, Any] = dict(
-            size=size, mean=mean, std=std, view=CenterCrop(fraction=1.0), workers=workers
-        )
+        settings: dict[str, Any] = dict(size=size, mean=mean, std=std, view=CenterCrop(fraction=1.0), workers=workers)
 
         def load(pictures: Pictures, count: int) -> tuple[Tensor, Tensor | None]:
             parts = list(evaluation_batches(pictures, limit=max(SHOWN, int(count * share)), **settings))
@@ -76,31 +64,32 @@ class Monitor:
                 means.append(encoder(part.to(self.engine.device)).patches.float().mean(dim=1).cpu())
         return torch.cat(means)
 
-    def look(self, method: nn.Module, encoder: Encoder) -> dict[str, float]:
+    def look(self, method: Method, encoder: Encoder) -> dict[str, float]:
         """Online kNN accuracy (with labels) and effective rank of the features."""
         training = method.training
         method.eval()
         bank = self.features(encoder, self.bank)
         record = {"effective_rank": float(effective_rank(bank))}
-        if self.test is not None and self.bank_labels is not None:
+        if self.test is not None and self.bank_labels is not None and self.queries is not None:
             classes = len(self.test.classes or ()) or int(self.bank_labels.max()) + 1
             predicted = knn(bank, self.bank_labels, self.features(encoder, self.queries), classes=classes)
-            record["knn"] = (predicted == self.query_labels).float().mean().item()
+            record["knn"] = torch.eq(predicted, torch.as_tensor(self.query_labels)).float().mean().item()
         method.train(training)
         return record
 
     @torch.inference_mode()
-    def draw(self, method: Reconstructs, encoder: Encoder, path: Path) -> None:
+    def draw(self, method: Method, encoder: Encoder, path: Path) -> None:
         """Write original | masked | reconstruction of the first pictures, under the same masks at every look."""
         source = self.queries if self.queries is not None else self.bank
-        spread = torch.linspace(
-            0, len(source) - 1, SHOWN
-        ).long()  # of several classes, where they lie in order
+        spread = torch.linspace(0, len(source) - 1, SHOWN).long()  # of several classes, where they lie in order
         images = source[spread].to(self.engine.device)
         number = torch.arange(len(images))
         batch = Batch(images, keys("look", self.seed, number).to(images.device), number)
         with self.engine.autocast():
-            predicted, mask = method.reconstruct(batch, 0.0)
+            drawn = method.reconstruct(batch, 0.0)
+        if drawn is None:
+            return
+        predicted, mask = drawn
         hidden = spread_mask(mask.hidden[:: mask.views], encoder.grid, encoder.patch)
         originals = displayable(images, self.mean, self.std)
         shown = displayable(predicted[:: mask.views], self.mean, self.std)

@@ -15,7 +15,7 @@ from mimkit.errors import UserError, at_least
 from mimkit.methods.mae import MAEConfig
 from mimkit.model.encoder import Encoder, EncoderConfig
 from mimkit.randomness import integer, keys
-from mimkit.task import Batch, MethodConfig
+from mimkit.task import Batch, Method, MethodConfig
 from mimkit.train.machine import Machine
 from mimkit.train.optimizer import AdamWConfig
 from mimkit.train.schedule import WarmupCosine
@@ -89,9 +89,12 @@ class Prepared:
     def pictures(self) -> Pictures:
         """All pictures to learn from."""
         images = self.config.images
-        return open_pictures(
-            self.config.data, "all", channels=images.channels, value_range=images.value_range
-        )
+        return open_pictures(self.config.data, "all", channels=images.channels, value_range=images.value_range)
+
+    @property
+    def channels(self) -> int:
+        """Of the images: known from an earlier part of the run, or as the pictures have them."""
+        return self.known.get("channels") or self.pictures.channels
 
     @cached_property
     def labelled(self) -> tuple[Pictures, Pictures] | None:
@@ -116,7 +119,11 @@ class Prepared:
         else:
             found = statistics(self.pictures)
             mean, std = images.mean or found[0], images.std or found[1]
-        if len(mean) != self.pictures.channels or len(std) != self.pictures.channels or not all(0 < x < math.inf for x in std):
+        if (
+            len(mean) != self.pictures.channels
+            or len(std) != self.pictures.channels
+            or not all(0 < x < math.inf for x in std)
+        ):
             raise UserError(
                 f"images.mean and images.std need {self.pictures.channels} numbers each, std above 0; "
                 f"got {list(mean)} and {list(std)}"
@@ -135,18 +142,16 @@ class Prepared:
         return self._report
 
     @cached_property
-    def task(self) -> nn.Module:
+    def task(self) -> Method:
         """The method with its encoder: initialised by the seed, or from released weights."""
         self._report = ""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(integer("init", self.config.seed))
-            encoder = self.config.encoder.build(self.size, self.pictures.channels)
+            encoder = self.config.encoder.build(self.size, self.channels)
             task = self.config.method.build(encoder)
         if self.config.encoder.weights:
             decoder = getattr(task, "decoder", None)
-            report = load_weights(
-                self.config.encoder.weights, encoder, decoder, name=self.config.encoder.name
-            )
+            report = load_weights(self.config.encoder.weights, encoder, decoder, name=self.config.encoder.name)
             self._report = report.summary()
         return task
 
@@ -161,6 +166,10 @@ class Prepared:
         images = torch.randn(count, self.pictures.channels, *self.size, generator=generator)
         number = torch.arange(count)
         return Batch(images, keys("sample", number), number)
+
+    def timed(self, micro_batch: int) -> int:
+        """Pictures to time a step with: fewer large ones, so that it takes seconds."""
+        return max(1, min(micro_batch, 64, 64 * 96 * 96 // (self.size[0] * self.size[1])))
 
     def bytes_per_picture(self) -> int:
         """Memory that one picture takes in a step: what autograd keeps for the backward pass, measured in float32."""
@@ -181,21 +190,14 @@ class Prepared:
         per_process = config.batch_size // world
         if per_process < 1 or config.batch_size % world:
             near = max(1, round(config.batch_size / world)) * world
-            raise UserError(
-                f"batch_size {config.batch_size} does not divide over {world} processes: use {near}"
-            )
+            raise UserError(f"batch_size {config.batch_size} does not divide over {world} processes: use {near}")
         chosen = config.machine.micro_batch
         if chosen is None and per_process % self.known.get("micro_batch", per_process + 1) == 0:
             chosen = self.known["micro_batch"]  # on another number of processes it may not divide
         if chosen is None:
             fits = max(
                 1,
-                int(
-                    free_memory(device)
-                    / 2
-                    / (world if device.type == "cpu" else 1)
-                    / self.bytes_per_picture()
-                ),
+                int(free_memory(device) / 2 / (world if device.type == "cpu" else 1) / self.bytes_per_picture()),
             )
             chosen = max(n for n in range(1, min(per_process, fits) + 1) if per_process % n == 0)
         if config.method.needs_whole_batch and chosen != per_process:

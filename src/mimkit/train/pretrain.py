@@ -17,7 +17,7 @@ from mimkit.export import export_timm, model_card
 from mimkit.train.checkpoint import checkpoints, restore, save_checkpoint
 from mimkit.train.loop import fit
 from mimkit.train.machine import Engine
-from mimkit.train.monitor import Monitor, Reconstructs
+from mimkit.train.monitor import Monitor
 from mimkit.train.prepare import Prepared, Pretrain
 from mimkit.train.progress import Recorder, duration
 from mimkit.train.run import RunFolder, disk_errors, last_good, write_json
@@ -51,9 +51,7 @@ def pretrain(
     with distributed.processes(device):
         main = distributed.is_main()
         notify = say if main else (lambda line: None)
-        run = RunFolder(
-            distributed.on_main(lambda: folder, device)
-        )  # a free folder is another one a moment later
+        run = RunFolder(distributed.on_main(lambda: folder, device))  # a free folder is another one a moment later
         distributed.on_main(run.start, device)
         try:
             return _train(config, run, recipe, max_steps, device, notify)
@@ -88,17 +86,13 @@ def _train(
     task = ready.task
     workers = config.machine.workers if config.machine.workers is not None else min(16, os.cpu_count() or 1)
     micro = distributed.on_main(lambda: ready.micro_batch(device, world), device)
-    engine = Engine.choose(
-        config.machine, device, task, lambda: ready.sample(min(micro, 64)), kept.get("engine")
-    )
+    engine = Engine.choose(config.machine, device, task, lambda: ready.sample(ready.timed(micro)), kept.get("engine"))
     wrapped = engine.wrap(task)
     optimizer = config.optimizer.build(task, config.batch_size)
     first, seconds = 0, 0.0
     if saves := checkpoints(run.folder):
         first, seconds = restore(saves[-1], task, optimizer, device)
-    loader = ready.loader(
-        device, rank=distributed.rank(), world=world, micro_batch=micro, workers=workers, notify=say
-    )
+    loader = ready.loader(device, rank=distributed.rank(), world=world, micro_batch=micro, workers=workers, notify=say)
     total = ready.steps
     resolved = {
         "data": pictures.name,
@@ -126,9 +120,7 @@ def _train(
     monitor = None
     if main and config.machine.looks > 0:
         train, test = ready.labelled or (pictures, None)
-        monitor = Monitor(
-            train, test, size=size, mean=mean, std=std, engine=engine, workers=workers, seed=config.seed
-        )
+        monitor = Monitor(train, test, size=size, mean=mean, std=std, engine=engine, workers=workers, seed=config.seed)
 
     def write(record: dict[str, Any]) -> None:
         record["seconds"] = round(time.perf_counter() - began, 3)
@@ -147,10 +139,9 @@ def _train(
         def measure() -> dict[str, float]:
             assert monitor is not None
             found = monitor.look(task, ready.encoder)
-            if isinstance(task, Reconstructs):
-                with disk_errors(run.folder):
-                    monitor.draw(task, ready.encoder, run.folder / "pictures" / f"step-{step:09d}.png")
-                    monitor.draw(task, ready.encoder, run.folder / "pictures" / "reconstruction.png")
+            with disk_errors(run.folder):
+                monitor.draw(task, ready.encoder, run.folder / "pictures" / f"step-{step:09d}.png")
+                monitor.draw(task, ready.encoder, run.folder / "pictures" / "reconstruction.png")
             return found
 
         found = distributed.on_main(measure, device)
@@ -233,8 +224,7 @@ def _train(
         with disk_errors(run.folder):
             export(total)
     handlers = {
-        s: signal.signal(s, lambda number, frame: caught.append(number))
-        for s in (signal.SIGTERM, signal.SIGINT)
+        s: signal.signal(s, lambda number, frame: caught.append(number)) for s in (signal.SIGTERM, signal.SIGINT)
     }
     try:
         done = fit(
@@ -277,9 +267,7 @@ def _train(
 
 
 def _moments(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    return [
-        value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)
-    ]
+    return [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
 
 
 def _announce(
@@ -296,20 +284,16 @@ def _announce(
 ) -> None:
     """What will happen, before it happens."""
     config, pictures, (mean, std) = ready.config, ready.pictures, ready.statistics
-    labels = (
-        f"labels of {len(pictures.classes)} classes, used to measure only"
-        if pictures.classes
-        else "no labels"
-    )
+    labels = f"labels of {len(pictures.classes)} classes, used to measure only" if pictures.classes else "no labels"
     millions = [sum(p.numel() for p in part.parameters()) / 1e6 for part in (ready.encoder, ready.task)]
     rate, optimizer = config.optimizer.rate(config.batch_size), config.optimizer
     parts = f"{loader.accumulate} x {micro}" + (f" x {world} processes" if world > 1 else "")
     say(f"{recipe}: {type(config.method).__name__.removesuffix('Config')} with {config.encoder.name}")
+    kept = "in memory" if loader.resident else "streamed"
+    say(f"  pictures   {len(pictures):,} from {pictures.name}, {kept}; {labels}")
     say(
-        f"  pictures   {len(pictures):,} from {pictures.name}, {'in memory' if loader.resident else 'streamed'}; {labels}"
-    )
-    say(
-        f"  images     {ready.size[0]}x{ready.size[1]}, {pictures.channels} channels; mean {_short(mean)}, std {_short(std)}"
+        f"  images     {ready.size[0]}x{ready.size[1]}, {pictures.channels} channels; "
+        f"mean {_short(mean)}, std {_short(std)}"
     )
     say(
         f"  model      {millions[0]:.1f} M parameters in the encoder ({millions[1]:.1f} M while training), "
@@ -320,7 +304,8 @@ def _announce(
             say(f"  weights    {line}")
     say(f"  schedule   {config.epochs} epochs = {total:,} steps of {config.batch_size} pictures ({parts})")
     say(
-        f"  rate       {rate:.3g} = {optimizer.base_rate:.3g} x {config.batch_size} / 256, warm-up {config.schedule.warmup:.0%}"
+        f"  rate       {rate:.3g} = {optimizer.base_rate:.3g} x {config.batch_size} / 256, "
+        f"warm-up {config.schedule.warmup:.0%}"
     )
     say(
         f"  machine    {engine.device}, {engine.precision}, {engine.attention} attention, "

@@ -46,9 +46,7 @@ class Recorder:
         self.name_pictures, self.last_checkpoint, self.precision = name_pictures, last_checkpoint, precision
         self.waited = 0.0
         self.line = Line(total)
-        self._taken: list[
-            tuple[int, Tensor, Tensor]
-        ] = []  # step, share of its loss, pictures; of micro batches
+        self._taken: list[tuple[int, Tensor, Tensor]] = []  # step, share of its loss, pictures; of micro batches
         self._logs: dict[str, Tensor] = {}
         self._skipped: list[tuple[int, str]] = []
         self._norm: Tensor | None = None
@@ -123,12 +121,8 @@ class Recorder:
         )
 
     def _advice(self) -> str:
-        first = (
-            "a lower --optimizer.base-rate" if self.precision == "float32" else "--machine.precision float32"
-        )
-        return (
-            f"{self.last_checkpoint()}; try {first}, --optimizer.clip 1.0 or a longer warm-up in a new --run"
-        )
+        first = "a lower --optimizer.base-rate" if self.precision == "float32" else "--machine.precision float32"
+        return f"{self.last_checkpoint()}; try {first}, --optimizer.clip 1.0 or a longer warm-up in a new --run"
 
 
 class Line:

@@ -42,9 +42,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read as JSON ({error}): restore it, or use another run folder"
-        ) from error
+        raise UserError(f"{path} cannot be read as JSON ({error}): restore it, or use another run folder") from error
 
 
 @contextmanager
@@ -53,9 +51,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, UserError) as error:  # a UserError: what the export could not write
-        what = (
-            f"cannot write to {folder} ({error.strerror or error})" if isinstance(error, OSError) else error
-        )
+        what = f"cannot write to {folder} ({error.strerror or error})" if isinstance(error, OSError) else error
         raise UserError(
             f"{what}: free some space or mend its permissions, then run the same command again; {last_good(folder)}"
         ) from error
@@ -92,9 +88,7 @@ class RunFolder:
         if not os.path.lexists(self.folder):
             return True
         with disk_errors(self.folder):
-            return os.path.isdir(self.folder) and {".lock", "config.json.tmp"}.issuperset(
-                os.listdir(self.folder)
-            )
+            return os.path.isdir(self.folder) and {".lock", "config.json.tmp"}.issuperset(os.listdir(self.folder))
 
     def start(self) -> None:
         """Take the folder for this process, or say why not."""
@@ -107,9 +101,7 @@ class RunFolder:
         if os.path.isfile(self.folder):
             raise UserError(f"{self.folder} is a file: name a folder with --run")
         if not self.exists and not self.vacant:
-            raise UserError(
-                f"{self.folder} is not empty and holds no run of mimkit: name another folder with --run"
-            )
+            raise UserError(f"{self.folder} is not empty and holds no run of mimkit: name another folder with --run")
         self._made = [place for place in (self.folder, *self.folder.parents) if not os.path.exists(place)]
         with disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -26,6 +26,6 @@ class SkippedPictures:
         if len(self.seen) > self.share * len(self.pictures):
             some = "; ".join(f"{name}: {reason}" for name, reason in list(self.seen.items())[:3])
             raise UserError(
-                f"{len(self.seen)} of {len(self.pictures)} pictures cannot be read ({some}; all in {self.path}): mend or "
-                f"remove them, or allow more with --images.bad-share {2 * len(self.seen) / len(self.pictures):.2g}"
+                f"{len(self.seen)} of {len(self.pictures)} pictures cannot be read ({some}; all in {self.path}): mend "
+                f"or remove them, or allow more with --images.bad-share {2 * len(self.seen) / len(self.pictures):.2g}"
             )
