@@ -30,6 +30,9 @@ def close(one: Path, other: Path) -> None:
     ours, theirs = curve(one), curve(other)
     assert [step for step, _ in ours] == [step for step, _ in theirs] == list(range(1, len(ours) + 1))
     torch.testing.assert_close([loss for _, loss in ours], [loss for _, loss in theirs], rtol=1e-5, atol=0)
+    # AdamW forgives a gradient of another scale; this does not.
+    norms = [[record["gradient_norm"] for record in RunFolder(run).metrics()] for run in (one, other)]
+    torch.testing.assert_close(*norms, rtol=1e-4, atol=0)
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,12 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor, nn
 
+from mimkit.data.loader import statistics
 from mimkit.data.pictures import Decoded
+from mimkit.data.sources import open_pictures
 from mimkit.errors import UserError
 from mimkit.evaluate import features as cache
-from mimkit.evaluate import probe
+from mimkit.evaluate import probe, run
 from mimkit.evaluate.features import Features, extract
 from mimkit.evaluate.knn import evaluate_knn
 from mimkit.evaluate.probe import Heads, batch_size, evaluate_probe, lars, train_heads
@@ -467,6 +469,24 @@ def test_labels_are_needed_and_enough_of_them(folder, tmp_path):
     for method in ("lars", "logistic"):
         with pytest.raises(UserError, match="too few for a probe"):
             evaluate("probe", "pixels", [str(folder)], device="cpu", limit_train=2, method=method)
+
+
+def test_pictures_are_opened_and_normalised_as_the_target_wants_them(tmp_path, monkeypatch):
+    """Grey pictures: an export of colour sees three channels in its own normalisation, pixels one in theirs."""
+    for number, pixels in enumerate(coloured(20).tensor()):
+        place = tmp_path / "grey" / "ab"[number % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels[0].numpy()).save(place / f"{number}.png")
+    export(tmp_path / "export")
+    seen = []
+    monkeypatch.setattr(
+        run, "extract", lambda extractor, pictures, **how: seen.append(extractor) or extract(extractor, pictures, **how)
+    )
+    for target in (str(tmp_path / "export"), "pixels"):
+        evaluate("knn", target, [str(tmp_path / "grey")], device="cpu", k=3)
+    coloured_export, pixels = seen[0], seen[-1]
+    assert (coloured_export.channels, coloured_export.mean) == (3, MEAN)
+    assert pixels.channels == 1 and (pixels.mean, pixels.std) == statistics(open_pictures([str(tmp_path / "grey")]))
 
 
 @pytest.mark.slow

@@ -116,7 +116,7 @@ def export(args: list[str]) -> int:
         raise UserError("say which run: mimkit export RUN --to timm|huggingface --out DIR")
     folder = Path(args.pop(0)) if not args[0].startswith("-") else Path()
     chosen = parse(ExportArguments, args, "mimkit export RUN")
-    from mimkit.train.run import RunFolder
+    from mimkit.train.run import MEASURED, RunFolder
 
     run = RunFolder(folder)
     if not run.exists:
@@ -130,38 +130,22 @@ def export(args: list[str]) -> int:
             shutil.copytree(folder / "export", partial, dirs_exist_ok=True)
         load = f"timm.create_model('local-dir:{chosen.out.absolute()}', pretrained=True)"
     else:
-        from mimkit.export import export_huggingface, model_card
-        from mimkit.methods.mae import MAE
         from mimkit.train.checkpoint import checkpoints, load_checkpoint
+        from mimkit.train.leave import export_encoder
         from mimkit.train.prepare import Prepared
 
         saved = run.read_config()
-        config, known = saved["config"], saved["resolved"]
         saves = checkpoints(folder)
         if not saves:
             raise UserError(f"{folder} has no checkpoint yet: go on with 'mimkit pretrain --run {folder}'")
-        ready = Prepared(config, known)
-        config.encoder.weights = None
+        ready = Prepared(saved["config"], saved["resolved"])
+        ready.config.encoder.weights = None  # its own are loaded here
         state = load_checkpoint(saves[-1])
         ready.task.load_state_dict(state["model"])
-        card = model_card(
-            architecture=config.encoder.name,
-            recipe=saved["recipe"],
-            data=known["data"],
-            pictures=known["pictures"],
-            steps=state["step"],
-            epochs=state["step"] * config.batch_size / known["pictures"],
-            size=ready.size,
-            mean=known["mean"],
-            std=known["std"],
-            measured={},
-            library="transformers",
+        measured = {k: v for record in run.metrics() for k, v in record.items() if k in MEASURED}
+        export_encoder(
+            ready, chosen.out, recipe=saved["recipe"], step=state["step"], measured=measured, to="huggingface"
         )
-        if not isinstance(ready.task, MAE):
-            raise UserError(
-                f"{folder} was trained by {type(ready.task).__name__}: Hugging Face's format holds an MAE only"
-            )
-        export_huggingface(ready.task, chosen.out, mean=known["mean"], std=known["std"], card=card)
         load = f"transformers.ViTMAEForPreTraining.from_pretrained('{chosen.out}')"
     show(
         {"out": str(chosen.out), "to": chosen.to},

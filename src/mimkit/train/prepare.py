@@ -92,6 +92,16 @@ class Prepared:
         return open_pictures(self.config.data, "all", channels=images.channels, value_range=images.value_range)
 
     @property
+    def name(self) -> str:
+        """What the pictures are called."""
+        return self.known.get("data") or self.pictures.name
+
+    @property
+    def count(self) -> int:
+        """How many pictures there are."""
+        return self.known.get("pictures") or len(self.pictures)
+
+    @property
     def channels(self) -> int:
         """Of the images: known from an earlier part of the run, or as the pictures have them."""
         return self.known.get("channels") or self.pictures.channels
@@ -125,7 +135,7 @@ class Prepared:
             or not all(0 < x < math.inf for x in std)
         ):
             raise UserError(
-                f"images.mean and images.std need {self.pictures.channels} numbers each, std above 0; "
+                f"images.mean and images.std need {self.channels} numbers each, std above 0; "
                 f"got {list(mean)} and {list(std)}"
             )
         return mean, std
@@ -133,7 +143,7 @@ class Prepared:
     @cached_property
     def steps(self) -> int:
         """Steps of the whole schedule."""
-        return max(1, math.ceil(self.config.epochs * len(self.pictures) / self.config.batch_size))
+        return max(1, math.ceil(self.config.epochs * self.count / self.config.batch_size))
 
     @cached_property
     def weights_report(self) -> str:

@@ -13,17 +13,15 @@ from torch import Tensor
 
 from mimkit import distributed
 from mimkit.errors import UserError
-from mimkit.export import export_timm, model_card
 from mimkit.train.checkpoint import checkpoints, restore, save_checkpoint
+from mimkit.train.leave import export_encoder
 from mimkit.train.loop import fit
 from mimkit.train.machine import Engine
 from mimkit.train.monitor import Monitor
 from mimkit.train.prepare import Prepared, Pretrain
 from mimkit.train.progress import Recorder, duration
-from mimkit.train.run import RunFolder, disk_errors, last_good, write_json
+from mimkit.train.run import MEASURED, RunFolder, disk_errors, last_good, write_json
 from mimkit.train.skipped import SkippedPictures
-
-MEASURED = ("knn", "effective_rank")  # what a look finds
 
 
 def pretrain(
@@ -163,28 +161,7 @@ def _train(
     )
 
     def export(step: int) -> None:
-        card = model_card(
-            architecture=config.encoder.name,
-            recipe=recipe,
-            data=pictures.name,
-            pictures=len(pictures),
-            steps=step,
-            epochs=step * config.batch_size / len(pictures),
-            size=size,
-            mean=mean,
-            std=std,
-            measured=measured,
-        )
-        export_timm(
-            ready.encoder,
-            run.folder / "export",
-            model_args=config.encoder.timm_args(size, pictures.channels),
-            mean=mean,
-            std=std,
-            card=card,
-            name=config.encoder.name,
-            crop_pct=0.875 if min(size) >= 128 else 1.0,
-        )
+        export_encoder(ready, run.folder / "export", recipe=recipe, step=step, measured=measured)
 
     def save(step: int) -> None:
         recorder.flush()  # also refuses to save after a loss that is not finite

@@ -17,6 +17,8 @@ from mimkit.config import differences, from_dict, to_dict
 from mimkit.errors import UserError
 from mimkit.train.checkpoint import checkpoints, remove_unfinished
 
+MEASURED = ("knn", "effective_rank")  # what a look finds
+
 
 def write_json(path: Path, data: Any) -> None:
     """Write beside and rename, so that a reader never meets half a file."""

@@ -1,0 +1,44 @@
+"""Leave with the model: a prepared run and what was measured enter; a folder for timm or Hugging Face leaves."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from mimkit.errors import UserError
+from mimkit.export import export_huggingface, export_timm, model_card
+from mimkit.methods.mae import MAE
+from mimkit.train.prepare import Prepared
+
+
+def export_encoder(
+    ready: Prepared, folder: Path, *, recipe: str, step: int, measured: Mapping[str, float], to: str = "timm"
+) -> None:
+    """Write the model as it stands after `step` steps; `to` is `timm` or `huggingface` (MAE alone)."""
+    config, (mean, std) = ready.config, ready.statistics
+    card = model_card(
+        architecture=config.encoder.name,
+        recipe=recipe,
+        data=ready.name,
+        pictures=ready.count,
+        steps=step,
+        epochs=step * config.batch_size / ready.count,
+        size=ready.size,
+        mean=mean,
+        std=std,
+        measured=measured,
+        library="timm" if to == "timm" else "transformers",
+    )
+    if to == "timm":
+        export_timm(
+            ready.encoder,
+            folder,
+            model_args=config.encoder.timm_args(ready.size, ready.channels),
+            mean=mean,
+            std=std,
+            card=card,
+            name=config.encoder.name,
+            crop_pct=0.875 if min(ready.size) >= 128 else 1.0,
+        )
+        return
+    if not isinstance(ready.task, MAE):
+        raise UserError(f"{type(ready.task).__name__} cannot be written for Hugging Face, an MAE can: use --to timm")
+    export_huggingface(ready.task, folder, mean=mean, std=std, card=card)
