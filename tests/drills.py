@@ -166,7 +166,7 @@ def kill_before_export(step: int) -> None:
     """When the checkpoint is complete and the export of the same step is not begun."""
     steps = [0]
     _before(pretraining, "save_checkpoint", lambda folder, at, *rest: steps.__setitem__(0, at))
-    _before(pretraining, "export_timm", lambda *args: steps[0] == step and die())
+    _before(pretraining, "export_encoder", lambda *args: steps[0] == step and die())
 
 
 def kill_in_metrics(step: int) -> None:
@@ -225,7 +225,7 @@ def full_disk(what: str, step: int) -> None:
     """No more than a few bytes can be written to any file when `what` is written at or after a step."""
     owner, name = {
         "save": (pretraining, "save_checkpoint"),
-        "export": (pretraining, "export_timm"),
+        "export": (pretraining, "export_encoder"),
         "metrics": (RunFolder, "append"),
     }[what]
     real, steps = getattr(owner, name), [0]

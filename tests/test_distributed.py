@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import torch
 
 from drills import ranks, tiny
 from mimkit.train.checkpoint import checkpoints, load_checkpoint
+from mimkit.train.prepare import Prepared
 from mimkit.train.pretrain import pretrain
 from mimkit.train.run import RunFolder
 
@@ -79,9 +81,13 @@ def test_a_run_goes_on_with_another_number_of_processes(alone, forty, tmp_path):
 
 def test_a_loss_that_is_not_finite_on_one_rank_stops_all(forty, tmp_path):
     folder = tmp_path / "run"
+    half = {"rank": 1, "world": 2, "micro_batch": 4, "workers": 0, "notify": lambda line: None}
+    loader = Prepared(config(forty)).loader(torch.device("cpu"), **half)
+    second = next(loader.micro_batches(5, 6)).index[:3].tolist()
     for status, said in ranks(tmp_path / "log", config(forty), folder, ("not_finite", 5, 1)):
         assert status == 2 and "Traceback" not in said, said
-        assert "the loss is nan at step 6 (rank 1, pictures " in said
+        named = re.findall(r"(\d\d)\.png", said.partition("the loss is nan at step 6 (rank 1, pictures ")[2])
+        assert [int(name) for name in named] == second
         assert str(folder / "checkpoints" / "step-000000003.pt") in said
     assert load_checkpoint(checkpoints(folder)[-1])["step"] == 3
     assert curve(folder)[-1][0] == 5

@@ -240,7 +240,10 @@ def test_a_loss_that_is_not_finite_stops_the_run(forty, tmp_path):
     assert [int(name) for name in named] == second, "the pictures of the micro batch that went wrong"
 
 
-@pytest.mark.parametrize(("log_every", "says"), [(50, "weights are no longer finite after step 9"), (1, "gradient")])
+@pytest.mark.parametrize(
+    ("log_every", "says"),
+    [(50, "weights are no longer finite after step 9"), (1, "the gradient is not finite at step 9")],
+)
 def test_a_gradient_that_overflows_is_not_saved(log_every, says, forty, tmp_path):
     """The loss of the step is finite; a checkpoint right behind it would hold no numbers."""
     folder = tmp_path / "run"

@@ -1,0 +1,52 @@
+"""What the documents say is true: recipes, commands, files and links."""
+
+import re
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+
+from mimkit.cli import COMMANDS
+from mimkit.data.named import NAMES
+from mimkit.recipes import recipes
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_every_recipe_stands_in_the_readme_with_its_first_line():
+    listed = dict(re.findall(r"^\| `(mae_\w+)` \| (.+) \|$", README, flags=re.MULTILINE))
+    assert listed == {name: doc.splitlines()[0] for name, (_, doc) in recipes().items()}
+
+
+def test_every_command_stands_in_the_readme():
+    listed = set(re.findall(r"^\| `mimkit (\w+)", README, flags=re.MULTILINE))
+    assert listed == set(COMMANDS)
+
+
+def test_every_named_set_stands_in_the_readme():
+    assert all(f"`{name}`" in README for name in NAMES)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_named_files_exist(page: Path):
+    text = page.read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
+    assert all((page.parent / link).exists() for link in links), links
+    named = re.findall(r"`((?:src|tests|docs|benchmarks)/[\w/.-]+)`", text)
+    assert all((ROOT / name).exists() for name in named), named
+
+
+def test_the_outside_example_of_the_architecture_page_runs():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    code = re.search(r"```python\n(# my_lab/stripes.py.*?)```", text, flags=re.DOTALL)
+    assert code is not None
+    module = types.ModuleType("stripes_of_the_page")
+    sys.modules["stripes_of_the_page"] = module  # dataclasses look their module up
+    exec(compile(code[1], "stripes", "exec"), module.__dict__)
+    masker = module.stripes().method.masker
+    mask = masker(torch.zeros(2, 36, 0), torch.arange(2), 0.0, (6, 6))
+    assert mask.hidden.view(2, 6, 6)[0, 0].tolist() == [False, False, True, True, False, False]
