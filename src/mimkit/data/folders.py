@@ -55,7 +55,6 @@ class Files(Encoded):
         name: str,
         root: Path,
         paths: Paths,
-        version: str,
         *,
         channels: int | None,
         value_range: tuple[float, float] | None,
@@ -63,7 +62,7 @@ class Files(Encoded):
         labels: Tensor | None = None,
         has_test: bool = False,
     ) -> None:
-        self.name, self._root, self._paths, self._version = name, os.fsencode(root), paths, version
+        self.name, self._root, self._paths = name, os.fsencode(root), paths
         self.wanted_channels, self.value_range = channels, value_range
         self.classes, self.labels, self.has_test = classes, labels, has_test
 
@@ -82,7 +81,7 @@ class Files(Encoded):
 
     @property
     def fingerprint(self) -> str:
-        """From the names, the folders' times of change, and size and time of 200 of the files."""
+        """From the names, and size and time of 200 of the files; other files that come and go do not matter."""
         few = []
         for i in sample(len(self), 200):
             try:
@@ -90,7 +89,7 @@ class Files(Encoded):
                 few.append((status.st_size, status.st_mtime_ns))
             except OSError:
                 few.append((-1, -1))
-        return digest(self._root, self._paths.buffer.tobytes(), self._paths.ends.tobytes(), self._version, few)
+        return digest(self._root, self._paths.buffer.tobytes(), self._paths.ends.tobytes(), few)
 
 
 class Index:
@@ -215,9 +214,8 @@ def open_folder(
     train = next((top for top in sorted(tops) if _TRAIN.match(os.fsdecode(top))), None)
     tests = [top for top in tops if _TEST.match(os.fsdecode(top))]
     test = min(tests, key=lambda top: _TEST_ORDER.index(os.fsdecode(top).lower().rstrip("0123456789")), default=None)
-    version = digest(found.changed.tobytes())
     if train is None:
-        pictures = _files(str(folder), folder, found.pictures, None, version, channels, value_range)
+        pictures = _files(str(folder), folder, found.pictures, None, channels, value_range)
         return split_by_address(pictures, split)
     parts = {top: [path for path in found.pictures if path.startswith(top + b"/")] for top in (train, test) if top}
     if not parts[train]:
@@ -228,7 +226,7 @@ def open_folder(
     assert chosen is not None
     paths = Paths.pack([path.split(b"/", 1)[1] for path in parts[chosen]])
     root = folder / os.fsdecode(chosen)
-    pictures = _files(str(folder), root, paths, names, version, channels, value_range, has_test)
+    pictures = _files(str(folder), root, paths, names, channels, value_range, has_test)
     return pictures if has_test else split_by_address(pictures, split)
 
 
@@ -237,7 +235,6 @@ def _files(
     root: Path,
     paths: Paths,
     names: tuple[str, ...] | None,
-    version: str,
     channels: int | None,
     value_range: tuple[float, float] | None,
     has_test: bool = False,
@@ -252,7 +249,6 @@ def _files(
         name,
         Path(os.path.abspath(root)),
         paths,
-        version,
         channels=channels,
         value_range=value_range,
         classes=classes,
@@ -302,7 +298,6 @@ def open_list(file: Path, split: Split, *, channels: int | None, value_range: tu
         str(file),
         root,
         Paths.pack(paths),
-        "",
         channels=channels,
         value_range=value_range,
         classes=tuple(classes) or None,

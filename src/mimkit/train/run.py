@@ -156,7 +156,7 @@ class RunFolder:
         changed = {
             key: values
             for key, values in differences(self.read_config()["config"], config).items()
-            if not key.startswith("machine.")
+            if not key.startswith("machine.") and key != "images.bad_share"
         }
         if changed:
             key, (old, new) = next(iter(changed.items()))
