@@ -470,3 +470,13 @@ def test_golden_curve(tmp_path, request):
         GOLDEN.write_text(json.dumps({"loss": losses}, indent=1) + "\n")
     assert losses == pytest.approx(json.loads(GOLDEN.read_text())["loss"], rel=1e-4)
     assert losses[-1] < 0.9 * losses[0], "it learns"
+
+
+def test_three_pictures_in_two_class_folders_are_enough(tmp_path: Path):
+    """Labels that are too few to measure with do not keep a run from training."""
+    for number, name in enumerate(("a/1.png", "a/2.png", "b/3.png")):
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 255, (12, 12, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "data" / name)
+    config = tiny(tmp_path / "data", looks=1)
+    assert "knn" not in pretrain(config, tmp_path / "run", max_steps=1, say=lambda line: None)

@@ -108,14 +108,17 @@ class Prepared:
 
     @cached_property
     def labelled(self) -> tuple[Pictures, Pictures] | None:
-        """A bank and pictures to classify, when there are labels."""
+        """A bank and pictures to classify, when there are labels and enough of them: they only measure."""
         if self.pictures.labels is None:
             return None
         channels, value_range = self.pictures.channels, self.config.images.value_range
-        train, test = (
-            open_pictures(self.config.data, split, channels=channels, value_range=value_range)
-            for split in ("train", "test")
-        )
+        try:
+            train, test = (
+                open_pictures(self.config.data, split, channels=channels, value_range=value_range)
+                for split in ("train", "test")
+            )
+        except UserError:
+            return None
         return (train, test) if len(train) and len(test) else None
 
     @cached_property
