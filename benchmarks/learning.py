@@ -3,7 +3,7 @@
 Trains once, keeps checkpoints on the way, measures each, and beside them the pixels and the untrained encoder.
 
     python benchmarks/learning.py mae_mini_32 --data ../shared/data/cifar10 --points 6
-    python benchmarks/learning.py mae_mini_28 --data fashion-mnist --points 4 --epochs 14
+    python benchmarks/learning.py mae_mini_28 --data fashion-mnist --points 4
 """
 
 import argparse
@@ -66,7 +66,7 @@ def main() -> None:
     measure("untrained", f"untrained:{folder}", 0, 0, False)
     for path in checkpoints(folder):
         state = load_checkpoint(path)
-        ready = Prepared(config, known)
+        ready = Prepared(config, known, begun=True)
         ready.task.load_state_dict(state["model"])
         place = Path(tempfile.mkdtemp()) / "export"
         export_encoder(ready, place, recipe=saved["recipe"], step=state["step"], measured={})

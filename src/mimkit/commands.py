@@ -138,8 +138,7 @@ def export(args: list[str]) -> int:
         saves = checkpoints(folder)
         if not saves:
             raise UserError(f"{folder} has no checkpoint yet: go on with 'mimkit pretrain --run {folder}'")
-        ready = Prepared(saved["config"], saved["resolved"])
-        ready.config.encoder.weights = None  # its own are loaded here
+        ready = Prepared(saved["config"], saved["resolved"], begun=True)
         state = load_checkpoint(saves[-1])
         ready.task.load_state_dict(state["model"])
         measured = {k: v for record in run.metrics() for k, v in record.items() if k in MEASURED}

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+import torch
 from rich.markup import escape
 from rich.table import Table
 
@@ -85,16 +86,18 @@ def examine(data: list[str], recipe: str | None, arguments: DoctorArguments) -> 
     chosen = Prepared(config)
     chosen.pictures = pictures
     smaller = sum(side < min(chosen.size) for side in sides)
-    micro = chosen.micro_batch(device, 1)
+    micro, each = chosen.micro_batch(device, 1), chosen.bytes_per_picture()  # before the task moves to the device
     parameters = sum(p.numel() for p in chosen.task.parameters())
     sampled = min(micro, 256 if device.type == "cuda" else 64 if parameters < SMALL else 2)
     engine = Engine.choose(config.machine, device, chosen.task, lambda: chosen.sample(sampled), None)
-    task, batch = engine.wrap(chosen.task), chosen.sample(sampled)
+    task, batch = engine.wrap(chosen.task), chosen.sample(sampled, device)
     seconds = float("inf")
     for _ in range(3):
         begin = time.perf_counter()
         engine.step(task, batch, 0.0, True, 1.0)
         task.zero_grad()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         seconds = min(seconds, time.perf_counter() - begin)
     result |= {
         "recipe": recipe,
@@ -105,7 +108,7 @@ def examine(data: list[str], recipe: str | None, arguments: DoctorArguments) -> 
         "batch_size": config.batch_size,
         "micro_batch": micro,
         "parameters": parameters,
-        "memory_bytes": 16 * parameters + micro * chosen.bytes_per_picture(),
+        "memory_bytes": 16 * parameters + micro * each,
         "free_bytes": free_memory(device),
         "seconds": chosen.steps * config.batch_size * seconds / sampled,
         "engine": engine.describe(),

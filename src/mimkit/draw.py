@@ -8,6 +8,7 @@ import numpy as np
 import timm
 import torch
 import tyro
+from rich.markup import escape
 from rich.table import Table
 from scipy.ndimage import distance_transform_edt
 
@@ -96,7 +97,7 @@ def draw_masks(arguments: MaskArguments) -> tuple[dict[str, Any], Table]:
     }
     table = Table(box=None, pad_edge=False, show_header=False)
     for key, value in result.items():
-        table.add_row(key, f"{value:.4g}" if isinstance(value, float) else str(value))
+        table.add_row(key, f"{value:.4g}" if isinstance(value, float) else escape(str(value)))
     return result, table
 
 

@@ -89,7 +89,7 @@ class Files(Encoded):
                 few.append((status.st_size, status.st_mtime_ns))
             except OSError:
                 few.append((-1, -1))
-        return digest(self._root, self._paths.buffer.tobytes(), self._paths.ends.tobytes(), few)
+        return digest(self._paths.buffer.tobytes(), self._paths.ends.tobytes(), few)
 
 
 class Index:

@@ -1,5 +1,6 @@
 """Parquet files with encoded pictures and labels, as Hugging Face writes them, enter, Pictures leave."""
 
+import fcntl
 import itertools
 import json
 import os
@@ -166,13 +167,16 @@ def _gather(files: list[Path], tables: list[Any], image: str) -> Blobs:
         part = kept.with_suffix(f".{os.getpid()}.part")
         try:
             kept.parent.mkdir(parents=True, exist_ok=True)
-            sizes = []
-            with open(part, "wb") as out:
-                for data, size in _bytes(tables, image):
-                    out.write(data)
-                    sizes.append(size)
-            np.save(ends, np.cumsum(np.concatenate(sizes)))
-            os.replace(part, kept)
+            with open(kept.with_suffix(".lock"), "w") as lock:
+                fcntl.lockf(lock, fcntl.LOCK_EX)  # of several processes one lays out, the others find it done
+                if not (kept.exists() and ends.exists()):
+                    sizes = []
+                    with open(part, "wb") as out:
+                        for data, size in _bytes(tables, image):
+                            out.write(data)
+                            sizes.append(size)
+                    np.save(ends, np.cumsum(np.concatenate(sizes)))
+                    os.replace(part, kept)
         except OSError as error:
             part.unlink(missing_ok=True)
             raise UserError(

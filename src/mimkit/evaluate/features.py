@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from jaxtyping import Float, Int64
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -98,7 +99,7 @@ def _compute(
     done = 0
     for images, _, index in track(
         batches,
-        f"features of {pictures.name}",
+        f"features of {escape(pictures.name)}",
         total=-(-wanted // batch_size),
         console=console,
         transient=True,

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, cast, get_args
 
+from rich.markup import escape
 from rich.table import Table
 
 from mimkit.data.decode import BadPicture
@@ -115,7 +116,7 @@ def table(results: Iterable[dict[str, Any]]) -> Table:
             if result["kind"] == "knn":
                 chosen = [f"k {result['settings']['k']}"]
             made.add_row(
-                result["target"],
+                escape(result["target"]),
                 {"knn": "kNN", "probe": "linear probe"}[result["kind"]],
                 pool,
                 f"{one['accuracy']:.1%}",

@@ -60,6 +60,6 @@ class Decoder(nn.Module):
         prefix, visible = self.embed(torch.cat(latents, dim=1)).split(
             [latents.prefix.shape[1], latents.patches.shape[1]], dim=1
         )
-        patches = mask.put(visible, self.mask_token) + self.positions.to(visible.dtype)
+        patches = mask.put(visible, self.mask_token) + self.positions  # float32, as the residuals
         x = self.blocks(torch.cat([prefix, patches], dim=1))
         return self.head(self.norm(x[:, prefix.shape[1] :]))

@@ -21,21 +21,23 @@ def _mini(size: int, patch: int, *, width: int, depth: int, decoder: int) -> Pre
 
 
 def mae_mini_28() -> Pretrain:
-    """MAE, 96 x 3 blocks, patches of 7 on 28 px (Fashion-MNIST): two minutes on two cores.
+    """MAE, 128 x 4 blocks, patches of 7 on 28 px (Fashion-MNIST): seven minutes on one core.
 
-    14 epochs with 128 pictures a step, whole pictures, mirrored or not; rate 2e-3 (4e-3 x 128 / 256).
+    24 epochs with 128 pictures a step, whole pictures, mirrored or not; rate 1.5e-3 (3e-3 x 128 / 256). Measured on
+    Fashion-MNIST, one seed, class token beside mean: kNN 86.1 %, probe 88.1 % (pixels 85.8 and 84.7 %); see
+    docs/lab-notebook.md.
     """
-    run = _mini(28, 7, width=96, depth=3, decoder=48)
+    run = _mini(28, 7, width=128, depth=4, decoder=64)
     run.images.view = Whole(flip=0.5)
-    run.optimizer.base_rate = 4e-3
-    run.epochs = 14
+    run.epochs = 24
     return run
 
 
 def mae_mini_32() -> Pretrain:
-    """MAE, 128 x 4 blocks, patches of 4 on 32 px (CIFAR): half an hour on two cores.
+    """MAE, 128 x 4 blocks, patches of 4 on 32 px (CIFAR): half an hour on one core.
 
-    24 epochs with 128 pictures a step; rate 1.5e-3 (3e-3 x 128 / 256).
+    24 epochs with 128 pictures a step; rate 1.5e-3 (3e-3 x 128 / 256). Measured on CIFAR-10, one seed: kNN 50.2 %,
+    probe 57.4 % (pixels 45.9 and 41.2 %), still rising; see docs/lab-notebook.md.
     """
     run = _mini(32, 4, width=128, depth=4, decoder=64)
     run.epochs = 24
@@ -45,7 +47,8 @@ def mae_mini_32() -> Pretrain:
 def mae_mini_48() -> Pretrain:
     """MAE, 192 x 4 blocks, patches of 8 on 48 px: the quickstart, three minutes on two cores.
 
-    30 epochs with 128 pictures a step; rate 1.5e-3 (3e-3 x 128 / 256).
+    30 epochs with 128 pictures a step; rate 1.5e-3 (3e-3 x 128 / 256). Measured on `photos`, one seed: kNN 82.8 %,
+    probe 91.1 % (pixels 46.6 and 45.4 %, untrained 75.0 and 81.4 %).
     """
     run = _mini(48, 8, width=192, depth=4, decoder=96)
     run.epochs = 30

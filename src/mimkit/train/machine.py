@@ -35,11 +35,13 @@ class Machine:
     threads: int | None = None
     """CPU threads; by default one or all, whichever a one-off timing finds faster."""
     workers: int | None = None
-    """Processes that read pictures; by default as many as cores, at most 16; 0 reads in the training process."""
+    """Processes that read pictures; by default as many as cores, at most 16, shared by the processes of a machine;
+    0 reads in the training process."""
     micro_batch: int | None = None
     """Pictures a process handles at once; smaller ones save memory, the result is the same."""
     resident: bool | None = None
-    """Keep all pictures in memory as one tensor; by default when they have one size and fit."""
+    """Keep all pictures in memory as one tensor; by default when they have one size and fit. Crops differ from
+    streamed ones by rounding."""
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
     save_minutes: float = 5.0
@@ -74,6 +76,13 @@ class Machine:
             raise unknown("precision", self.precision, ["auto", *PRECISIONS])
         if self.attention not in ("auto", "fused", "plain"):
             raise unknown("kind of attention", self.attention, ["auto", "fused", "plain"])
+
+    def readers(self) -> int:
+        """Processes that read pictures for this process."""
+        if self.workers is not None:
+            return self.workers
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return min(16, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
     def find_device(self) -> torch.device:
         """The device of this process; under torchrun each process takes its own GPU."""
@@ -120,13 +129,16 @@ class Engine:
         `kept` holds the choices of an earlier part of the same run; settings that are given win over them.
         """
         keep_freed_memory()
+        good = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
         compiled = device.type == "cuda" if machine.compile is None else machine.compile
         kept = kept or {}
 
         def decide() -> dict[str, Any]:
             engine = Engine(
                 device=device,
-                precision=machine.precision if machine.precision != "auto" else kept.get("precision", "bfloat16"),
+                precision=machine.precision
+                if machine.precision != "auto"
+                else kept.get("precision", "bfloat16" if good else "float32"),
                 attention=machine.attention if machine.attention != "auto" else kept.get("attention", "fused"),
                 compile=compiled,
                 threads=machine.threads or kept.get("threads") or torch.get_num_threads(),
@@ -187,7 +199,7 @@ class Engine:
         task.to(self.device)
         self.set_attention(task)
         if self.compile:
-            task.compile(dynamic=False)
+            task.compile()  # not dynamic=False: a masker that uses `progress` would recompile at each step
         if distributed.world() == 1:
             return task
         ids = [self.device.index] if self.device.type == "cuda" else None

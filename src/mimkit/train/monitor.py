@@ -85,8 +85,11 @@ class Monitor:
         images = source[spread].to(self.engine.device)
         number = torch.arange(len(images))
         batch = Batch(images, keys("look", self.seed, number).to(images.device), number)
+        training = method.training
+        method.eval()
         with self.engine.autocast():
             drawn = method.reconstruct(batch, 0.0)
+        method.train(training)
         if drawn is None:
             return
         predicted, mask = drawn

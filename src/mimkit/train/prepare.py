@@ -77,12 +77,13 @@ class Pretrain:
 class Prepared:
     """What a config means on this data: every part is made when it is first asked for."""
 
-    def __init__(self, config: Pretrain, known: dict[str, Any] | None = None) -> None:
+    def __init__(self, config: Pretrain, known: dict[str, Any] | None = None, *, begun: bool = False) -> None:
         at_least(1, epochs=config.epochs, batch_size=config.batch_size)
         config.images.check()
         config.optimizer.check()
         self.config = config
         self.known = known or {}  # what an earlier part of the run found out
+        self.begun = begun  # a checkpoint holds the weights: released ones are not asked for again
         self.size = config.images.shape()
 
     @cached_property
@@ -162,7 +163,7 @@ class Prepared:
             torch.manual_seed(integer("init", self.config.seed))
             encoder = self.config.encoder.build(self.size, self.channels)
             task = self.config.method.build(encoder)
-        if self.config.encoder.weights:
+        if self.config.encoder.weights and not self.begun:
             decoder = getattr(task, "decoder", None)
             report = load_weights(self.config.encoder.weights, encoder, decoder, name=self.config.encoder.name)
             self._report = report.summary()
@@ -173,12 +174,12 @@ class Prepared:
         """The encoder inside the task."""
         return self.task.encoder
 
-    def sample(self, count: int) -> Batch:
+    def sample(self, count: int, device: torch.device | str = "cpu") -> Batch:
         """Noise in the shape of a batch, to time and to weigh a step with."""
         generator = torch.Generator().manual_seed(0)
-        images = torch.randn(count, self.pictures.channels, *self.size, generator=generator)
+        images = torch.randn(count, self.channels, *self.size, generator=generator)
         number = torch.arange(count)
-        return Batch(images, keys("sample", number), number)
+        return Batch(images.to(device), keys("sample", number).to(device), number)
 
     def timed(self, micro_batch: int) -> int:
         """Pictures to time a step with: fewer large ones, so that it takes seconds."""
@@ -239,7 +240,7 @@ class Prepared:
             world=world,
             device=device,
             workers=workers,
-            resident="auto" if config.machine.resident is None else config.machine.resident,
+            resident=self.known.get("resident", "auto") if config.machine.resident is None else config.machine.resident,
             notify=notify,
         )
 

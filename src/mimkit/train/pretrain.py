@@ -1,6 +1,5 @@
 """Pre-training, top to bottom: a config and a run folder enter; metrics, checkpoints and export/ leave."""
 
-import os
 import signal
 import time
 from collections.abc import Callable
@@ -73,16 +72,16 @@ def _train(
         run.refuse_other(config)
         saved = run.read_config()
         kept, recipe = saved["resolved"], saved["recipe"]
-    ready = Prepared(config, kept)
+    ready = Prepared(config, kept, begun=bool(checkpoints(run.folder)))
     pictures, size = ready.pictures, ready.size
     if kept and (kept["pictures"], kept["fingerprint"]) != (len(pictures), pictures.fingerprint):
         raise UserError(
-            f"the pictures changed since this run began ({kept['pictures']:,} then, {len(pictures):,} now): bring them "
-            "back to go on, or start anew with another --run"
+            f"the pictures changed since this run began ({kept['pictures']:,} then, {len(pictures):,} now; names, "
+            "sizes or times of files differ): bring them back to go on, or start anew with another --run"
         )
     mean, std = ready.statistics
     task = ready.task
-    workers = config.machine.workers if config.machine.workers is not None else min(16, os.cpu_count() or 1)
+    workers = config.machine.readers()
     micro = distributed.on_main(lambda: ready.micro_batch(device, world), device)
     engine = Engine.choose(config.machine, device, task, lambda: ready.sample(ready.timed(micro)), kept.get("engine"))
     wrapped = engine.wrap(task)
@@ -102,6 +101,7 @@ def _train(
         "std": list(std),
         "steps": total,
         "micro_batch": micro,
+        "resident": loader.resident,
         "engine": engine.describe(),
     }
     if main and not run.exists:
@@ -164,7 +164,6 @@ def _train(
         export_encoder(ready, run.folder / "export", recipe=recipe, step=step, measured=measured)
 
     def save(step: int) -> None:
-        recorder.flush()  # also refuses to save after a loss that is not finite
         recorder.refuse_bad_weights(step, [*task.parameters(), *_moments(optimizer)])
 
         def write_all() -> None:
@@ -182,19 +181,25 @@ def _train(
 
     caught: list[int] = []
     saved_at, stopped_by = time.perf_counter(), 0
+    asked_at, asked, every = time.perf_counter(), first, 1
 
     def pause(step: int) -> bool:
-        nonlocal saved_at, stopped_by
-        start = time.perf_counter()
+        nonlocal saved_at, stopped_by, asked_at, asked, every
         due = step == last or (config.machine.save_every and step % config.machine.save_every == 0)
         late = False
-        if world == 1 or step % config.machine.log_every == 0:  # asking all processes at each step costs
+        now = time.perf_counter()
+        if world == 1 or step >= asked + every:  # asking all processes costs: about once a second
             stopped_by = distributed.largest(caught[0] if caught else 0, device)
-            late = distributed.largest(int(start - saved_at > 60 * config.machine.save_minutes), device) > 0
+            late = distributed.largest(int(now - saved_at > 60 * config.machine.save_minutes), device) > 0
+            if world > 1:
+                speed = distributed.largest(int((step - asked) / max(1e-6, now - asked_at)), device)
+                every, asked, asked_at = max(1, min(speed, config.machine.log_every)), step, now
         if stopped_by or due or late:
+            recorder.flush()  # also refuses to save after a loss that is not finite
+            start = time.perf_counter()
             save(step)
             saved_at = time.perf_counter()
-        recorder.skip_time(time.perf_counter() - start)
+            recorder.skip_time(saved_at - start)
         return stopped_by > 0
 
     if main and first == total:  # killed between the last checkpoint and its export
