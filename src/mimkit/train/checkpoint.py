@@ -1,6 +1,8 @@
 """Checkpoints: the state of a run enters, a file that is complete or absent leaves (and back)."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,6 +17,21 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted((folder / "checkpoints").glob("step-*.pt"))
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file beside `path`, flushed to disk and renamed over it; nothing is left beside when that fails."""
+    beside = path.with_name(path.name + ".tmp")
+    try:
+        with open(beside, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
     """Write beside, flush to disk, rename: `kill -9` at any moment leaves the last complete file usable.
 
@@ -22,16 +39,8 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -
     """
     path = folder / "checkpoints" / f"step-{step:09d}.pt"
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".tmp")
-    try:
-        with open(beside, "wb") as file:
-            _write(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
+    with replacing(path) as file:
+        _write(state, file)
     flush_folder(path.parent)
     for old in checkpoints(folder)[:-keep]:
         old.unlink(missing_ok=True)

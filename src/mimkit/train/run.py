@@ -15,7 +15,7 @@ import torch
 import mimkit
 from mimkit.config import differences, from_dict, to_dict
 from mimkit.errors import UserError
-from mimkit.train.checkpoint import checkpoints, remove_unfinished
+from mimkit.train.checkpoint import checkpoints, remove_unfinished, replacing
 
 MEASURED = ("knn", "effective_rank")  # what a look finds
 
@@ -27,16 +27,8 @@ def write_json(path: Path, data: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write beside, flush to disk and rename; nothing is left beside when that fails."""
-    beside = path.with_name(path.name + ".tmp")
-    try:
-        with open(beside, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
+    with replacing(path) as file:
+        file.write(text.encode())
 
 
 def read_json(path: Path) -> Any:
