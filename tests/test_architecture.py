@@ -14,6 +14,7 @@ ORDER = [
     "console",
     "masks",
     "model",
+    "exploitation",
     "task",
     "data",
     "targets",

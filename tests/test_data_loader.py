@@ -66,6 +66,7 @@ def same(one, other, within: float = 0.0) -> None:
     assert len(one) == len(other) > 0
     for a, b in zip(one, other, strict=True):
         assert torch.equal(a.keys, b.keys) and torch.equal(a.index, b.index)
+        assert torch.equal(a.crop, b.crop) and torch.equal(a.flip, b.flip)
         assert a.images.shape == b.images.shape and (a.images - b.images).abs().max() <= within
 
 
@@ -135,6 +136,45 @@ def test_a_substitute_depends_on_the_epoch():
     shown = torch.cat([batch.index for batch in loader(Made(bad=(5,)), resident=True).micro_batches(0, 10)])
     wanted = order(3, torch.arange(120), 40)
     assert len(set(shown[wanted == 5].tolist())) > 1
+
+
+class Charted(Made):
+    """Every pixel tells its row (channel 0), its column (1) and the width of its picture (2)."""
+
+    def size(self, i: int) -> tuple[int, int]:
+        return self.side, self.side + 8 + (0 if self.odd is None else i % 3 * 8)
+
+    def read(self, i: int) -> torch.Tensor:
+        if i in self.bad:
+            raise BadPicture(f"bad {i}")
+        height, width = self.size(i)
+        y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+        return torch.stack([4 * y, 4 * x, torch.full_like(x, width)]).byte()
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize(
+    "resident, workers, odd", [(True, 0, None), (True, 3, None), (False, 0, None), (False, 3, None), (False, 0, 1)]
+)
+@pytest.mark.parametrize("view", [RandomResizedCrop(scale=(0.3, 0.7)), Whole(), CenterCrop(fraction=0.5)])
+def test_crop_and_flip_say_where_the_view_lies(view, resident, workers, odd):
+    """Pictures whose pixels are their coordinates: middle and slope of the view tell its box."""
+    pictures = Charted(bad=(2, 3, 17, 31), odd=odd)
+    how = dict(view=view, resident=resident, workers=workers, size=(24, 24), mean=(0.0,) * 3, std=(1 / 255,) * 3)
+    flips = []
+    for batch in loader(pictures, **how).micro_batches(0, 6):
+        assert batch.crop.dtype == torch.float32 and batch.flip.dtype == torch.bool
+        heights, widths = torch.tensor([pictures.size(i) for i in batch.index.tolist()]).T
+        box = batch.crop * torch.stack([heights, widths] * 2, 1)  # in pixels
+        assert torch.allclose(box, box.round(), atol=1e-4) and (batch.crop[:, :2] + batch.crop[:, 2:] < 1.0001).all()
+        shown = torch.where(batch.flip.view(-1, 1, 1, 1), batch.images.flip(3), batch.images)
+        assert (shown[:, 2] - widths.view(-1, 1, 1)).abs().max() < 0.51
+        lines = (shown[:, 0].mean(2) / 4, shown[:, 1].mean(1) / 4)  # rows' and columns' numbers in the picture
+        for start, length, line in zip(box[:, :2].T, box[:, 2:].T, lines, strict=True):
+            assert (line.mean(1) - (start + (length - 1) / 2)).abs().max() < 0.2
+            assert ((line[:, -6:].mean(1) - line[:, :6].mean(1)) * 24 / 18 - length).abs().max() < 0.5
+        flips.append(batch.flip)
+    assert torch.cat(flips).any() == (not isinstance(view, CenterCrop))
 
 
 def test_views_are_what_the_boxes_say():

@@ -193,18 +193,20 @@ def diff(args: list[str]) -> int:
 
 def masks(args: list[str]) -> int:
     """Draw masks on pictures."""
-    from mimkit.draw import MaskArguments, draw_masks, of_recipe
+    from mimkit.draw import MaskArguments, draw_masks, masker_of
     from mimkit.masks import maskers
 
     name = args.pop(0) if args and not args[0].startswith("-") else "random"
+    recipe = None
     if name in maskers():
-        default = MaskArguments(masker=maskers()[name](), data=("photos",))
+        masker = maskers()[name]()
     elif ":" in name or name in all_recipes():
-        default = of_recipe(name, find_recipe(name))
+        recipe = find_recipe(name)
+        masker = masker_of(name, recipe)
     else:
         raise unknown("masker or recipe", name, [*maskers(), *all_recipes()], see="'mimkit recipes' lists recipes.")
-    chosen = parse(MaskArguments, args, f"mimkit masks {name}", default)
-    result, table = draw_masks(chosen)
+    chosen = parse(MaskArguments, args, f"mimkit masks {name}", MaskArguments(masker=masker, data=("photos",)))
+    result, table = draw_masks(chosen, recipe)
     show(result, chosen.json, table)
     return 0
 

@@ -84,3 +84,10 @@ def largest(number: int, device: torch.device) -> int:
     x = torch.tensor(number, device=device)
     dist.all_reduce(x, op=dist.ReduceOp.MAX)
     return int(x.item())
+
+
+def total(x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+    """The sum of what every process has, in place; without gradient."""
+    if world() > 1:
+        dist.all_reduce(x)
+    return x

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from mimkit import __version__
 from mimkit.errors import UserError
+from mimkit.masks.masker import at
 from mimkit.methods.mae import MAE
 from mimkit.model.encoder import Encoder
 from mimkit.targets import Pixels
@@ -139,7 +140,7 @@ def huggingface_config(method: MAE) -> dict[str, Any]:
         "patch_size": encoder.patch[0],
         "num_channels": encoder.channels,
         "qkv_bias": True,
-        "mask_ratio": float(getattr(method.masker, "ratio", 0.75)),
+        "mask_ratio": float(at(getattr(method.observer.guide, "ratio", 0.75), 1.0)),
         "norm_pix_loss": method.target.norm,
         "torch_dtype": "float32",
         "description": f"{MARK} {__version__}",

@@ -1,8 +1,9 @@
 """The contract with the training loop: a Batch and the progress enter a Task, a Step leaves it."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from mimkit.masks.mask import Mask
@@ -17,6 +18,18 @@ class Batch:
     keys: Int64[Tensor, " B"]  # one random key a picture: a function of (seed, step, place in the global batch)
     index: Int64[Tensor, " B"]  # which picture of the set, on the CPU; a replaced bad picture keeps its substitute's
     skipped: tuple[tuple[int, str], ...] = ()  # bad pictures met while making this batch: (picture, reason)
+    crop: Float[Tensor, "B 4"] | None = None  # seen box: top, left, height, width as shares of the whole picture
+    flip: Bool[Tensor, " B"] | None = None  # whether mirrored left to right after the cut
+    moment: Float[Tensor, ""] | None = None  # progress on the device, for arithmetic in compiled steps
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Pictures outside the batches: whole, without augmentation, normalised, made when asked for."""
+
+    count: int  # pictures in the set
+    some: Callable[[], Float[Tensor, "b C H W"]]  # the same few at every call, on the device
+    every: Callable[[], Iterator[tuple[Float[Tensor, "b C H W"], Int64[Tensor, " b"]]]]  # all, with their numbers
 
 
 @dataclass(frozen=True)
@@ -36,6 +49,10 @@ class Task(nn.Module):
 
     def after_step(self, progress: float) -> None:
         """Called after each optimiser step, to move slow copies and centres; by default nothing moves."""
+
+    def before_epoch(self, epoch: int, progress: float, gallery: Gallery) -> dict[str, float]:
+        """Called before the first step of each epoch, to look at pictures outside the batches; its result is logged."""
+        return {}
 
 
 class Method(Task):

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from mimkit.data.decode import BadPicture
 from mimkit.data.pictures import Pictures, sample
-from mimkit.data.stream import Chunks, EvaluationViews, MicroBatches, Plan, all_bad, order, stream
-from mimkit.data.views import CenterCrop, View, crop_resize_many
+from mimkit.data.stream import Chunks, EvaluationViews, MicroBatches, Plan, Seen, all_bad, order, stream
+from mimkit.data.views import CenterCrop, View, crop_resize_many, shares
 from mimkit.errors import UserError
 from mimkit.randomness import keys
 from mimkit.task import Batch
@@ -100,34 +100,26 @@ class Loader:
             for micro in range(self.accumulate):
                 rows = self.plan.rows(step, micro)
                 index = self._substituted(rows.epoch, rows.picture)
-                side = torch.ones_like(index)
-                boxes, flip = self.view.boxes(rows.crop, side * pixels.shape[2], side * pixels.shape[3], self.size)
+                heights, widths = (torch.full_like(index, side) for side in pixels.shape[2:])
+                boxes, flip = self.view.boxes(rows.crop, heights, widths, self.size)
                 chosen = pixels.index_select(0, index.to(pixels.device)).to(self.device)
                 views = crop_resize_many(chosen, boxes, flip, self.size, self.view.interpolation)
-                yield self._batch(step, rows.place, views, index)
+                yield self._batch(step, rows.place, Seen(views, index, shares(boxes, heights, widths), flip, []))
 
     def _from_workers(self, steps: range) -> Iterator[Batch]:
         make = MicroBatches(self.pictures, self.view, self.size, self.plan, steps.start, dict(self.skipped))
         pin = self.device.type == "cuda"
         with closing(stream(make, len(steps) * self.accumulate, self._workers, pin=pin)) as made:
-            for number, (views, index, skipped) in enumerate(made):
+            for number, seen in enumerate(made):
                 step, micro = divmod(number, self.accumulate)
-                self.skipped.update(skipped)
-                place = self.plan.places(micro)
-                yield self._batch(
-                    steps.start + step, place, views, index, tuple((number, reason) for number, reason in skipped)
-                )
+                self.skipped.update(seen.skipped)
+                yield self._batch(steps.start + step, self.plan.places(micro), seen)
 
-    def _batch(
-        self,
-        step: int,
-        place: Tensor,
-        views: Tensor,
-        index: Tensor,
-        skipped: tuple[tuple[int, str], ...] = (),
-    ) -> Batch:
-        drawn = keys("mask", self.plan.seed, step, place).to(self.device, non_blocking=True)
-        return Batch(self._normalise(views), drawn, index, skipped)
+    def _batch(self, step: int, place: Tensor, seen: Seen) -> Batch:
+        drawn = keys("mask", self.plan.seed, step, place)
+        drawn, crop, flip = (one.to(self.device, non_blocking=True) for one in (drawn, seen.crop, seen.flip))
+        skipped = tuple((number, reason) for number, reason in seen.skipped)  # lists, after pinning
+        return Batch(self._normalise(seen.views), drawn, seen.index, skipped, crop, flip)
 
     def _substituted(self, epoch: Tensor, picture: Tensor) -> Tensor:
         """Numbers of pictures with the bad ones replaced."""

@@ -9,16 +9,16 @@ import signal
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mimkit.data.decode import BadPicture
 from mimkit.data.pictures import Pictures
-from mimkit.data.views import View, crop_resize_one
+from mimkit.data.views import View, crop_resize_one, shares
 from mimkit.errors import UserError
 from mimkit.randomness import integer, keys
 
@@ -146,11 +146,19 @@ class Plan:
         return keys("replace", self.seed, epoch, picture, attempt) % self.n
 
 
+class Seen(NamedTuple):
+    """A micro batch as a worker makes it."""
+
+    views: UInt8[Tensor, "b C h w"]
+    index: Int64[Tensor, " b"]  # which pictures they show
+    crop: Float[Tensor, "b 4"]  # as in Batch
+    flip: Bool[Tensor, " b"]
+    skipped: list[tuple[int, str]]  # bad pictures met
+
+
 @dataclass
 class MicroBatches:
-    """Micro batch number -> its views (uint8), which pictures they show, and bad pictures met. Runs in a
-    worker.
-    """
+    """Micro batch number -> what is seen in it. Runs in a worker."""
 
     pictures: Pictures
     view: View
@@ -159,29 +167,31 @@ class MicroBatches:
     first_step: int
     bad: dict[int, str] = field(default_factory=dict)
 
-    def __call__(self, i: int) -> tuple[UInt8[Tensor, "b C h w"], Int64[Tensor, " b"], list[tuple[int, str]]]:
+    def __call__(self, i: int) -> Seen:
         step, micro = divmod(i, self.plan.accumulate)
         rows = self.plan.rows(self.first_step + step, micro)
         views = torch.empty(len(rows.place), self.pictures.channels, *self.size, dtype=torch.uint8)
         index, skipped = rows.picture.clone(), {}
+        crop, flip = torch.empty(len(views), 4), torch.empty(len(views), dtype=torch.bool)
         decoded: list[Tensor] = []
         for row in range(len(views)):
             index[row], picture = self._read(rows.epoch[row], rows.picture[row], skipped)
             decoded.append(picture)
             if row + 1 == len(views) or len(decoded) == _AT_ONCE[0] or sum(map(Tensor.numel, decoded)) > _AT_ONCE[1]:
                 here = slice(row + 1 - len(decoded), row + 1)
-                self._cut(decoded, rows.crop[here], views[here])
+                crop[here], flip[here] = self._cut(decoded, rows.crop[here], views[here])
                 decoded = []
-        return views, index, list(skipped.items())
+        return Seen(views, index, crop, flip, list(skipped.items()))
 
-    def _cut(self, decoded: list[Tensor], crop: Tensor, views: Tensor) -> None:
-        """Fill `views` with the boxes of decoded pictures; drawn together, because a draw is many small
-        steps.
+    def _cut(self, decoded: list[Tensor], drawn: Tensor, views: Tensor) -> tuple[Tensor, Tensor]:
+        """Fill `views` with the boxes of decoded pictures and say which; drawn together, because a draw is
+        many small steps.
         """
         heights, widths = torch.tensor([picture.shape[1:] for picture in decoded]).unbind(1)
-        boxes, flip = self.view.boxes(crop, heights, widths, self.size)
+        boxes, flip = self.view.boxes(drawn, heights, widths, self.size)
         for view, picture, box, mirror in zip(views, decoded, boxes, flip.tolist(), strict=True):
             view.copy_(crop_resize_one(picture, box, mirror, self.size, self.view.interpolation))
+        return shares(boxes, heights, widths), flip
 
     def _read(self, epoch: Tensor, wanted: Tensor, skipped: dict[int, str]) -> tuple[int, Tensor]:
         """The wanted picture, or what stands in for it when it is bad."""

@@ -130,6 +130,13 @@ def _check_flip(flip: float) -> None:
         raise UserError(f"view.flip is a share between 0 and 1, got {flip}; 0.5 mirrors half of the pictures")
 
 
+def shares(
+    boxes: Int64[Tensor, "B 4"], heights: Int64[Tensor, " B"], widths: Int64[Tensor, " B"]
+) -> Float[Tensor, "B 4"]:
+    """Boxes as shares (float32, 0..1) of their pictures' heights and widths."""
+    return boxes.float() / torch.stack([heights, widths, heights, widths], 1)
+
+
 def crop_resize(
     pictures: UInt8[Tensor, "B C H W"],
     boxes: Int64[Tensor, "B 4"],

@@ -1,16 +1,50 @@
 """Masks: maskers (settings) make Masks (values); nothing here holds weights or sees a model."""
 
+from mimkit.masks.attentive import AMTMasker, AttMaskMasker, MultinomialMasker
 from mimkit.masks.mask import Mask
 from mimkit.masks.masker import Masker, Signal
+from mimkit.masks.mixture import MixtureMasker
+from mimkit.masks.ncut import ncut
+from mimkit.masks.partition import PartitionMasker
 from mimkit.masks.random import RandomMasker
+from mimkit.masks.salience import SalienceMasker
+from mimkit.masks.self_guided import SelfGuidedMasker
+from mimkit.masks.structured import BlockMasker, GridMasker, SimMIMMasker, SquareMasker
 
-__all__ = ["Mask", "Masker", "RandomMasker", "Signal"]
+__all__ = [
+    "AMTMasker",
+    "AttMaskMasker",
+    "BlockMasker",
+    "GridMasker",
+    "Mask",
+    "Masker",
+    "MixtureMasker",
+    "MultinomialMasker",
+    "PartitionMasker",
+    "RandomMasker",
+    "SalienceMasker",
+    "SelfGuidedMasker",
+    "Signal",
+    "SimMIMMasker",
+    "SquareMasker",
+    "maskers",
+    "ncut",
+]
 
 
 def maskers() -> dict[str, type[Masker]]:
-    """Our maskers by the name that the command line takes: `random` for RandomMasker."""
+    """Our maskers by the name that the command line takes."""
     return {
-        name.removesuffix("Masker").lower(): globals()[name]
-        for name in __all__
-        if name.endswith("Masker") and name != "Masker"
+        "random": RandomMasker,
+        "simmim": SimMIMMasker,
+        "square": SquareMasker,
+        "block": BlockMasker,
+        "grid": GridMasker,
+        "partition": PartitionMasker,
+        "salience": SalienceMasker,
+        "self-guided": SelfGuidedMasker,
+        "attmask": AttMaskMasker,
+        "amt": AMTMasker,
+        "multinomial": MultinomialMasker,
+        "mixture": MixtureMasker,
     }

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mimkit.errors import UserError
 from mimkit.masks.mask import Mask
-from mimkit.masks.masker import Masker
+from mimkit.masks.masker import Curve, Masker, Moment, at
 from mimkit.randomness import uniform
 
 
@@ -20,19 +20,25 @@ def hidden_count(patches: int, ratio: float) -> int:
     return patches - max(1, int(patches * (1 - ratio)))
 
 
+def check_ratio(ratio: Curve) -> None:
+    """Refuse a ratio that hides nothing or everything."""
+    for value in ratio if isinstance(ratio, tuple) else (ratio,):
+        if not 0 < value < 1:
+            raise UserError(f"masker.ratio must lie between 0 and 1 (both excluded), got {value}; MAE uses 0.75")
+
+
 @dataclass(frozen=True, kw_only=True)
 class RandomMasker(Masker):
     """MAE's random masks (He et al. 2022, section 3): sort uniform noise, keep the lowest, hide the rest."""
 
-    ratio: float = 0.75
-    """Share of hidden patches, 0 < ratio < 1."""
+    ratio: Curve = 0.75
+    """Share of hidden patches, 0 < ratio < 1; two numbers: from the first at the start to the second at the end."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.ratio < 1:
-            raise UserError(f"masker.ratio must lie between 0 and 1 (both excluded), got {self.ratio}; MAE uses 0.75")
+        check_ratio(self.ratio)
 
     def __call__(
-        self, signal: Float[Tensor, "B N C"], keys: Int64[Tensor, " B"], progress: float, grid: tuple[int, int]
+        self, maps: Float[Tensor, "B N M"], keys: Int64[Tensor, " B"], progress: Moment, grid: tuple[int, int]
     ) -> Mask:
-        n = signal.shape[1]
-        return Mask.from_scores(uniform(keys, n), hidden_count(n, self.ratio))
+        n = maps.shape[1]
+        return Mask.from_scores(uniform(keys, n), hidden_count(n, float(at(self.ratio, progress))))

@@ -2,17 +2,20 @@
 
 from dataclasses import dataclass, field
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mimkit.exploitation import Exploitation, decoder_attention, exploitation_rate
 from mimkit.masks import Mask, Masker, RandomMasker
-from mimkit.methods.observe import observe
+from mimkit.methods.observe import Observer
 from mimkit.model.decoder import Decoder, DecoderConfig
 from mimkit.model.encoder import Encoder
 from mimkit.model.patches import patchify, unpatchify
 from mimkit.objectives import squared_error
+from mimkit.randomness import keys
 from mimkit.targets import Pixels
-from mimkit.task import Batch, Method, MethodConfig, Step
+from mimkit.task import Batch, Gallery, Method, MethodConfig, Step
 
 
 @dataclass(kw_only=True, slots=True)
@@ -34,22 +37,34 @@ class MAE(Method):
     def __init__(self, encoder: Encoder, decoder: Decoder, masker: Masker, target: Pixels) -> None:
         super().__init__()
         self.encoder, self.decoder = encoder, decoder
-        self.masker, self.target = masker, target
+        self.observer = Observer(masker, encoder)
+        self.target = target
 
-    def predict(
-        self, patches: Float[Tensor, "B N P"], keys: Tensor, progress: float
-    ) -> tuple[Float[Tensor, "BK N P"], Mask]:
-        """Predictions for every patch of every view, and the mask they were made under."""
-        signal = observe(self.masker.reads(progress), patches)
-        mask = self.masker(signal, keys, progress, self.encoder.grid)
-        latents = self.encoder.encode(self.encoder.embed(patches, mask), mask)
-        return self.decoder(latents, mask), mask
+    def predict(self, patches: Float[Tensor, "B N P"], mask: Mask) -> Float[Tensor, "BK N P"]:
+        """Predictions for every patch of every view."""
+        return self.decoder(self.encoder.encode(self.encoder.embed(patches, mask), mask), mask)
 
     def forward(self, batch: Batch, progress: float) -> Step:
         patches = patchify(batch.images, self.encoder.patch)
-        prediction, mask = self.predict(patches, batch.keys, progress)
-        loss = squared_error(prediction, mask.repeat(self.target(patches)), mask.hidden)
-        return Step(loss, {"hidden": mask.hidden.float().mean()})
+        mask, logs = self.observer(self.encoder, patches, batch, progress)
+        prediction = self.predict(patches, mask)
+        loss = squared_error(prediction, mask.repeat(self.target(patches)), mask.hidden, per_picture=mask.ragged)
+        return Step(loss, {"hidden": mask.hidden.float().mean()} | logs)
+
+    def after_step(self, progress: float) -> None:
+        self.observer.follow(self.encoder)
+
+    def before_epoch(self, epoch: int, progress: float, gallery: Gallery) -> dict[str, float]:
+        return self.observer.before_epoch(self.encoder, epoch, progress, gallery, self.exploitation)
+
+    @torch.no_grad()
+    def exploitation(self, images: Float[Tensor, "B C H W"]) -> Exploitation:
+        """How far the decoder draws on visible and on mask tokens, under fixed random masks of ratio 0.75."""
+        patches = patchify(images, self.encoder.patch)
+        address = keys("exploitation", torch.arange(len(images))).to(images.device)
+        mask = RandomMasker()(patches[..., :0], address, 0.0, self.encoder.grid)
+        latents = self.encoder.encode(self.encoder.embed(patches, mask), mask)
+        return exploitation_rate(decoder_attention(self.decoder, latents, mask), mask.hidden)
 
     def reconstruct(self, batch: Batch, progress: float) -> tuple[Tensor, Mask]:
         """Pictures of what it learned: predictions (BK, C, H, W) in the input's normalisation, and the mask.
@@ -58,6 +73,7 @@ class MAE(Method):
         hidden patches are not the model's own.
         """
         patches = patchify(batch.images, self.encoder.patch)
-        prediction, mask = self.predict(patches, batch.keys, progress)
+        mask, _ = self.observer(self.encoder, patches, batch, progress)
+        prediction = self.predict(patches, mask)
         restored = self.target.restore(prediction, mask.repeat(patches))
         return unpatchify(restored, self.encoder.patch, self.encoder.grid), mask

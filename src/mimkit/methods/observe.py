@@ -1,12 +1,221 @@
-"""Observe: compute the signal that a masker asked for. Patches enter, (B, N, C) with the signal leaves."""
+"""Observe: compute what a masker looks at, and remember what must outlive a step. A Batch enters, a Mask leaves."""
 
-from jaxtyping import Float
-from torch import Tensor
+import copy
+from collections.abc import Callable
 
-from mimkit.masks.masker import Signal
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+from mimkit import distributed
+from mimkit.errors import UserError
+from mimkit.exploitation import Exploitation, Trigger
+from mimkit.masks.informed import ModelMasker
+from mimkit.masks.mask import Mask
+from mimkit.masks.masker import Masker, Signal
+from mimkit.masks.salience import SalienceMasker, salient_share
+from mimkit.model.attention import class_attention
+from mimkit.model.encoder import Encoder
+from mimkit.model.patches import patchify, unpatchify
+from mimkit.model.teacher import Teacher
+from mimkit.task import Batch, Gallery
+
+UNSATURATED = 0.05  # salient share at which salience masks start, with `trigger = "saturation"`
 
 
-def observe(wanted: Signal, patches: Float[Tensor, "B N P"]) -> Float[Tensor, "B N C"]:
-    """The signal, without gradient; for `Signal.NONE` a tensor of width 0 that carries shape and device."""
-    assert wanted is Signal.NONE, wanted
-    return patches[..., :0]
+class Observer(nn.Module):
+    """A masker's eyes: computes the signal without gradient, keeps moving average, trigger and cached maps.
+
+    All of these are buffers, so they survive a resume. A method holds one and asks it for the mask of each batch.
+    """
+
+    def __init__(self, masker: Masker, encoder: Encoder) -> None:
+        super().__init__()
+        self.masker = masker  # with a trigger's start put in; as configured until then
+        self.guide = guide = masker.guide
+        self._configured = masker
+        self.ramps = isinstance(getattr(guide, "ratio", None), tuple)  # numbers of patches change: not to be compiled
+        self.slow: Encoder | None = None
+        self._teacher: tuple[Teacher, ...] = ()  # a tuple: its weights belong into no checkpoint
+        self.trigger: Tensor | None
+        self.cache: Tensor | None
+        trigger = getattr(guide, "trigger", "fixed")
+        self.register_buffer("trigger", None if trigger == "fixed" else Trigger().to_tensor())
+        self.register_buffer("cache", None)
+        if not isinstance(guide, ModelMasker):
+            return
+        if guide.signal is Signal.ATTENTION and not encoder.vit.has_class_token and guide.scorer in ("online", "ema"):
+            raise UserError(
+                f"{type(guide).__name__} reads the class token's attention and this encoder has none: use an "
+                "encoder with a class token or another --method.masker.scorer"
+            )
+        depth = len(encoder.vit.blocks)
+        if -getattr(guide, "layer", -1) > depth:
+            raise UserError(f"masker.layer {guide.layer} lies before the first of {depth} blocks")  # type: ignore[attr-defined]
+        if guide.refresh:
+            self.register_buffer("cache", torch.zeros(0))
+        if guide.scorer == "ema":
+            self.slow = copy.deepcopy(encoder).requires_grad_(False).eval()
+        elif guide.scorer != "online":
+            assert encoder.mean is not None and encoder.std is not None
+            self._teacher = (Teacher(guide.scorer, encoder.grid, encoder.channels, encoder.mean, encoder.std),)
+
+    def forward(
+        self, encoder: Encoder, patches: Float[Tensor, "B N P"], batch: Batch, progress: float
+    ) -> tuple[Mask, dict[str, Tensor]]:
+        """The mask of a batch, and what the masker has to say about it."""
+        maps = self.maps(encoder, patches, batch, progress)
+        moment = progress if batch.moment is None or self.ramps else batch.moment
+        mask = self.masker(maps, batch.keys, moment, encoder.grid)
+        return mask, self.guide.describe(maps, mask)
+
+    @torch.no_grad()
+    def maps(
+        self, encoder: Encoder, patches: Float[Tensor, "B N P"], batch: Batch, progress: float
+    ) -> Float[Tensor, "B N M"]:
+        """The masker's maps of a batch: looked up where they are cached, else computed from its images."""
+        wanted = self.masker.reads(progress)
+        if wanted is Signal.NONE:
+            return patches[..., :0]
+        if self.cache is not None and len(self.cache) and batch.crop is not None:
+            assert batch.flip is not None
+            chosen = self.cache[batch.index.to(self.cache.device, non_blocking=True)].float()
+            return carried(chosen, batch.crop, batch.flip, encoder.grid)
+        return self.masker.maps(self.signal(wanted, encoder, patches), encoder.grid)
+
+    @torch.no_grad()
+    def signal(self, wanted: Signal, encoder: Encoder, patches: Float[Tensor, "B N P"]) -> Float[Tensor, "B N C"]:
+        """The signal of whole images, by whom the masker asks."""
+        if self._teacher:
+            teacher = self._teacher[0].to(patches.device)
+            images = unpatchify(patches, encoder.patch, encoder.grid)
+            scorer, patches = teacher.encoder, patchify(teacher.images(images), teacher.encoder.patch)
+        else:
+            scorer = self.slow or encoder
+        return observe(wanted, scorer, patches, getattr(self.guide, "layer", -1))
+
+    @torch.no_grad()
+    def follow(self, encoder: Encoder) -> None:
+        """Move the average towards the encoder, after each optimiser step."""
+        if self.slow is not None and isinstance(self.guide, ModelMasker):
+            torch._foreach_lerp_([*self.slow.parameters()], [*encoder.parameters()], 1 - self.guide.momentum)
+
+    @torch.no_grad()
+    def before_epoch(
+        self,
+        encoder: Encoder,
+        epoch: int,
+        progress: float,
+        gallery: Gallery,
+        exploit: Callable[[Tensor], Exploitation] | None = None,
+    ) -> dict[str, float]:
+        """Measure what starts the masker and renew cached maps; returns what to log.
+
+        `exploit` measures the exploitation rates of the method's decoder on images.
+        """
+        logs: dict[str, float] = {}
+        if isinstance(self.guide, SalienceMasker):
+            patches = patchify(gallery.some(), encoder.patch)
+            maps = self.guide.maps(observe(Signal.PATCHES, encoder, patches), encoder.grid)
+            share = salient_share(maps[..., 0]).item()
+            logs |= {"gallery_salience": maps.mean().item(), "gallery_salient_share": share}
+            if self.trigger is not None:
+                state = Trigger.from_tensor(self.trigger)
+                if share > UNSATURATED and not state.fired:
+                    state = Trigger(armed=True, fired_at=progress)
+                self._keep(state)
+                logs["trigger_fired"] = float(state.fired)
+        elif self.trigger is not None and exploit is not None:
+            masked, visible = (rate.mean().item() for rate in reversed(exploit(gallery.some())))
+            state = Trigger.from_tensor(self.trigger).update(masked, visible, progress)
+            self._keep(state)
+            logs |= {"exploited_masked": masked, "exploited_visible": visible}
+            logs |= {"trigger_armed": float(state.armed), "trigger_fired": float(state.fired)}
+        if self.cache is not None and self.masker.reads(progress) is not Signal.NONE:
+            assert isinstance(self.guide, ModelMasker)
+            if not len(self.cache) or epoch % self.guide.refresh == 0:
+                self.cache = self._look_at_all(encoder, progress, gallery)
+        return logs
+
+    def _keep(self, state: Trigger) -> None:
+        """Remember the trigger, and start the masker when it has fired."""
+        assert self.trigger is not None
+        self.trigger.copy_(state.to_tensor())
+        if state.fired:
+            self.masker = self._configured.started(state.fired_at)
+
+    def _look_at_all(self, encoder: Encoder, progress: float, gallery: Gallery) -> Tensor:
+        """Maps of every whole picture, half precision, each process a part of them."""
+        training = encoder.training
+        encoder.eval()
+        cache = None
+        for images, index in gallery.every():
+            patches = patchify(images, encoder.patch)
+            maps = self.masker.maps(self.signal(self.masker.reads(progress), encoder, patches), encoder.grid)
+            if cache is None:
+                cache = torch.zeros(gallery.count, *maps.shape[1:], device=maps.device)
+            cache[index.to(maps.device)] = maps.float()
+        encoder.train(training)
+        assert cache is not None
+        return distributed.total(cache).half()
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *rest) -> None:  # type: ignore[no-untyped-def]
+        """Takes a cache of any size, and what a trigger started."""
+        if self.cache is not None and f"{prefix}cache" in state_dict:
+            self.cache = torch.empty_like(state_dict[f"{prefix}cache"], device=self.cache.device)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        if self.trigger is not None:
+            self._keep(Trigger.from_tensor(self.trigger))
+
+
+def observe(
+    wanted: Signal, encoder: Encoder, patches: Float[Tensor, "B N P"], layer: int = -1
+) -> Float[Tensor, "B N C"]:
+    """The signal of an encoder that sees all patches: without gradient, without dropping anything.
+
+    A fifth signal is one member of `Signal` and one branch here.
+    """
+    if wanted is Signal.NONE:
+        return patches[..., :0]
+    dropping = encoder.training and any(
+        isinstance(part, (nn.Dropout, DropPath)) and (getattr(part, "p", 0) or getattr(part, "drop_prob", 0))
+        for part in encoder.modules()
+    )
+    if dropping:
+        encoder.eval()
+    try:
+        tokens = encoder.embed(patches)
+        if wanted is Signal.PATCHES:
+            return tokens.patches
+        blocks = encoder.vit.blocks
+        if wanted is Signal.FEATURES:
+            return encoder.through(tokens, len(blocks) + 1 + layer).patches
+        before = torch.cat(encoder.through(tokens, len(blocks) - 1), dim=1)
+        return class_attention(blocks[-1], before, tokens.prefix.shape[1])
+    finally:
+        if dropping:
+            encoder.train()
+
+
+def carried(
+    maps: Float[Tensor, "B N M"],
+    crop: Float[Tensor, "B 4"],
+    flip: Bool[Tensor, " B"],
+    grid: tuple[int, int],
+) -> Float[Tensor, "B N M"]:
+    """Maps of whole pictures through the crop and the mirror of their views, bilinearly; the identity for no crop.
+
+    `crop` holds top, left, height and width as shares of the picture.
+    """
+    rows, columns = grid
+    device = maps.device
+    down = (torch.arange(rows, device=device) + 0.5) / rows
+    across = (torch.arange(columns, device=device) + 0.5) / columns
+    y = crop[:, :1] + crop[:, 2:3] * down  # (B, rows), shares of the picture
+    x = crop[:, 1:2] + crop[:, 3:] * torch.where(flip.unsqueeze(1), across.flip(0), across)
+    places = torch.stack([x.unsqueeze(1).expand(-1, rows, -1), y.unsqueeze(2).expand(-1, -1, columns)], dim=3)
+    square = maps.mT.reshape(len(maps), -1, rows, columns)
+    out = F.grid_sample(square, 2 * places - 1, mode="bilinear", padding_mode="border", align_corners=False)
+    return out.flatten(2).mT

@@ -55,11 +55,16 @@ class Decoder(nn.Module):
         initialise(self)
         nn.init.normal_(self.mask_token, std=0.02)
 
-    def forward(self, latents: Tokens, mask: Mask) -> Float[Tensor, "BK N P"]:
-        """Predictions for all patches; loss and pictures choose among them by `mask.hidden`."""
+    def tokens(self, latents: Tokens, mask: Mask) -> Tokens:
+        """What the blocks run over: the prefix, and latents or mask tokens with positions where patches are decoded."""
         prefix, visible = self.embed(torch.cat(latents, dim=1)).split(
             [latents.prefix.shape[1], latents.patches.shape[1]], dim=1
         )
         patches = mask.put(visible, self.mask_token) + self.positions  # float32, as the residuals
+        return Tokens(prefix, mask.take_decoded(patches))
+
+    def forward(self, latents: Tokens, mask: Mask) -> Float[Tensor, "BK N P"]:
+        """Predictions for all patches, zeros for thrown ones; loss and pictures choose by `mask.hidden`."""
+        prefix, patches = self.tokens(latents, mask)
         x = self.blocks(torch.cat([prefix, patches], dim=1))
-        return self.head(self.norm(x[:, prefix.shape[1] :]))
+        return mask.put_decoded(self.head(self.norm(x[:, prefix.shape[1] :])))

@@ -141,6 +141,8 @@ class Encoder(nn.Module):
         self.grid: tuple[int, int] = tuple(vit.patch_embed.grid_size)
         self.channels: int = vit.patch_embed.proj.weight.shape[1]
         self.width: int = vit.embed_dim
+        self.mean: tuple[float, ...] | None = None  # how the images were normalised; a teacher wants to know
+        self.std: tuple[float, ...] | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -187,6 +189,13 @@ class Encoder(nn.Module):
         else:
             x = self.vit.blocks(x)
         return self._split(self.vit.norm(x))
+
+    def through(self, tokens: Tokens, blocks: int) -> Tokens:
+        """What the first so many blocks make of all tokens: the residual stream, before the final norm."""
+        x = self.vit.norm_pre(torch.cat(tokens, dim=1))
+        for block in self.vit.blocks[:blocks]:
+            x = block(x)
+        return self._split(x)
 
     def forward(self, images: Float[Tensor, "B C H W"], mask: Mask | None = None) -> Tokens:
         """Latents of all patches, bit for bit timm's `forward_features`; with a mask, of the visible slots."""

@@ -21,6 +21,7 @@ def fit(
     schedule: Callable[[float], float],
     engine: Engine,
     recorder: Recorder,
+    prepare: Callable[[int], None],
     pause: Callable[[int], bool],
     *,
     seed: int,
@@ -37,6 +38,7 @@ def fit(
         batches: micro batches, `accumulate` of them a step.
         schedule: progress in [0, 1) to a factor for the learning rates.
         recorder: takes what each step produced; reads the device only when it logs.
+        prepare: called with the number of each step before it.
         pause: called with the number of steps done; saves and looks when due, and returns True to stop.
         clip: largest gradient norm, if any.
     """
@@ -44,6 +46,7 @@ def fit(
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for step in range(first, last):
         progress = step / total
+        prepare(step)
         torch.manual_seed(integer("step", seed, step, distributed.rank()))  # drop path and dropout have an address too
         set_rates(optimizer, schedule(progress))
         for micro in range(accumulate):

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -199,6 +199,11 @@ class Engine:
         task.to(self.device)
         self.set_attention(task)
         if self.compile:
+            if ramps := [part for part in task.modules() if getattr(part, "ramps", False)]:
+                raise UserError(
+                    f"the ratio of {type(ramps[0].masker).__name__} changes with training, so every step would have "
+                    "shapes of its own and compile anew: give --machine.compile False, or one ratio"
+                )
             task.compile()  # not dynamic=False: a masker that uses `progress` would recompile at each step
         if distributed.world() == 1:
             return task
@@ -221,6 +226,7 @@ class Engine:
 
     def step(self, task: nn.Module, batch: Batch, progress: float, last: bool, share: float) -> Step:
         """Forward and backward of one micro batch that weighs `share` of its step."""
+        batch = replace(batch, moment=torch.full((), progress, device=self.device))
         with self.sync(task, on=last):
             with self.autocast():
                 result = task(batch, progress)

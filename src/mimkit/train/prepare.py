@@ -162,6 +162,7 @@ class Prepared:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(integer("init", self.config.seed))
             encoder = self.config.encoder.build(self.size, self.channels)
+            encoder.mean, encoder.std = self.statistics
             task = self.config.method.build(encoder)
         if self.config.encoder.weights and not self.begun:
             decoder = getattr(task, "decoder", None)

@@ -13,6 +13,7 @@ from torch import Tensor
 from mimkit import distributed
 from mimkit.errors import UserError
 from mimkit.train.checkpoint import checkpoints, restore, save_checkpoint
+from mimkit.train.gallery import open_gallery
 from mimkit.train.leave import export_encoder
 from mimkit.train.loop import fit
 from mimkit.train.machine import Engine
@@ -129,6 +130,16 @@ def _train(
                     if name not in ("step", "seconds"):
                         board.add_scalar(name, value, record["step"])
 
+    gallery = open_gallery(pictures, size=size, mean=mean, std=std, device=device, workers=workers)
+
+    def prepare(step: int) -> None:
+        """Before the first step of an epoch the task may look at pictures outside the batches."""
+        epoch, last_epoch = (s * config.batch_size // ready.count for s in (step, step - 1))
+        if epoch != last_epoch:
+            start = time.perf_counter()
+            recorder.note(task.before_epoch(epoch, step / total, gallery))
+            recorder.skip_time(time.perf_counter() - start)
+
     measured: dict[str, float] = {}
     for record in run.metrics():
         measured |= {name: record[name] for name in MEASURED if name in record}
@@ -216,6 +227,7 @@ def _train(
             config.schedule,
             engine,
             recorder,
+            prepare,
             pause,
             seed=config.seed,
             first=first,

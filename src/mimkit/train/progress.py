@@ -49,6 +49,7 @@ class Recorder:
         self._taken: list[tuple[int, Tensor, Tensor]] = []  # step, share of its loss, pictures; of micro batches
         self._logs: dict[str, Tensor] = {}
         self._skipped: list[tuple[int, str]] = []
+        self._noted: dict[str, float] = {}
         self._norm: Tensor | None = None
         self._rate = 0.0
         self._clock = time.perf_counter()
@@ -62,6 +63,10 @@ class Recorder:
         self._taken.append((step, result.loss.detach() * share, batch.index))
         self._logs = {k: v.detach() for k, v in result.logs.items()}
         self._skipped += batch.skipped
+
+    def note(self, found: dict[str, float]) -> None:
+        """Numbers measured before this step; they join the next line."""
+        self._noted |= found
 
     def end(self, step: int, norm: Tensor | None, rate: float) -> None:
         """The step is over; reads the device when a window ends."""
@@ -90,13 +95,13 @@ class Recorder:
             record["gradient_norm"] = self._norm.item()
             if not math.isfinite(record["gradient_norm"]):
                 raise UserError(f"the gradient is not finite at step {step + 1}; {self._advice()}")
-        record |= {k: v.item() for k, v in self._logs.items()}
+        record |= {k: v.item() for k, v in self._logs.items()} | self._noted
         if step + 1 in self.looks:
             record |= self.look(step + 1)
         if distributed.is_main():
             self.write(record)
             self.line.show(record, (self.total - step - 1) * seconds / count)
-        self._taken, self._skipped, self._norm = [], [], None
+        self._taken, self._skipped, self._norm, self._noted = [], [], None, {}
         self.waited, self._clock = 0.0, time.perf_counter()
 
     def skip_time(self, seconds: float) -> None:

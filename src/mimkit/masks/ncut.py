@@ -1,0 +1,212 @@
+"""Normalised cut: features of patches enter, a cut of every picture into two sides leaves, and which is the object.
+
+A picture is a graph: patches are its vertices, w_ij its weights, from cosines. The cut comes from the second largest
+eigenpair of P = D^{-1/2} W D^{-1/2} (Shi and Malik 2000); the largest, mu = 1 with v ~ D^{1/2} 1, is known exactly
+and is kept out everywhere.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from mimkit.errors import at_least
+from mimkit.masks.informed import choice
+from mimkit.randomness import integer, uniform
+
+AFFINITIES = ("shift", "clamp", "binary")
+SOLVERS = ("lanczos", "eigh")
+RULES = ("argmax", "smaller", "border")
+
+_START = integer("ncut")  # of the Lanczos vectors: the same for every picture, so a cut depends on nothing else
+_LEAST = 1e-5  # weight of patches that are not connected; TokenCut's
+_NOISE = 1e-6  # a direction shorter than this is rounding
+_LARGE = 100  # patches from which W costs more than it saves
+_ROUNDS = 3  # of the power 128: tells two eigenvalues apart that differ by about 2^-21 of the spectrum
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Each picture's patches in two sides, and how sure that is. No order of the sides means anything."""
+
+    side: Bool[Tensor, "B N"]
+    """y > mean(y)."""
+    vector: Float[Tensor, "B N"]
+    """y = D^{-1/2} v with |v| = 1 and sum_i d_i y_i = 0; the sign makes the entry of largest size positive."""
+    eigenvalue: Float[Tensor, " B"]
+    """mu_2 of P, in [0, 1]: 1 for a graph in two pieces, 0 for patches all alike. Ncut(side) >= 1 - mu_2."""
+    gap: Float[Tensor, " B"]
+    """mu_2 - mu_3: near 0 another cut is as good. Lanczos sees an eigenvalue that occurs twice only once."""
+    residual: Float[Tensor, " B"]
+    """|P v - mu_2 v|: distance from mu_2 to the nearest eigenvalue at most; above mu_2 / 20, raise `iterations`."""
+
+
+@torch.no_grad()
+def ncut(
+    features: Float[Tensor, "B N D"],
+    *,
+    affinity: str = "shift",
+    threshold: float = 0.2,
+    solver: str = "lanczos",
+    iterations: int = 16,
+) -> Cut:
+    """Cut every picture's patches in two by Ncut, in float32 whatever the type of the features, without gradient.
+
+    Args:
+        features: one vector a patch, N >= 2, of any length; only cosines matter.
+        affinity: `shift`, w = (1 + cos) / 2; `clamp`, w = max(cos, 1e-5); or `binary`, w = 1 where cos > `threshold`
+            and 1e-5 elsewhere (YangtaoWANG95/TokenCut:object_discovery.py), which for features that are all alike
+            connects everything and leaves noise.
+        threshold: cosine, of `binary` alone.
+        solver: `lanczos`, products with vectors, which never waits for the device and compiles as one graph; or
+            `eigh`, the full decomposition, exact and slower.
+        iterations: of Lanczos; 12 agree with `eigh` in all but hard cases.
+
+    Raises:
+        UserError: a name that is none of these, or fewer than 1 iteration.
+
+    Source: TokenCut (Wang et al. 2022, section 3) for the cut at the mean; Self-Guided MAE (Shin et al. 2024,
+    section 4) for its use, silent on negative cosines, hence `shift`: they would make degrees negative.
+    """
+    choice("affinity", affinity, AFFINITIES)
+    choice("solver", solver, SOLVERS)
+    at_least(1, iterations=iterations)
+    with torch.autocast(features.device.type, enabled=False):
+        unit = F.normalize(features.float(), dim=-1)
+        weights = None
+        if affinity == "shift" and solver == "lanczos" and features.shape[1] >= _LARGE:
+            weigh = _by_features(unit)
+        else:
+            weights = _weights(unit @ unit.mT, affinity, threshold)
+            weigh = _by_matrix(weights)
+        degree = weigh(torch.ones_like(unit[..., 0]))
+        scale = degree.rsqrt()
+        trivial = F.normalize(degree.sqrt(), dim=-1)
+
+        if solver == "eigh" and weights is not None:
+            # From 1 to -1, the bottom of the spectrum.
+            p = scale.unsqueeze(2) * weights * scale.unsqueeze(1) - 2 * trivial.unsqueeze(2) * trivial.unsqueeze(1)
+            values, vectors = torch.linalg.eigh(p)
+            v, second, third = vectors[..., -1], values[:, -1], values[:, -2]
+        else:
+            v, second, third = _lanczos(lambda q: scale * weigh(scale * q), trivial, iterations)
+
+        residual = (scale * weigh(scale * v) - second.unsqueeze(1) * v).norm(dim=1)
+        y = scale * v
+        y = torch.where(y.gather(1, _largest(y)) < 0, -y, y)
+        return Cut(y > y.mean(dim=1, keepdim=True), y, second, second - third, residual)
+
+
+@torch.no_grad()
+def object_side(cut: Cut, grid: tuple[int, int], rule: str = "argmax") -> Bool[Tensor, "B N"]:
+    """The side of each picture's cut that is taken for its object; never empty.
+
+    Args:
+        cut: of the `N = grid[0] * grid[1]` patches, row-major.
+        grid: rows and columns of patches.
+        rule: `argmax`, the side of the entry of largest size (TokenCut), as a rule the smaller; `smaller`, the side
+            of fewer patches; `border`, the side with fewer patches on the border of the grid. Ties go to `argmax`.
+
+    Raises:
+        UserError: a rule that is none of these.
+    """
+    choice("rule", rule, RULES)
+    rows, columns = grid
+    assert cut.side.shape[1] == rows * columns
+    side = cut.side == cut.side.gather(1, _largest(cut.vector))
+    if rule == "argmax":
+        return side
+    counted = torch.ones(grid, dtype=torch.bool, device=side.device)
+    if rule == "border":
+        counted[1:-1, 1:-1] = False
+    counted = counted.flatten()
+    return side ^ ((side & counted).sum(dim=1) > (~side & counted).sum(dim=1)).unsqueeze(1)
+
+
+def _largest(y: Tensor) -> Tensor:
+    return y.abs().argmax(dim=1, keepdim=True)
+
+
+def _weights(cosine: Tensor, affinity: str, threshold: float) -> Tensor:
+    if affinity == "shift":
+        return (1 + cosine) / 2
+    if affinity == "clamp":
+        return cosine.clamp_min(_LEAST)
+    return torch.where(cosine > threshold, 1.0, _LEAST)
+
+
+def _by_matrix(weights: Tensor) -> Callable[[Tensor], Tensor]:
+    """z to W z."""
+    return lambda z: (z.unsqueeze(1) @ weights).squeeze(1)
+
+
+def _by_features(unit: Tensor) -> Callable[[Tensor], Tensor]:
+    """z to W z for `shift` without an N x N matrix: 2ND products instead of N^2, but none before."""
+
+    def weigh(z: Tensor) -> Tensor:
+        z = z.unsqueeze(1)
+        return (z.sum(dim=2) + (unit @ (z @ unit).mT).squeeze(2)) / 2
+
+    return weigh
+
+
+def _lanczos(
+    apply: Callable[[Tensor], Tensor], trivial: Float[Tensor, "B N"], iterations: int
+) -> tuple[Float[Tensor, "B N"], Float[Tensor, " B"], Float[Tensor, " B"]]:
+    """Lanczos with full reorthogonalisation beside `trivial`: the top Ritz vector and the top two Ritz values.
+
+    When the space is used up before the iterations are (few patches, or blocks), the rows that remain are zero and
+    so are their Ritz values. That is no harm: with w_ii >= |w_ij| the second eigenvalue is never negative.
+    """
+    b, n = trivial.shape
+    key = torch.full((), _START, dtype=torch.int64, device=trivial.device)
+    # The newest vector enters first and pushes a row of zeros out, so every step is the same operations on the same
+    # shapes: compiled, they share their kernels.
+    basis = F.pad(trivial.unsqueeze(1), (0, 0, 0, iterations))
+    w = (uniform(key, n) - 0.5).expand(b, -1)
+    diagonal, beside = [], []
+    for _ in range(iterations):
+        for _ in range(2):  # once leaves rounding of the size of what was taken away
+            w = w - ((w.unsqueeze(1) @ basis.mT) @ basis).squeeze(1)
+        length = w.norm(dim=1, keepdim=True)
+        length = torch.where(length < _NOISE, 0.0, length)
+        q = torch.where(length > 0, w / length, 0.0)
+        basis = torch.cat([q.unsqueeze(1), basis[:, :-1]], dim=1)
+        w = apply(q)
+        beside.append(length.squeeze(1))
+        diagonal.append((q * w).sum(dim=1))
+    off = torch.stack(beside[1:], dim=1).double() if iterations > 1 else trivial.new_zeros(b, 0).double()
+    t = torch.diag_embed(torch.stack(diagonal, dim=1).double())
+    t = t + torch.diag_embed(off, 1) + torch.diag_embed(off, -1)
+    s, second, third = _top_two(t)
+    v = F.normalize((s.float().flip(1).unsqueeze(1) @ basis[:, :-1]).squeeze(1), dim=1)
+    return v, second.float(), third.float()
+
+
+def _top_two(t: Float[Tensor, "B M M"]) -> tuple[Float[Tensor, "B M"], Float[Tensor, " B"], Float[Tensor, " B"]]:
+    """The largest eigenpair of small symmetric matrices and the second eigenvalue, by squaring.
+
+    `torch.linalg.eigh` would make the host wait for the device.
+    """
+    # Gershgorin: no eigenvalue lies below `floor`, so above it the largest is also the largest in size.
+    floor = (2 * t.diagonal(dim1=1, dim2=2) - t.abs().sum(dim=2)).amin(dim=1)
+    eye = torch.eye(t.shape[1], dtype=t.dtype, device=t.device)
+    t = t - floor.view(-1, 1, 1) * eye
+    s, first = _top(t)
+    _, second = _top(t - first.view(-1, 1, 1) * s.unsqueeze(2) * s.unsqueeze(1))
+    return s, first + floor, second + floor
+
+
+def _top(t: Float[Tensor, "B M M"]) -> tuple[Float[Tensor, "B M"], Float[Tensor, " B"]]:
+    """The largest eigenpair of positive semi-definite matrices; of zero, the first unit vector."""
+    power = t + 1e-30 * torch.eye(t.shape[1], dtype=t.dtype, device=t.device)
+    for _ in range(_ROUNDS):
+        power = power / power.norm(dim=(1, 2), keepdim=True)
+        power = torch.linalg.matrix_power(power, 128)
+    best = power.diagonal(dim1=1, dim2=2).argmax(dim=1)
+    s = power.gather(2, best.view(-1, 1, 1).expand(-1, t.shape[1], 1)).squeeze(2)
+    s = s / s.norm(dim=1, keepdim=True)  # of several equal eigenvalues the power is tiny: no epsilon
+    return s, (s * (t @ s.unsqueeze(2)).squeeze(2)).sum(dim=1)

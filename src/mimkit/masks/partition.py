@@ -1,0 +1,86 @@
+"""Masks of several views of each picture at once. Noise enters, one Mask of K rows a picture leaves."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from mimkit.errors import UserError, at_least
+from mimkit.masks.informed import choice
+from mimkit.masks.mask import Mask
+from mimkit.masks.masker import Masker, Moment
+from mimkit.masks.random import check_ratio, hidden_count
+from mimkit.randomness import uniform
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartitionMasker(Masker):
+    """K views of each picture that each show N / K of its N patches; rows b*K .. b*K+K-1 belong to picture b.
+
+    Source: EMAE (Li et al., arXiv:2302.14431). `parallel` cuts one permutation of the patches into K slices, one for
+    each view: every patch is visible in exactly one view, and two views hide N (K - 2) / K patches in common.
+    `independent` draws K random masks that show as many each, EMAE's ablation; they overlap and leave gaps.
+
+    Raises (when called): UserError where `parts` does not divide the number of patches.
+    """
+
+    parts: int = 4
+    """Views K of each picture; each hides a share of 1 - 1 / K."""
+    mode: str = "parallel"
+    """How views relate: `parallel` (they partition the patches) or `independent`."""
+
+    def __post_init__(self) -> None:
+        at_least(2, **{"masker.parts": self.parts})
+        choice("mode", self.mode, ("parallel", "independent"))
+
+    def __call__(
+        self, maps: Float[Tensor, "B N M"], keys: Int64[Tensor, " B"], progress: Moment, grid: tuple[int, int]
+    ) -> Mask:
+        n, parts = grid[0] * grid[1], self.parts
+        if n % parts:
+            raise UserError(f"masker.parts must divide the {n} patches of a picture, got {parts}{dividing(n, parts)}")
+        if self.mode == "independent":
+            return Mask.from_scores(uniform(keys, parts * n).reshape(-1, n), n - n // parts, views=parts)
+        visible = uniform(keys, n).argsort(dim=1, stable=True).reshape(-1, n // parts)
+        hidden = torch.ones(len(visible), n, dtype=torch.bool, device=keys.device).scatter(1, visible, False)
+        return Mask(hidden, visible, parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComplementaryMasker(Masker):
+    """Two views of each picture: the first hides a random share of the patches, the second exactly the others.
+
+    EMAE names such a pair in an ablation without saying how it was made (arXiv:2302.14431); this is our reading. The
+    views show different numbers of patches unless the first hides half, so encoders pad.
+
+    Raises (when called): UserError on a grid of one patch.
+    """
+
+    ratio: float = 0.75
+    """Share that the first view hides and the second shows, 0 < ratio < 1."""
+
+    def __post_init__(self) -> None:
+        check_ratio(self.ratio)
+
+    def __call__(
+        self, maps: Float[Tensor, "B N M"], keys: Int64[Tensor, " B"], progress: Moment, grid: tuple[int, int]
+    ) -> Mask:
+        n = grid[0] * grid[1]
+        if n == 1:
+            raise UserError("two views cannot share a single patch: use larger images or smaller patches")
+        first = max(1, hidden_count(n, self.ratio))
+        # ranks, not noise: equal noise would otherwise be ordered alike in both views, which then overlap
+        rank = uniform(keys, n).argsort(dim=1, stable=True).argsort(dim=1)
+        scores = torch.stack((rank, n - 1 - rank), dim=1).flatten(0, 1).float()
+        if 2 * first == n:
+            return Mask.from_scores(scores, first, views=2)
+        hide = torch.where(torch.arange(len(scores), device=keys.device) % 2 == 0, first, n - first)
+        return Mask.from_scores(scores, hide, least=min(first, n - first), views=2)
+
+
+def dividing(n: int, parts: int) -> str:
+    """The numbers of parts nearest to `parts` that do divide `n`, as the end of a message."""
+    below = [d for d in range(2, parts) if n % d == 0][-1:]
+    above = [d for d in range(parts + 1, n + 1) if n % d == 0][:1]
+    return f": use {' or '.join(map(str, below + above))}" if below or above else ": use more patches"

@@ -1,0 +1,114 @@
+"""Salience-based masks (SBAM) with an adaptive ratio (AMR): embedded patches enter, a Mask leaves."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mimkit.errors import UserError
+from mimkit.masks.informed import InformedMasker, choice
+from mimkit.masks.mask import Mask
+from mimkit.masks.masker import Curve, Moment, Signal, at
+from mimkit.masks.random import hidden_count
+from mimkit.randomness import uniform
+
+SATURATED = 0.2  # salience above which a patch counts as salient in `salient_share`
+
+
+@dataclass(frozen=True, kw_only=True)
+class SalienceMasker(InformedMasker):
+    """SBAM (ECCV 2024, arXiv:2404.08327): patches to which the others are most alike are hidden, up to noise.
+
+    The salience of a patch is the sum of its column of softmax(X X^T), X being the embedded patches with their
+    positions (doihye/SBAM:models_mae.py), brought to 0..1 in each picture. With `spread` above 0 each picture has
+    a ratio of its own (AMR): `ratio - spread + 2 spread f`, f being the share of its patches above `threshold`.
+    """
+
+    signal = Signal.PATCHES
+    triggers = ("fixed", "saturation")
+
+    noise: Curve = 0.5
+    """Uniform noise of this height is added to the salience, as in the released code."""
+    scale: str = "none"
+    """Of the products: `none` as released, `width` (divided by the root of the width) or `cosine` (of unit vectors,
+    divided by `temperature`)."""
+    temperature: float = 0.1
+    """Of `scale = cosine`."""
+    spread: float = 0.0
+    """AMR: how far the ratio of a picture may lie from `ratio`; 0 gives every picture the same."""
+    threshold: float | None = None
+    """AMR: salience above which a patch counts; by default the median of the batch, so that ratios really spread."""
+    pooled: bool = False
+    """AMR: one ratio for a batch, the mean of its pictures', as the released code has it."""
+    trigger: str = "fixed"
+    """`fixed`: begin at `start`. `saturation`: as soon as 5 % of the patches of a few fixed pictures have a salience
+    above 0.2, at the latest at `start`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        choice("scale", self.scale, ("none", "width", "cosine"))
+        choice("trigger", self.trigger, self.triggers)
+        if not self.temperature > 0:
+            raise UserError(f"masker.temperature must be above 0, got {self.temperature}")
+        if min(self.noise if isinstance(self.noise, tuple) else (self.noise,)) < 0:
+            raise UserError(f"masker.noise must be at least 0, got {self.noise}; SBAM uses 0.5")
+        for ratio in self.ratio if isinstance(self.ratio, tuple) else (self.ratio,):
+            if not (self.spread >= 0 and ratio - self.spread > 0 and ratio + self.spread < 1):
+                raise UserError(f"masker.ratio {ratio} +- masker.spread {self.spread} must stay between 0 and 1")
+
+    def maps(self, signal: Float[Tensor, "B N D"], grid: tuple[int, int]) -> Float[Tensor, "B N 1"]:
+        """The salience of each patch, 0..1."""
+        if signal.shape[2] == 0:
+            return signal
+        return salience(signal, scale=self.scale, temperature=self.temperature).unsqueeze(2)
+
+    def describe(self, maps: Float[Tensor, "B N M"], mask: Mask) -> dict[str, Tensor]:
+        """How far from saturation the salience is, and how far the ratios spread."""
+        if maps.shape[2] == 0:
+            return {}
+        ratios = mask.hidden.float().mean(dim=1)
+        spread = {"hidden_least": ratios.min(), "hidden_most": ratios.max()} if mask.ragged else {}
+        return {"salience": maps[..., 0].mean(), "salient_share": salient_share(maps[..., 0])} | spread
+
+    def hide(self, maps: Tensor, keys: Tensor, progress: Moment, grid: tuple[int, int]) -> Mask:
+        s = maps[..., 0]
+        n = s.shape[1]
+        scores = s + at(self.noise, progress) * uniform(keys, n)
+        ratio = float(at(self.ratio, progress))
+        if self.spread == 0:
+            return Mask.from_scores(scores, hidden_count(n, ratio))
+        threshold = s.median() if self.threshold is None else self.threshold
+        ratios = ratio - self.spread + 2 * self.spread * (s > threshold).float().mean(dim=1)
+        if self.pooled:
+            ratios = ratios.mean().expand_as(ratios)
+        hide = n - (n * (1 - ratios) + 1e-4).floor().clamp(min=1).long()  # a little more than float32 rounding
+        return Mask.from_scores(scores, hide, least=hidden_count(n, ratio - self.spread))
+
+
+def column_sums(
+    patches: Float[Tensor, "B N D"], *, scale: str = "none", temperature: float = 0.1
+) -> Float[Tensor, "B N"]:
+    """How much of the rows of softmax(X X^T) falls on each patch; the sum over patches is N. In float32."""
+    with torch.autocast(patches.device.type, enabled=False):
+        x = patches.detach().float()
+        if scale == "cosine":
+            x = torch.nn.functional.normalize(x, dim=2) / temperature**0.5
+        elif scale == "width":
+            x = x / x.shape[2] ** 0.25
+        return torch.bmm(x, x.mT).softmax(dim=2).sum(dim=1)
+
+
+def salience(patches: Float[Tensor, "B N D"], *, scale: str = "none", temperature: float = 0.1) -> Float[Tensor, "B N"]:
+    """SBAM's salience: column sums, brought to 0..1 in each picture; all 0 where they are all equal."""
+    sums = column_sums(patches, scale=scale, temperature=temperature)
+    low, high = sums.aminmax(dim=1, keepdim=True)
+    return (sums - low) / (high - low + 1e-6)
+
+
+def salient_share(salience: Float[Tensor, "B N"]) -> Float[Tensor, ""]:
+    """Share of patches above 0.2: about 2 % while the softmax is saturated, at which the masks are as good as random.
+
+    Saturation and the bound are what the released formula gives with untrained patch embeddings.
+    """
+    return (salience > SATURATED).float().mean()

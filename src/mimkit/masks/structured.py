@@ -1,0 +1,244 @@
+"""Structured masks: units, squares, blocks and grids. Noise and the shape of the grid enter, a Mask leaves."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from mimkit.errors import UserError, at_least
+from mimkit.masks.mask import Mask
+from mimkit.masks.masker import Masker, Moment
+from mimkit.masks.random import check_ratio, hidden_count
+from mimkit.randomness import uniform
+
+ATTEMPTS = 40  # blocks tried for each picture; 99 of 100 pictures of BEiT's own loop need fewer up to a ratio of 0.75
+PATIENCE = 10  # failed attempts in a row after which BEiT gives a picture up
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimMIMMasker(Masker):
+    """SimMIM's random masks (Xie et al. 2022, section 3.2): patches are hidden together in units of unit x unit.
+
+    Hides `ceil(units * ratio)` units, of exact products, and leaves at least one: 22 of 36 units at 0.6. SimMIM's
+    units have 32 pixels (`microsoft/SimMIM:data/data_simmim.py`).
+
+    Raises (when called): UserError where `unit` does not divide the grid into at least two units.
+    """
+
+    ratio: float = 0.6
+    """Share of hidden units, 0 < ratio < 1."""
+    unit: int = 2
+    """Side of a unit in patches."""
+
+    def __post_init__(self) -> None:
+        check_ratio(self.ratio)
+        at_least(1, **{"masker.unit": self.unit})
+
+    def __call__(
+        self, maps: Float[Tensor, "B N M"], keys: Int64[Tensor, " B"], progress: Moment, grid: tuple[int, int]
+    ) -> Mask:
+        rows, columns = units(grid, self.unit)
+        count = rows * columns
+        wanted = math.ceil(round(count * self.ratio, 9))  # rounded, as 25 * 0.28 is 7.000000000000001
+        hide = min(max(1, wanted), count - 1)
+        hidden = Mask.from_scores(uniform(keys, count), hide).hidden.unflatten(1, (rows, columns))
+        return of_patches(enlarge(hidden, self.unit), hide * self.unit**2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SquareMasker(Masker):
+    """One hidden square at a random place (SimMIM's ablation, section 4.1.2), the same size for every picture.
+
+    On a grid that is not square it has the grid's proportions. Its sides are `sqrt(ratio)` of the grid's, rounded to
+    whole units, and leave at least one row and one column of units visible, so the share that is hidden comes near
+    `ratio` only on a fine grid: 81 of 144 patches at 0.6. Patches near the centre are hidden most often.
+
+    Raises (when called): UserError where `unit` does not divide the grid into at least two units.
+    """
+
+    ratio: float = 0.6
+    """Share of the area to hide, about, 0 < ratio < 1."""
+    unit: int = 1
+    """The square's sides and place are multiples of this many patches."""
+
+    def __post_init__(self) -> None:
+        check_ratio(self.ratio)
+        at_least(1, **{"masker.unit": self.unit})
+
+    def __call__(
+        self, maps: Float[Tensor, "B N M"], keys: Int64[Tensor, " B"], progress: Moment, grid: tuple[int, int]
+    ) -> Mask:
+        rows, columns = units(grid, self.unit)
+        height, width = (
+            max(1, min(side - 1, math.floor(side * math.sqrt(self.ratio) + 0.5))) for side in (rows, columns)
+        )
+        place = uniform(keys, 2)
+        top, left = (place[:, 0] * (rows - height + 1)).floor(), (place[:, 1] * (columns - width + 1)).floor()
+        hidden = between(top, top + height, rows).unsqueeze(2) & between(left, left + width, columns).unsqueeze(1)
+        return of_patches(enlarge(hidden, self.unit), height * width * self.unit**2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockMasker(Masker):
+    """BEiT's block-wise masks (Bao et al. 2022, algorithm 1): overlapping rectangles until enough is hidden.
+
+    Each attempt draws an area between `least` and what remains to be hidden, an aspect ratio (log-uniform) and a
+    place; it counts if the rectangle is lower and narrower than the grid and hides something new, but not too much.
+    A picture is given up after 10 failures in a row (`microsoft/unilm:beit/masking_generator.py`), or after 40
+    attempts in all, so that the work is the same for every picture. As many patches are aimed at as RandomMasker
+    hides; BEiT's 75 of 196 are a ratio of 0.38.
+
+    Raises (when called): UserError on a grid of one patch.
+    """
+
+    ratio: float = 0.4
+    """Share of patches to hide, 0 < ratio < 1."""
+    least: int = 16
+    """Smallest area drawn, in patches; at most the number to hide, and on grids with a side below 12 at most the
+    square of a third of that side (4 for 8 x 8, 1 below 6 x 6), which is iBOT's rule."""
+    aspect: tuple[float, float] = (0.3, 1 / 0.3)
+    """Lowest and highest ratio of height to width."""
+    exact: bool = True
+    """Fill up what the rectangles leave with patches beside hidden ones, so that all pictures hide the same number.
+    If not, pictures hide that many or, as in BEiT, fewer, but at least one; encoders then pad."""
+
+    def __post_init__(self) -> None:
+        check_ratio(self.ratio)
+        at_least(1, **{"masker.least": self.least})
+        low, high = self.aspect
+        if not 0 < low <= high < math.inf:
+            raise UserError(f"masker.aspect goes from a number above 0 to one at least as large, got {self.aspect}")
+
+    def __call__(
+        self, maps: Float[Tensor, "B N M"], keys: Int64[Tensor, " B"], progress: Moment, grid: tuple[int, int]
+    ) -> Mask:
+        rows, columns = units(grid, 1)
+        n = rows * columns
+        target = max(1, hidden_count(n, self.ratio))
+        with torch.autocast(keys.device.type, enabled=False):
+            least = min(self.least, max(1, (min(grid) // 3) ** 2), target)
+            draws = uniform(keys, 4 * ATTEMPTS).unflatten(1, (ATTEMPTS, 4))
+            hidden = rectangles(draws, rows, columns, target, least, *self.aspect)
+            flat = hidden.flatten(1).float()
+            # Nearness falls so fast with distance that a patch beside a hidden one, even with the least noise, comes
+            # before any that touches hidden ones at corners alone; the last term orders those far from everything.
+            nearness = flat @ nearnesses(grid, keys.device)
+            noise = uniform(keys, n, stream=1)
+            scores = torch.where(hidden.flatten(1), 2.0**30, nearness * (1 + noise / 4) + 1e-30 * noise)
+        if self.exact:
+            return Mask.from_scores(scores, target)
+        return Mask.from_scores(scores, hidden.sum(dim=(1, 2)), least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridMasker(Masker):
+    """Of every cell of step x step patches one stays visible, at the same place in all cells of a picture.
+
+    MAE's grid-wise sampling (He et al. 2022, section 4.1, figure 6): 0.75 are hidden with a step of 2. The place is
+    drawn for each picture.
+
+    Raises (when called): UserError where `step` does not divide the grid.
+    """
+
+    step: int = 2
+    """Side of a cell in patches; a share of 1 - 1 / step^2 is hidden."""
+
+    def __post_init__(self) -> None:
+        at_least(2, **{"masker.step": self.step})
+
+    def __call__(
+        self, maps: Float[Tensor, "B N M"], keys: Int64[Tensor, " B"], progress: Moment, grid: tuple[int, int]
+    ) -> Mask:
+        divided(grid, self.step, "masker.step", range(2, max(grid) + 1))
+        rows, columns = grid
+        place = (uniform(keys, 2) * self.step).floor()
+        row, column = (torch.arange(side, device=keys.device) % self.step for side in grid)
+        hidden = (row != place[:, :1]).unsqueeze(2) | (column != place[:, 1:]).unsqueeze(1)
+        return of_patches(hidden, rows * columns - rows * columns // self.step**2)
+
+
+def divided(grid: tuple[int, int], side: int, setting: str, sides: range) -> None:
+    """Refuse a side that does not divide the grid; the message names those of `sides` that do."""
+    if grid[0] % side or grid[1] % side:
+        fitting = [str(d) for d in sides if grid[0] % d == 0 and grid[1] % d == 0]
+        fix = f"use {' or '.join(fitting)}, or another image size" if fitting else "use another image size"
+        raise UserError(f"{setting} must divide the grid of {grid[0]} x {grid[1]} patches, got {side}: {fix}")
+
+
+def units(grid: tuple[int, int], unit: int) -> tuple[int, int]:
+    """How many units of unit x unit patches the grid has in height and width."""
+    divided(grid, unit, "masker.unit", range(1, max(grid)))
+    rows, columns = grid[0] // unit, grid[1] // unit
+    if rows * columns == 1:
+        fix = "use a smaller masker.unit" if unit > 1 else "use larger images or smaller patches"
+        raise UserError(f"a grid of {grid[0]} x {grid[1]} patches is a single unit, which cannot be hidden: {fix}")
+    return rows, columns
+
+
+def enlarge(hidden: Bool[Tensor, "B rows columns"], unit: int) -> Bool[Tensor, "B height width"]:
+    """Units as patches: each becomes unit x unit."""
+    return hidden.repeat_interleave(unit, dim=1).repeat_interleave(unit, dim=2)
+
+
+def between(first: Float[Tensor, " B"], end: Float[Tensor, " B"], side: int) -> Bool[Tensor, "B side"]:
+    """Places on one side of the grid from `first` to before `end`."""
+    place = torch.arange(side, device=first.device)
+    return (place >= first.unsqueeze(1)) & (place < end.unsqueeze(1))
+
+
+def of_patches(hidden: Bool[Tensor, "B rows columns"], count: int) -> Mask:
+    """The mask that hides these patches, known to be `count` of each picture."""
+    return Mask.from_scores(hidden.flatten(1).float(), count)
+
+
+def nearnesses(grid: tuple[int, int], device: torch.device) -> Float[Tensor, "N N"]:
+    """exp(-2 d^2) for the distances d of all pairs of patches, in patches."""
+    down, right = ((torch.arange(s, device=device)[:, None] - torch.arange(s, device=device)) ** 2 for s in grid)
+    squares = down[:, None, :, None] + right[None, :, None, :]
+    return (-2.0 * squares).exp().flatten(2).flatten(0, 1)
+
+
+# One operator of its own for torch.compile: written into the graph, the attempts take more than a minute to compile.
+@torch.library.custom_op(
+    "mimkit::rectangles",
+    mutates_args=(),
+    schema="(Tensor draws, SymInt rows, SymInt columns, SymInt target, SymInt least, float low, float high) -> Tensor",
+)
+def rectangles(
+    draws: Float[Tensor, "B attempts 4"], rows: int, columns: int, target: int, least: int, low: float, high: float
+) -> Bool[Tensor, "B rows columns"]:
+    """What BEiT's rectangles hide: at most `target` patches of each picture.
+
+    Args:
+        draws: for each attempt noise in [0, 1) for the area, the aspect ratio, and the place down and to the right.
+        rows, columns: the grid.
+        target: patches to hide.
+        least: smallest area in patches.
+        low, high: the range of the aspect ratio, height to width.
+    """
+    stretch = (low * (high / low) ** draws[..., 1]).sqrt()
+    remaining = torch.full_like(draws[:, 0, 0], target)
+    failures = torch.zeros_like(remaining)
+    hidden = torch.zeros(len(draws), rows, columns, dtype=torch.bool, device=draws.device)
+    for attempt in range(draws.shape[1]):
+        area, _, down, right = draws[:, attempt].unbind(1)
+        side = (least + area * (remaining - least)).sqrt()  # from remaining up to `least` once less remains
+        height = (side * stretch[:, attempt]).round().clamp(min=1)
+        width = (side / stretch[:, attempt]).round().clamp(min=1)
+        # a grid of one row or column has no lower or narrower rectangle: there the full side counts too
+        fits = (height <= max(1, rows - 1)) & (width <= max(1, columns - 1))
+        top, left = (down * (rows - height + 1)).floor(), (right * (columns - width + 1)).floor()
+        block = between(top, top + height, rows).unsqueeze(2) & between(left, left + width, columns).unsqueeze(1)
+        new = (block & ~hidden).sum(dim=(1, 2))
+        accepted = fits & (new > 0) & (new <= remaining) & (failures < PATIENCE)
+        hidden |= block & accepted[:, None, None]
+        remaining -= new * accepted
+        failures = (failures + 1) * ~accepted
+    return hidden
+
+
+@rectangles.register_fake
+def _(draws, rows, columns, target, least, low, high):
+    return draws.new_empty(len(draws), rows, columns, dtype=torch.bool)

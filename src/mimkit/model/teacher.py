@@ -1,0 +1,73 @@
+"""Teacher: a frozen timm ViT that sees the same grid as the student. The student's images enter, its tokens leave."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from timm.models import VisionTransformer
+from torch import Tensor, nn
+
+from mimkit.errors import UserError, unknown
+from mimkit.model.encoder import Encoder, refuse_unsuitable
+
+
+class Teacher(nn.Module):
+    """A frozen plain ViT of timm with released weights, or an export folder of a run.
+
+    The student's images are brought to its own mean and standard deviation and to the size at which its patches are
+    as many as the student's; timm resamples its positions. Always in evaluation mode, never with gradient.
+    """
+
+    def __init__(
+        self, name: str, grid: tuple[int, int], channels: int, mean: Sequence[float], std: Sequence[float]
+    ) -> None:
+        super().__init__()
+        folder = Path(name)
+        local = folder / "export" if (folder / "export").is_dir() else folder
+        source = f"local-dir:{local}" if local.is_dir() else name
+        if not local.is_dir() and not timm.is_model(name):
+            raise unknown("teacher", name, timm.list_models(pretrained=True), see="Or give a run or an export folder.")
+        try:
+            side = _patch(source)
+            size = (grid[0] * side[0], grid[1] * side[1])
+            model = timm.create_model(source, pretrained=True, num_classes=0, in_chans=channels, img_size=size)
+        except UserError:
+            raise
+        except Exception as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(f"teacher '{name}' cannot be loaded ({reason}): give a run or an export folder") from error
+        refuse_unsuitable(model, name)
+        assert isinstance(model, VisionTransformer)
+        self.encoder = Encoder(model).requires_grad_(False)
+        self.size = size
+        own: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+        own_mean, own_std = (torch.tensor(own[key]).expand(channels) for key in ("mean", "std"))
+        scale = torch.tensor(std) / own_std
+        self.register_buffer("scale", scale.view(-1, 1, 1), persistent=False)
+        self.register_buffer("shift", ((torch.tensor(mean) - own_mean) / own_std).view(-1, 1, 1), persistent=False)
+        self.train(False)
+
+    def train(self, mode: bool = True) -> "Teacher":
+        """Stays in evaluation mode."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def images(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C h w"]:
+        """The student's images as this teacher wants them."""
+        images = images * self.scale + self.shift
+        if images.shape[2:] == self.size:
+            return images
+        return F.interpolate(images, self.size, mode="bicubic", antialias=True)
+
+
+def _patch(source: str) -> tuple[int, int]:
+    """Size of the model's patches."""
+    with torch.device("meta"):
+        model = timm.create_model(source, pretrained=False)
+    refuse_unsuitable(model, source)
+    assert isinstance(model, VisionTransformer)
+    return model.patch_embed.patch_size
