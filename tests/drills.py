@@ -19,7 +19,9 @@ import torch
 
 from mimkit import cli
 from mimkit.config import from_dict, to_dict
+from mimkit.exploitation import Exploitation
 from mimkit.methods.mae import MAEConfig
+from mimkit.methods.observe import Observer
 from mimkit.model.decoder import DecoderConfig
 from mimkit.model.encoder import EncoderConfig
 from mimkit.train import pretrain as pretraining
@@ -219,6 +221,17 @@ def bad_gradient(step: int) -> None:
         return result
 
     Engine.step = patched
+
+
+def exploited(masked: list[float]) -> None:
+    """The share that the decoder draws from mask tokens, for each epoch."""
+    real = Observer.before_epoch
+
+    def patched(observer: Any, encoder: Any, epoch: int, progress: float, gallery: Any, exploit: Any) -> Any:
+        share = torch.tensor([masked[epoch]])
+        return real(observer, encoder, epoch, progress, gallery, lambda images: Exploitation(1 - share, share))
+
+    Observer.before_epoch = patched
 
 
 def full_disk(what: str, step: int) -> None:

@@ -132,6 +132,16 @@ def test_memory_and_streaming_see_the_same(workers):
     assert torch.equal(shown[good], wanted[good])
 
 
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_how_many_steps_are_drawn_at_once_changes_nothing(accumulate, monkeypatch):
+    how = dict(pictures=Made(bad=(5, 6)), micro_batch=12 // accumulate)
+    together = list(loader(**how).micro_batches(3, 9))
+    for drawn in (1, 30):
+        monkeypatch.setattr("mimkit.data.loader._DRAWN", drawn)
+        same(together, loader(**how).micro_batches(3, 9))
+    same(together[2 * accumulate :], loader(**how).micro_batches(5, 9))
+
+
 def test_a_substitute_depends_on_the_epoch():
     shown = torch.cat([batch.index for batch in loader(Made(bad=(5,)), resident=True).micro_batches(0, 10)])
     wanted = order(3, torch.arange(120), 40)

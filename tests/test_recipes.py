@@ -21,8 +21,8 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 def test_names_stand_by_family():
-    families = [name.rsplit("_", 1)[0] for name in NAMES]
-    assert len(set(families)) == sum(a != b for a, b in zip(families, [None, *families], strict=False))
+    families = [name.split("_")[:2] for name in NAMES]
+    assert len(set(map(tuple, families))) == sum(a != b for a, b in zip(families, [None, *families], strict=False))
     assert len(NAMES) == len(set(NAMES)) >= 10 and all(re.fullmatch(r"[a-z]+_\w+", name) for name in NAMES)
 
 
@@ -62,14 +62,15 @@ def test_a_recipe_survives_json_and_the_command_line(name):
     assert replace(changed, data=(), epochs=run.epochs, machine=run.machine, method=method) == run
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("maskalign")])  # they need a teacher
 def test_a_recipe_builds_its_model(name):
     run = find_recipe(name)
-    small, size = name.startswith("mae_mini"), run.images.shape()
+    small, size = "_mini_" in name, run.images.shape()
     with torch.device("cpu" if small else "meta"):
         task = run.method.build(run.encoder.build(size, 3))
     assert task.encoder.size == size
-    assert task.decoder.head.out_features == 3 * task.encoder.patch[0] * task.encoder.patch[1]
+    if hasattr(task, "decoder"):
+        assert task.decoder.head.out_features == 3 * task.encoder.patch[0] * task.encoder.patch[1]
     if small:
         images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
         step = task(Batch(images, keys("test", torch.arange(2)), torch.arange(2)), 0.0)

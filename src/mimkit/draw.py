@@ -25,7 +25,7 @@ from mimkit.masks import Mask, Masker, RandomMasker, SelfGuidedMasker, Signal
 from mimkit.masks.informed import InformedMasker, ModelMasker
 from mimkit.masks.statistics import mask_statistics, mean
 from mimkit.methods.observe import Observer
-from mimkit.model.encoder import Encoder, EncoderConfig, refuse_unsuitable
+from mimkit.model.encoder import Encoder, EncoderConfig, is_windowed, refuse_unsuitable
 from mimkit.model.patches import patchify
 from mimkit.pictures import coloured, displayable, faded, masked, save_picture, spread, spread_mask, titled_grid
 from mimkit.randomness import integer, keys
@@ -186,6 +186,8 @@ def open_scene(arguments: MaskArguments, masker: Masker, reads: Signal, recipe: 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(integer("init", recipe.seed if recipe else 0))
         encoder = replace(config, patch=arguments.patch or config.patch).build(size, pictures.channels)
+    refuse_unsuitable(encoder.vit, config.name)
+    assert isinstance(encoder, Encoder)
     looks, trained = teacher or config.name, teacher is not None
     if config.weights:
         load_weights(config.weights, encoder, name=config.name)
@@ -197,7 +199,8 @@ def open_scene(arguments: MaskArguments, masker: Masker, reads: Signal, recipe: 
 def patch_of(config: EncoderConfig, size: tuple[int, int]) -> tuple[int, int]:
     """Size of the encoder's patches; no weights are made."""
     with torch.device("meta"):
-        vit = timm.create_model(config.name, **config.timm_args(size, 3) | {"img_size": None})
+        args = config.timm_args(size, 3)
+        vit = timm.create_model(config.name, **args if is_windowed(config.name) else args | {"img_size": None})
     side = vit.get_submodule("patch_embed").get_submodule("proj").kernel_size
     assert isinstance(side, tuple)
     return side[0], side[1]

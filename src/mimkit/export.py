@@ -28,7 +28,7 @@ from mimkit import __version__
 from mimkit.errors import UserError
 from mimkit.masks.masker import at
 from mimkit.methods.mae import MAE
-from mimkit.model.encoder import Encoder
+from mimkit.model.encoder import Backbone
 from mimkit.targets import Pixels
 from mimkit.weights import HUGGING_FACE
 
@@ -37,7 +37,7 @@ MARK = "pre-trained with mimkit"  # in config.json: this folder is ours to repla
 
 
 def export_timm(
-    encoder: Encoder,
+    encoder: Backbone,
     folder: Path,
     *,
     model_args: Mapping[str, Any],

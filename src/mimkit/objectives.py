@@ -1,19 +1,28 @@
 """Objectives: predictions, targets and where they count enter, one number leaves. Always in float32."""
 
-from jaxtyping import Bool, Float
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
+
+DISTANCES = {
+    "l1": torch.abs,
+    "l2": torch.square,
+    "smooth_l1": lambda x: F.smooth_l1_loss(x, torch.zeros_like(x), reduction="none"),
+}
 
 
 def mean_where(
-    values: Float[Tensor, "B N"], where: Bool[Tensor, "B N"], per_picture: bool = False
+    values: Float[Tensor, "B N"], where: Bool[Tensor, "B N"], per_picture: bool = False, epsilon: float = 0.0
 ) -> Float[Tensor, ""]:
     """Mean of `values` over the places where `where` holds, over the whole batch at once.
 
     With `per_picture` the mean of the pictures' means: where they count unequally many places, each weighs alike.
+    `epsilon` is added to the number of places, as SimMIM does: where there are none the mean is 0.
     """
     if per_picture:
         return ((values * where).sum(dim=1) / where.sum(dim=1).clamp(min=1)).mean()
-    return (values * where).sum() / where.sum()
+    return (values * where).sum() / (where.sum() + epsilon)
 
 
 def squared_error(
@@ -24,3 +33,64 @@ def squared_error(
 ) -> Float[Tensor, ""]:
     """Mean squared error of each patch, averaged over the chosen patches (He et al. 2022: the hidden ones)."""
     return mean_where((prediction.float() - target.float()).square().mean(dim=-1), where, per_picture)
+
+
+def disagreement(
+    prediction: Float[Tensor, "B K N P"],
+    hidden: Bool[Tensor, "B K N"],
+    distance: str = "l1",
+    *,
+    stop_gradient: bool = True,
+    ordered: bool = True,
+    partition: bool = False,
+) -> Float[Tensor, ""]:
+    """Mean distance of two parts' predictions of a patch that both hide, over patches, then over pairs of parts.
+
+    Over ordered pairs a stopped gradient leaves the value alone and halves the gradient, so each unordered pair is
+    computed once. A pair that hides nothing in common counts as 0. Where the views `partition` a picture, l2 over
+    ordered pairs takes time proportional to K: see `disagreement_by_variance`.
+    """
+    if partition and distance == "l2" and ordered:
+        total = disagreement_by_variance(prediction, hidden)
+        return (total + total.detach()) / 2 if stop_gradient else total
+    prediction, measure = prediction.float(), DISTANCES[distance]
+    parts, total = prediction.shape[1], prediction.new_zeros(())
+    for i in range(parts):
+        for j in range(i + 1, parts):
+            other = prediction[:, j].detach() if stop_gradient and not ordered else prediction[:, j]
+            both = hidden[:, i] & hidden[:, j]
+            apart = measure(prediction[:, i] - other).mean(dim=2)
+            total = total + (apart * both).sum() / both.sum().clamp(min=1)
+    total = total / (parts * (parts - 1) / 2)
+    return (total + total.detach()) / 2 if stop_gradient and ordered else total
+
+
+def disagreement_by_variance(prediction: Float[Tensor, "B K N P"], hidden: Bool[Tensor, "B K N"]) -> Float[Tensor, ""]:
+    """`disagreement` with `distance = l2` in time proportional to K, for parts that partition a picture.
+
+    The mean squared difference of the ordered pairs of the K - 1 predictions of a patch is twice their unbiased
+    variance; patches and pairs then weigh alike.
+    """
+    prediction, where = prediction.float(), hidden.unsqueeze(3)
+    count = hidden.sum(dim=1).unsqueeze(2)
+    mean = (prediction * where).sum(dim=1) / count
+    squares = ((prediction - mean.unsqueeze(1)).square() * where).sum(dim=1)
+    return (2 * squares / (count - 1)).mean()
+
+
+def pixel_errors(
+    prediction: Float[Tensor, "B O h w"],
+    target: Float[Tensor, "B L h w"] | Int64[Tensor, "B L h w"],
+    distance: str,
+) -> Float[Tensor, "B h*w"]:
+    """How wrong each pixel is, the mean over its channels.
+
+    Args:
+        prediction: as many channels as the target has, or for `cross_entropy` as many a label as there are classes.
+        target: numbers, or labels.
+        distance: `l1`, `l2`, `smooth_l1` (with a bend at 1) or `cross_entropy`.
+    """
+    if distance == "cross_entropy":
+        scores = prediction.float().unflatten(1, (target.shape[1], -1)).transpose(1, 2)
+        return F.cross_entropy(scores, target, reduction="none").mean(dim=1).flatten(1)
+    return DISTANCES[distance](prediction.float() - target).mean(dim=1).flatten(1)

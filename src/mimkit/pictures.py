@@ -55,9 +55,12 @@ def faded(images: Float[Tensor, "B 3 H W"], inside: Float[Tensor, "B 1 H W"]) ->
     return images + (1 - inside) * FADED * (1 - images)
 
 
-def coloured(maps: Float[Tensor, "B 1 H W"]) -> Float[Tensor, "B 3 H W"]:
-    """Numbers as colours, in each picture from its lowest (dark violet) to its highest (yellow)."""
+def coloured(maps: Float[Tensor, "B 1 H W"], bounds: tuple[float, float] | None = None) -> Float[Tensor, "B 3 H W"]:
+    """Numbers as colours, dark violet to yellow: in each picture from its lowest to its highest, or between bounds."""
     low, high = maps.amin(dim=(1, 2, 3), keepdim=True), maps.amax(dim=(1, 2, 3), keepdim=True)
+    if bounds is not None:
+        maps = maps.clamp(*bounds)
+        low, high = (torch.full_like(low, bound) for bound in bounds)
     place = ((maps - low) / (high - low).clamp_min(torch.finfo(torch.float32).tiny))[:, 0] * (len(RAMP) - 1)
     ramp = torch.tensor(RAMP)
     below = place.floor().long().clamp(max=len(RAMP) - 2)

@@ -43,6 +43,8 @@ class Step:
 class Task(nn.Module):
     """Anything the loop can train."""
 
+    undecayed: tuple[str, ...] = ()  # parameters without weight decay, besides those with one axis
+
     def forward(self, batch: Batch, progress: float) -> Step:
         """The loss of a batch; `progress` runs over training in [0, 1). Means the same in train and eval mode."""
         raise NotImplementedError(f"{type(self).__name__} is no task until it defines forward")
@@ -64,11 +66,16 @@ class Method(Task):
         """Pictures of what it learned, in the normalisation of its input, and their masks; None if it draws none."""
         return None
 
+    def agreement(self, batch: Batch, progress: float) -> tuple[Float[Tensor, "BK N"], Mask] | None:
+        """For a method that draws no pictures: how far, 0 to 1, each patch is as it should be, and the masks."""
+        return None
+
 
 @dataclass(kw_only=True, slots=True)
 class MethodConfig:
     """Base of the settings of a method."""
 
+    windows = False  # whether the encoder may be one that leaves no patch out, as a Swin
     needs_whole_batch = False  # the loss needs all pictures of a step at once: the loop refuses micro batches
 
     def build(self, encoder: Encoder) -> Method:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mimkit.errors import UserError
 from mimkit.model.decoder import Decoder
-from mimkit.model.encoder import Encoder
+from mimkit.model.encoder import Backbone
 
 State = dict[str, Tensor]
 
@@ -88,7 +88,7 @@ class Report:
         return f"{line}\n{more}" if more else line
 
 
-def load_weights(source: str, encoder: Encoder, decoder: Decoder | None = None, *, name: str | None = None) -> Report:
+def load_weights(source: str, encoder: Backbone, decoder: Decoder | None = None, *, name: str | None = None) -> Report:
     """Put released weights into an encoder, and into a decoder where the source has one.
 
     Position tables of another grid and patch embeddings of another patch size or number of channels are
@@ -205,7 +205,7 @@ def _config_grid(config: dict[str, Any], state: State) -> tuple[int, int] | None
     return height // weight.shape[-2], width // weight.shape[-1]
 
 
-def _resample(state: State, here: State, grid: tuple[int, int] | None, encoder: Encoder) -> list[str]:
+def _resample(state: State, here: State, grid: tuple[int, int] | None, encoder: Backbone) -> list[str]:
     """Fit position tables and the patch embedding in `state` to ours; says which."""
     said = []
     prefix = sum(state[key].shape[1] for key in ("vit.cls_token", "vit.reg_token") if key in state)

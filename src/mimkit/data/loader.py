@@ -17,16 +17,16 @@ from torch import Tensor
 
 from mimkit.data.decode import BadPicture
 from mimkit.data.pictures import Pictures, sample
-from mimkit.data.stream import Chunks, EvaluationViews, MicroBatches, Plan, Seen, all_bad, order, stream
+from mimkit.data.stream import Chunks, Drawn, EvaluationViews, MicroBatches, Plan, all_bad, order, stream
 from mimkit.data.views import CenterCrop, View, crop_resize_many, shares
 from mimkit.errors import UserError
-from mimkit.randomness import keys
 from mimkit.task import Batch
 
 __all__ = ["Loader", "evaluation_batches", "order", "statistics"]
 
 _CHUNK = 256  # pictures that one worker decodes in a piece when a set is loaded into memory
 _AT_ONCE = 1 << 18  # values normalised in a piece on the CPU
+_DRAWN = 4096  # pictures whose boxes are drawn at once, for as many steps as they make
 _GPU_SHARE = 0.2  # of a GPU's memory that pictures may take
 
 
@@ -96,30 +96,31 @@ class Loader:
     def _from_memory(self, steps: range) -> Iterator[Batch]:
         pixels = self._pixels
         assert pixels is not None
-        for step in steps:
-            for micro in range(self.accumulate):
-                rows = self.plan.rows(step, micro)
-                index = self._substituted(rows.epoch, rows.picture)
-                heights, widths = (torch.full_like(index, side) for side in pixels.shape[2:])
-                boxes, flip = self.view.boxes(rows.crop, heights, widths, self.size)
-                chosen = pixels.index_select(0, index.to(pixels.device)).to(self.device)
-                views = crop_resize_many(chosen, boxes, flip, self.size, self.view.interpolation)
-                yield self._batch(step, rows.place, Seen(views, index, shares(boxes, heights, widths), flip, []))
+        first, last = steps.start * self.accumulate, steps.stop * self.accumulate
+        size = self.plan.micro_batch
+        ahead = max(1, _DRAWN // size)
+        for number in range(first, last, ahead):  # drawn together, because a draw is many small steps
+            rows = self.plan.rows(number, min(ahead, last - number))
+            index = self._substituted(rows.epoch, rows.picture)
+            heights, widths = (torch.full_like(index, side) for side in pixels.shape[2:])
+            boxes, flip = self.view.boxes(rows.crop, heights, widths, self.size)
+            drawn = (rows.mask, index, boxes, shares(boxes, heights, widths), flip)
+            for mask, shown, box, crop, mirror in zip(*(one.split(size) for one in drawn), strict=True):
+                chosen = pixels.index_select(0, shown.to(pixels.device)).to(self.device)
+                images = crop_resize_many(chosen, box, mirror, self.size, self.view.interpolation, self._normalise)
+                yield self._batch(images, Drawn(mask, shown, crop, mirror))
 
     def _from_workers(self, steps: range) -> Iterator[Batch]:
         make = MicroBatches(self.pictures, self.view, self.size, self.plan, steps.start, dict(self.skipped))
         pin = self.device.type == "cuda"
         with closing(stream(make, len(steps) * self.accumulate, self._workers, pin=pin)) as made:
-            for number, seen in enumerate(made):
-                step, micro = divmod(number, self.accumulate)
-                self.skipped.update(seen.skipped)
-                yield self._batch(steps.start + step, self.plan.places(micro), seen)
+            for views, drawn, skipped in made:
+                self.skipped.update(skipped)
+                yield self._batch(self._normalise(views), drawn, tuple((number, reason) for number, reason in skipped))
 
-    def _batch(self, step: int, place: Tensor, seen: Seen) -> Batch:
-        drawn = keys("mask", self.plan.seed, step, place)
-        drawn, crop, flip = (one.to(self.device, non_blocking=True) for one in (drawn, seen.crop, seen.flip))
-        skipped = tuple((number, reason) for number, reason in seen.skipped)  # lists, after pinning
-        return Batch(self._normalise(seen.views), drawn, seen.index, skipped, crop, flip)
+    def _batch(self, images: Tensor, drawn: Drawn, skipped: tuple[tuple[int, str], ...] = ()) -> Batch:
+        mask, crop, flip = (one.to(self.device, non_blocking=True) for one in (drawn.mask, drawn.crop, drawn.flip))
+        return Batch(images, mask, drawn.index, skipped, crop, flip)
 
     def _substituted(self, epoch: Tensor, picture: Tensor) -> Tensor:
         """Numbers of pictures with the bad ones replaced."""
@@ -196,20 +197,23 @@ class Loader:
 
 
 class Normalise:
-    """Views in 0..255, uint8 or float32, to (x / 255 - mean) / std in float32 on the device."""
+    """Views in 0..255, uint8 or float32, to (x / 255 - mean) / std in float32 on the device; in `out` if
+    given.
+    """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device) -> None:
         spread = torch.tensor(std, dtype=torch.float32, device=device).view(-1, 1, 1)
         self._device, self._scale = device, 1 / (255 * spread)
         self._shift = -torch.tensor(mean, dtype=torch.float32, device=device).view(-1, 1, 1) / spread
 
-    def __call__(self, views: Tensor) -> Float[Tensor, "B C h w"]:
+    def __call__(self, views: Tensor, out: Tensor | None = None) -> Float[Tensor, "B C h w"]:
         views = views.to(self._device, non_blocking=True)
         if self._device.type != "cpu":
-            return torch.addcmul(self._shift, views.float(), self._scale)
-        out = torch.empty(views.shape)
+            return torch.addcmul(self._shift, views.float(), self._scale, out=out)
+        out = torch.empty(views.shape) if out is None else out
         rows = max(1, _AT_ONCE // views[0].numel()) if len(views) else 1
         for values, into in zip(views.split(rows), out.split(rows), strict=True):  # a piece stays in the cache
+            values = into.copy_(values) if values.dtype == torch.uint8 else values  # mixed types are slow
             torch.mul(values, self._scale, out=into).add_(self._shift)
         return out
 
@@ -268,8 +272,9 @@ def evaluation_batches(
             side = torch.ones_like(chosen)
             boxes, _ = view.boxes(side, side * pixels.shape[2], side * pixels.shape[3], size)
             upright = torch.zeros(len(chosen), dtype=torch.bool)
-            views = crop_resize_many(pixels[chosen].to(device), boxes, upright, size, view.interpolation)
-            yield normalise(views), None if labels is None else labels[chosen], chosen
+            some = pixels[chosen].to(device)
+            images = crop_resize_many(some, boxes, upright, size, view.interpolation, normalise)
+            yield images, None if labels is None else labels[chosen], chosen
         return
     make = EvaluationViews(pictures, view, size, index, batch_size)
     with closing(stream(make, -(-len(index) // batch_size), workers, pin=device.type == "cuda")) as made:

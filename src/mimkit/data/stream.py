@@ -44,7 +44,7 @@ def stream(make: Callable[[int], T], count: int, workers: int, *, pin: bool = Fa
         worker_init_fn=_leave_signals_to_main,
         generator=torch.Generator(),  # else it would draw from the global one
     )
-    results = iter(loader)
+    results, killed = iter(loader), False
     try:
         for result in results:
             if isinstance(result, _Failure):
@@ -53,12 +53,14 @@ def stream(make: Callable[[int], T], count: int, workers: int, *, pin: bool = Fa
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
+        killed = True  # raised below: what is raised here would remember this error, and it the other workers
+    finally:
+        del results  # ends the workers
+    if killed:
         raise UserError(
             "a data loading process was killed, most often for lack of (shared) memory: "
             f"use fewer workers than {workers}, or 0, or give a container more (docker --shm-size)"
-        ) from None
-    finally:
-        del results  # ends the workers
+        )
 
 
 @dataclass
@@ -108,12 +110,12 @@ def _permutation(seed: int, epoch: int, n: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Rows:
-    """What a micro batch consists of, before any picture is read."""
+    """What micro batches consist of, before any picture is read."""
 
-    place: Int64[Tensor, " b"]  # in the global batch
     epoch: Int64[Tensor, " b"]
     picture: Int64[Tensor, " b"]
     crop: Int64[Tensor, " b"]  # random keys
+    mask: Int64[Tensor, " b"]
 
 
 @dataclass(frozen=True)
@@ -131,34 +133,37 @@ class Plan:
     def accumulate(self) -> int:
         return self.batch_size // (self.micro_batch * self.world)
 
-    def places(self, micro: int) -> Int64[Tensor, " b"]:
-        """Micro batch `micro` of a step on this rank: a fixed slice of the global batch."""
-        return (micro * self.world + self.rank) * self.micro_batch + torch.arange(self.micro_batch)
+    def rows(self, first: int, count: int = 1) -> Rows:
+        """`count` micro batches of this rank one after the other, from number `first` of the run.
 
-    def rows(self, step: int, micro: int) -> Rows:
-        place = self.places(micro)
-        position = step * self.batch_size + place
+        Each is a fixed slice of its step's global batch.
+        """
+        number = torch.arange(first, first + count).unsqueeze(1)
+        step = number // self.accumulate
+        slices = (number % self.accumulate * self.world + self.rank) * self.micro_batch
+        place = slices + torch.arange(self.micro_batch)
+        position = (step * self.batch_size + place).flatten()
         picture, epoch = order(self.seed, position, self.n), position // self.n
-        return Rows(place, epoch, picture, keys("crop", self.seed, epoch, picture))
+        mask = keys("mask", self.seed, step, place).flatten()
+        return Rows(epoch, picture, keys("crop", self.seed, epoch, picture), mask)
 
     def substitute(self, epoch: Tensor, picture: Tensor, attempt: int) -> Tensor:
         """What stands in for pictures that cannot be read."""
         return keys("replace", self.seed, epoch, picture, attempt) % self.n
 
 
-class Seen(NamedTuple):
-    """A micro batch as a worker makes it."""
+class Drawn(NamedTuple):
+    """What is said of a micro batch besides its views; as in Batch."""
 
-    views: UInt8[Tensor, "b C h w"]
-    index: Int64[Tensor, " b"]  # which pictures they show
-    crop: Float[Tensor, "b 4"]  # as in Batch
+    mask: Int64[Tensor, " b"]  # random keys
+    index: Int64[Tensor, " b"]
+    crop: Float[Tensor, "b 4"]
     flip: Bool[Tensor, " b"]
-    skipped: list[tuple[int, str]]  # bad pictures met
 
 
 @dataclass
 class MicroBatches:
-    """Micro batch number -> what is seen in it. Runs in a worker."""
+    """Micro batch number -> its views (uint8), what is said of them, and bad pictures met. Runs in a worker."""
 
     pictures: Pictures
     view: View
@@ -167,10 +172,9 @@ class MicroBatches:
     first_step: int
     bad: dict[int, str] = field(default_factory=dict)
 
-    def __call__(self, i: int) -> Seen:
-        step, micro = divmod(i, self.plan.accumulate)
-        rows = self.plan.rows(self.first_step + step, micro)
-        views = torch.empty(len(rows.place), self.pictures.channels, *self.size, dtype=torch.uint8)
+    def __call__(self, i: int) -> tuple[UInt8[Tensor, "b C h w"], Drawn, list[tuple[int, str]]]:
+        rows = self.plan.rows(self.first_step * self.plan.accumulate + i)
+        views = torch.empty(len(rows.picture), self.pictures.channels, *self.size, dtype=torch.uint8)
         index, skipped = rows.picture.clone(), {}
         crop, flip = torch.empty(len(views), 4), torch.empty(len(views), dtype=torch.bool)
         decoded: list[Tensor] = []
@@ -181,7 +185,7 @@ class MicroBatches:
                 here = slice(row + 1 - len(decoded), row + 1)
                 crop[here], flip[here] = self._cut(decoded, rows.crop[here], views[here])
                 decoded = []
-        return Seen(views, index, crop, flip, list(skipped.items()))
+        return views, Drawn(rows.mask, index, crop, flip), list(skipped.items())
 
     def _cut(self, decoded: list[Tensor], drawn: Tensor, views: Tensor) -> tuple[Tensor, Tensor]:
         """Fill `views` with the boxes of decoded pictures and say which; drawn together, because a draw is

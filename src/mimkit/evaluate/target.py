@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 import timm
 import torch
 from jaxtyping import Float
+from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 from mimkit.data.pictures import digest
@@ -212,7 +213,8 @@ def _initialised(trained: nn.Module, build: Callable[[], nn.Module], seed: int) 
         torch.manual_seed(integer("init", seed))
         with torch.random.fork_rng(devices=[]):  # as in EncoderConfig.build
             model: Any = build()
-        initialise(model)
+        if isinstance(model, VisionTransformer):  # others begin as timm has them
+            initialise(model)
     table = getattr(trained, "pos_embed", None)
     grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
     if table is not None and grid is not None and model.embed_dim % 4 == 0:

@@ -5,7 +5,7 @@ from mimkit.masks.mask import Mask
 from mimkit.masks.masker import Masker, Signal
 from mimkit.masks.mixture import MixtureMasker
 from mimkit.masks.ncut import ncut
-from mimkit.masks.partition import PartitionMasker
+from mimkit.masks.partition import ComplementaryMasker, PartitionMasker
 from mimkit.masks.random import RandomMasker
 from mimkit.masks.salience import SalienceMasker
 from mimkit.masks.self_guided import SelfGuidedMasker
@@ -15,6 +15,7 @@ __all__ = [
     "AMTMasker",
     "AttMaskMasker",
     "BlockMasker",
+    "ComplementaryMasker",
     "GridMasker",
     "Mask",
     "Masker",
@@ -41,6 +42,7 @@ def maskers() -> dict[str, type[Masker]]:
         "block": BlockMasker,
         "grid": GridMasker,
         "partition": PartitionMasker,
+        "complementary": ComplementaryMasker,
         "salience": SalienceMasker,
         "self-guided": SelfGuidedMasker,
         "attmask": AttMaskMasker,

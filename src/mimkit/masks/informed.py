@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mimkit.errors import UserError, unknown
 from mimkit.masks.mask import Mask
-from mimkit.masks.masker import Curve, Masker, Moment, Signal, at
+from mimkit.masks.masker import Curve, Masker, Moment, Signal
 from mimkit.masks.random import RandomMasker, check_ratio
 
 
@@ -75,7 +75,7 @@ class ModelMasker(InformedMasker):
             raise UserError(f"masker.refresh counts epochs and is at least 0 (every step), got {self.refresh}")
 
 
-def choice(setting: str, value: str, known: tuple[str, ...]) -> None:
+def choice(setting: str, value: str, known: tuple[str, ...], of: str = "masker") -> None:
     """Refuse a value that is none of those known."""
     if value not in known:
-        raise unknown(f"value of masker.{setting}", value, list(known))
+        raise unknown(f"value of {of}.{setting}", value, list(known))

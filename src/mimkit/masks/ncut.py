@@ -80,7 +80,7 @@ def ncut(
         if affinity == "shift" and solver == "lanczos" and features.shape[1] >= _LARGE:
             weigh = _by_features(unit)
         else:
-            weights = _weights(unit @ unit.mT, affinity, threshold)
+            weights = _weights(unit, affinity, threshold)
             weigh = _by_matrix(weights)
         degree = weigh(torch.ones_like(unit[..., 0]))
         scale = degree.rsqrt()
@@ -130,9 +130,10 @@ def _largest(y: Tensor) -> Tensor:
     return y.abs().argmax(dim=1, keepdim=True)
 
 
-def _weights(cosine: Tensor, affinity: str, threshold: float) -> Tensor:
+def _weights(unit: Tensor, affinity: str, threshold: float) -> Tensor:
     if affinity == "shift":
-        return (1 + cosine) / 2
+        return torch.baddbmm(unit.new_full((), 0.5), unit, unit.mT, alpha=0.5)
+    cosine = unit @ unit.mT
     if affinity == "clamp":
         return cosine.clamp_min(_LEAST)
     return torch.where(cosine > threshold, 1.0, _LEAST)
@@ -159,7 +160,7 @@ def _lanczos(
     """Lanczos with full reorthogonalisation beside `trivial`: the top Ritz vector and the top two Ritz values.
 
     When the space is used up before the iterations are (few patches, or blocks), the rows that remain are zero and
-    so are their Ritz values. That is no harm: with w_ii >= |w_ij| the second eigenvalue is never negative.
+    so are their Ritz values, to 1e-6. That is no harm: with w_ii >= |w_ij| the second eigenvalue is never negative.
     """
     b, n = trivial.shape
     key = torch.full((), _START, dtype=torch.int64, device=trivial.device)
@@ -172,12 +173,13 @@ def _lanczos(
         for _ in range(2):  # once leaves rounding of the size of what was taken away
             w = w - ((w.unsqueeze(1) @ basis.mT) @ basis).squeeze(1)
         length = w.norm(dim=1, keepdim=True)
-        length = torch.where(length < _NOISE, 0.0, length)
-        q = torch.where(length > 0, w / length, 0.0)
+        length = length * (length >= _NOISE)
+        q = w * ((length > 0) / length.clamp_min(_NOISE))
         basis = torch.cat([q.unsqueeze(1), basis[:, :-1]], dim=1)
         w = apply(q)
         beside.append(length.squeeze(1))
-        diagonal.append((q * w).sum(dim=1))
+        # A zero row must not look better than a true eigenvalue 0, that rounding makes negative.
+        diagonal.append((q * w).sum(dim=1) - _NOISE * (length == 0).squeeze(1))
     off = torch.stack(beside[1:], dim=1).double() if iterations > 1 else trivial.new_zeros(b, 0).double()
     t = torch.diag_embed(torch.stack(diagonal, dim=1).double())
     t = t + torch.diag_embed(off, 1) + torch.diag_embed(off, -1)

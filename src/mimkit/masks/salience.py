@@ -57,8 +57,8 @@ class SalienceMasker(InformedMasker):
             if not (self.spread >= 0 and ratio - self.spread > 0 and ratio + self.spread < 1):
                 raise UserError(f"masker.ratio {ratio} +- masker.spread {self.spread} must stay between 0 and 1")
 
-    def maps(self, signal: Float[Tensor, "B N D"], grid: tuple[int, int]) -> Float[Tensor, "B N 1"]:
-        """The salience of each patch, 0..1."""
+    def maps(self, signal: Float[Tensor, "B N D"], grid: tuple[int, int]) -> Float[Tensor, "B N M"]:
+        """The salience of each patch, 0..1: one number."""
         if signal.shape[2] == 0:
             return signal
         return salience(signal, scale=self.scale, temperature=self.temperature).unsqueeze(2)

@@ -63,8 +63,8 @@ class SelfGuidedMasker(ModelMasker):
             if not 0 <= share <= 1:
                 raise UserError(f"masker.hints are shares between 0 and 1, got {self.hints}")
 
-    def maps(self, signal: Float[Tensor, "B N D"], grid: tuple[int, int]) -> Float[Tensor, "B N 2"]:
-        """Relevance of each patch (mean cosine with the object's side), and 1 on that side, 0 on the other."""
+    def maps(self, signal: Float[Tensor, "B N D"], grid: tuple[int, int]) -> Float[Tensor, "B N M"]:
+        """Relevance of each patch (mean cosine with the object), and 1 on the object's side, 0 on the other."""
         if signal.shape[2] == 0:
             return signal
         cut = ncut(signal, affinity=self.affinity, solver=self.solver)

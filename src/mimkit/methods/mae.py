@@ -60,11 +60,15 @@ class MAE(Method):
     @torch.no_grad()
     def exploitation(self, images: Float[Tensor, "B C H W"]) -> Exploitation:
         """How far the decoder draws on visible and on mask tokens, under fixed random masks of ratio 0.75."""
+        training = self.training
+        self.eval()  # or drop path would draw from what a resumed run cannot repeat
         patches = patchify(images, self.encoder.patch)
         address = keys("exploitation", torch.arange(len(images))).to(images.device)
         mask = RandomMasker()(patches[..., :0], address, 0.0, self.encoder.grid)
         latents = self.encoder.encode(self.encoder.embed(patches, mask), mask)
-        return exploitation_rate(decoder_attention(self.decoder, latents, mask), mask.hidden)
+        rates = exploitation_rate(decoder_attention(self.decoder, latents, mask), mask.hidden)
+        self.train(training)
+        return rates
 
     def reconstruct(self, batch: Batch, progress: float) -> tuple[Tensor, Mask]:
         """Pictures of what it learned: predictions (BK, C, H, W) in the input's normalisation, and the mask.

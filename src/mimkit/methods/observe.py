@@ -17,7 +17,7 @@ from mimkit.masks.mask import Mask
 from mimkit.masks.masker import Masker, Signal
 from mimkit.masks.salience import SalienceMasker, salient_share
 from mimkit.model.attention import class_attention
-from mimkit.model.encoder import Encoder
+from mimkit.model.encoder import Backbone, Encoder
 from mimkit.model.patches import patchify, unpatchify
 from mimkit.model.teacher import Teacher
 from mimkit.task import Batch, Gallery
@@ -31,14 +31,16 @@ class Observer(nn.Module):
     All of these are buffers, so they survive a resume. A method holds one and asks it for the mask of each batch.
     """
 
-    def __init__(self, masker: Masker, encoder: Encoder) -> None:
+    def __init__(self, masker: Masker, encoder: Backbone, teacher: Teacher | None = None) -> None:
+        """`teacher`: the method's own, whose attention a masker reads that names no other."""
         super().__init__()
         self.masker = masker  # with a trigger's start put in; as configured until then
         self.guide = guide = masker.guide
         self._configured = masker
         self.ramps = isinstance(getattr(guide, "ratio", None), tuple)  # numbers of patches change: not to be compiled
-        self.slow: Encoder | None = None
+        self.slow: Backbone | None = None
         self._teacher: tuple[Teacher, ...] = ()  # a tuple: its weights belong into no checkpoint
+        self._shared = False  # whether that is the method's own
         self.trigger: Tensor | None
         self.cache: Tensor | None
         trigger = getattr(guide, "trigger", "fixed")
@@ -46,34 +48,57 @@ class Observer(nn.Module):
         self.register_buffer("cache", None)
         if not isinstance(guide, ModelMasker):
             return
-        if guide.signal is Signal.ATTENTION and not encoder.vit.has_class_token and guide.scorer in ("online", "ema"):
-            raise UserError(
-                f"{type(guide).__name__} reads the class token's attention and this encoder has none: use an "
-                "encoder with a class token or another --method.masker.scorer"
-            )
-        depth = len(encoder.vit.blocks)
-        if -getattr(guide, "layer", -1) > depth:
-            raise UserError(f"masker.layer {guide.layer} lies before the first of {depth} blocks")  # type: ignore[attr-defined]
-        if guide.refresh:
-            self.register_buffer("cache", torch.zeros(0))
+        scorer, name = encoder, guide.scorer
         if guide.scorer == "ema":
             self.slow = copy.deepcopy(encoder).requires_grad_(False).eval()
         elif guide.scorer != "online":
             assert encoder.mean is not None and encoder.std is not None
             self._teacher = (Teacher(guide.scorer, encoder.grid, encoder.channels, encoder.mean, encoder.std),)
+            scorer = self._teacher[0].encoder
+        elif guide.signal is Signal.ATTENTION and teacher is not None:
+            self._teacher, self._shared = (teacher,), True
+            scorer, name = teacher.encoder, teacher.name
+        if guide.signal is Signal.ATTENTION and not scorer.vit.has_class_token:
+            who = "this encoder" if scorer is encoder else f"'{name}'"
+            raise UserError(
+                f"{type(guide).__name__} reads the class token's attention and {who} has none: use an encoder with "
+                "a class token or another --method.masker.scorer"
+            )
+        depth = len(scorer.vit.blocks)
+        if -getattr(guide, "layer", -1) > depth:
+            raise UserError(f"masker.layer {guide.layer} lies before the first of {depth} blocks")  # type: ignore[attr-defined]
+        if guide.refresh:
+            self.register_buffer("cache", torch.zeros(0))
+
+    def shares(self, progress: float) -> bool:
+        """Whether the masker now wants the attention of the method's own teacher."""
+        return self._shared and self.masker.reads(progress) is Signal.ATTENTION
 
     def forward(
-        self, encoder: Encoder, patches: Float[Tensor, "B N P"], batch: Batch, progress: float
+        self,
+        encoder: Backbone,
+        patches: Float[Tensor, "B N P"],
+        batch: Batch,
+        progress: float,
+        attention: Float[Tensor, "B N H"] | None = None,
     ) -> tuple[Mask, dict[str, Tensor]]:
-        """The mask of a batch, and what the masker has to say about it."""
-        maps = self.maps(encoder, patches, batch, progress)
+        """The mask of a batch, and what the masker has to say about it.
+
+        `attention`: of the method's own teacher to these images, where it is known already (see `shares`).
+        """
+        maps = self.maps(encoder, patches, batch, progress, attention)
         moment = progress if batch.moment is None or self.ramps else batch.moment
         mask = self.masker(maps, batch.keys, moment, encoder.grid)
         return mask, self.guide.describe(maps, mask)
 
     @torch.no_grad()
     def maps(
-        self, encoder: Encoder, patches: Float[Tensor, "B N P"], batch: Batch, progress: float
+        self,
+        encoder: Backbone,
+        patches: Float[Tensor, "B N P"],
+        batch: Batch,
+        progress: float,
+        attention: Float[Tensor, "B N H"] | None = None,
     ) -> Float[Tensor, "B N M"]:
         """The masker's maps of a batch: looked up where they are cached, else computed from its images."""
         wanted = self.masker.reads(progress)
@@ -83,10 +108,11 @@ class Observer(nn.Module):
             assert batch.flip is not None
             chosen = self.cache[batch.index.to(self.cache.device, non_blocking=True)].float()
             return carried(chosen, batch.crop, batch.flip, encoder.grid)
-        return self.masker.maps(self.signal(wanted, encoder, patches), encoder.grid)
+        signal = self.signal(wanted, encoder, patches) if attention is None else attention
+        return self.masker.maps(signal, encoder.grid)
 
     @torch.no_grad()
-    def signal(self, wanted: Signal, encoder: Encoder, patches: Float[Tensor, "B N P"]) -> Float[Tensor, "B N C"]:
+    def signal(self, wanted: Signal, encoder: Backbone, patches: Float[Tensor, "B N P"]) -> Float[Tensor, "B N C"]:
         """The signal of whole images, by whom the masker asks."""
         if self._teacher:
             teacher = self._teacher[0].to(patches.device)
@@ -97,7 +123,7 @@ class Observer(nn.Module):
         return observe(wanted, scorer, patches, getattr(self.guide, "layer", -1))
 
     @torch.no_grad()
-    def follow(self, encoder: Encoder) -> None:
+    def follow(self, encoder: Backbone) -> None:
         """Move the average towards the encoder, after each optimiser step."""
         if self.slow is not None and isinstance(self.guide, ModelMasker):
             torch._foreach_lerp_([*self.slow.parameters()], [*encoder.parameters()], 1 - self.guide.momentum)
@@ -105,7 +131,7 @@ class Observer(nn.Module):
     @torch.no_grad()
     def before_epoch(
         self,
-        encoder: Encoder,
+        encoder: Backbone,
         epoch: int,
         progress: float,
         gallery: Gallery,
@@ -143,10 +169,11 @@ class Observer(nn.Module):
         """Remember the trigger, and start the masker when it has fired."""
         assert self.trigger is not None
         self.trigger.copy_(state.to_tensor())
+        state = Trigger.from_tensor(self.trigger)  # as rounded as a resumed run will read it
         if state.fired:
             self.masker = self._configured.started(state.fired_at)
 
-    def _look_at_all(self, encoder: Encoder, progress: float, gallery: Gallery) -> Tensor:
+    def _look_at_all(self, encoder: Backbone, progress: float, gallery: Gallery) -> Tensor:
         """Maps of every whole picture, half precision, each process a part of them."""
         training = encoder.training
         encoder.eval()
@@ -171,7 +198,7 @@ class Observer(nn.Module):
 
 
 def observe(
-    wanted: Signal, encoder: Encoder, patches: Float[Tensor, "B N P"], layer: int = -1
+    wanted: Signal, encoder: Backbone, patches: Float[Tensor, "B N P"], layer: int = -1
 ) -> Float[Tensor, "B N C"]:
     """The signal of an encoder that sees all patches: without gradient, without dropping anything.
 
@@ -179,12 +206,15 @@ def observe(
     """
     if wanted is Signal.NONE:
         return patches[..., :0]
-    dropping = encoder.training and any(
+    assert isinstance(encoder, Encoder), "refused by methods that train other encoders"
+    awake = [part for part in encoder.modules() if part.training]
+    if not any(
         isinstance(part, (nn.Dropout, DropPath)) and (getattr(part, "p", 0) or getattr(part, "drop_prob", 0))
-        for part in encoder.modules()
-    )
-    if dropping:
-        encoder.eval()
+        for part in awake
+    ):
+        awake = []  # nothing drops: a compiled step need not switch anything
+    for part in awake:
+        part.training = False
     try:
         tokens = encoder.embed(patches)
         if wanted is Signal.PATCHES:
@@ -195,8 +225,8 @@ def observe(
         before = torch.cat(encoder.through(tokens, len(blocks) - 1), dim=1)
         return class_attention(blocks[-1], before, tokens.prefix.shape[1])
     finally:
-        if dropping:
-            encoder.train()
+        for part in awake:
+            part.training = True
 
 
 def carried(

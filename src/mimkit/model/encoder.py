@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import timm
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from timm.layers import PatchEmbed
-from timm.models import VisionTransformer
+from timm.models import SwinTransformer, SwinTransformerV2, VisionTransformer
 from torch import Tensor, nn
 
 from mimkit.errors import UserError, at_least, unknown
@@ -25,10 +25,10 @@ class Tokens(NamedTuple):
 
 @dataclass(kw_only=True, slots=True)
 class EncoderConfig:
-    """Which ViT to train: a timm architecture and what to change about it."""
+    """Which ViT or Swin to train: a timm architecture and what to change about it."""
 
     name: str = "vit_base_patch16_224"
-    """Any plain ViT of timm."""
+    """Any plain ViT of timm; for methods that leave no patches out, as SimMIM, also swin_* and swinv2_*."""
     patch: int | None = None
     """Side of a patch in pixels; by default the architecture's own."""
     width: int | None = None
@@ -38,7 +38,7 @@ class EncoderConfig:
     heads: int | None = None
     """Attention heads, if other than the architecture's."""
     positions: str = "sincos"
-    """`sincos`: fixed 2-D sine-cosine (MAE); `learned`: the architecture's own trainable table."""
+    """`sincos`: fixed 2-D sine-cosine (MAE); `learned`: the architecture's own trainable table. Swins have none."""
     weights: str | None = None
     """Start from released weights: `timm` (those timm has under this name), a folder or a file (see docs)."""
     model_args: dict[str, Any] = field(default_factory=dict)
@@ -47,12 +47,24 @@ class EncoderConfig:
     def timm_args(self, size: tuple[int, int], channels: int) -> dict[str, Any]:
         """The arguments for `timm.create_model`; all survive JSON."""
         own = dict(patch_size=self.patch, embed_dim=self.width, depth=self.depth, num_heads=self.heads)
+        if is_windowed(self.name):
+            if self.depth or self.heads:
+                raise UserError(
+                    f"'{self.name}' has several stages: give model_args depths and num_heads, one number a stage each, "
+                    "in a recipe instead of --encoder.depth and --encoder.heads"
+                )
+            # timm's default is a drop path of 0.1, which is for supervised training.
+            args = dict(img_size=list(size), in_chans=channels, num_classes=0, global_pool="avg", drop_path_rate=0.0)
+            return args | {k: v for k, v in own.items() if v is not None} | self.model_args
         # MAE evaluates the normalised tokens: `norm` stays in the encoder instead of moving behind the pooling.
         args = dict(img_size=list(size), in_chans=channels, num_classes=0, global_pool="avg", fc_norm=False)
         return args | {k: v for k, v in own.items() if v is not None} | self.model_args
 
-    def build(self, size: tuple[int, int], channels: int) -> "Encoder":
-        """An encoder for images of `size` (height, width) with `channels`; weights by MAE's initialisation."""
+    def build(self, size: tuple[int, int], channels: int) -> "Backbone":
+        """An encoder for images of `size` (height, width) with `channels`.
+
+        Weights of ViTs by MAE's initialisation, those of Swins by timm's, which is Swin's own.
+        """
         if not timm.is_model(self.name):
             raise unknown("timm model", self.name, timm.list_models(), see="Plain ViTs: vit_*, deit*.")
         if self.positions not in ("sincos", "learned"):
@@ -60,15 +72,22 @@ class EncoderConfig:
         for name in ("patch", "width", "depth", "heads"):
             at_least(1, **{f"encoder.{name}": getattr(self, name)})
         args = self.timm_args(size, channels)
-        try:
-            with torch.random.fork_rng(devices=[]):  # timm draws weights that are drawn anew below
+        windowed = is_windowed(self.name)
+        try:  # of ViTs, timm draws weights that are drawn anew below
+            with torch.random.fork_rng(devices=[], enabled=not windowed):
                 vit = timm.create_model(self.name, pretrained=False, **args)
         except (TypeError, AssertionError, RuntimeError) as error:
             message = str(error).splitlines()[0] if str(error) else type(error).__name__
-            with torch.device("meta"):
-                refuse_unsuitable(timm.create_model(self.name), self.name)
+            if not windowed:
+                with torch.device("meta"):
+                    refuse_unsuitable(timm.create_model(self.name), self.name)
             change = "change --encoder.patch, --encoder.width, --encoder.heads or --images.size"
             raise UserError(f"timm cannot build '{self.name}' ({message}): {change}") from error
+        if windowed:
+            from mimkit.model.windowed import WindowedEncoder  # which imports this file
+
+            assert isinstance(vit, (SwinTransformer, SwinTransformerV2))
+            return WindowedEncoder(vit)
         refuse_unsuitable(vit, self.name)
         assert isinstance(vit, VisionTransformer)
         refuse_uneven(vit.patch_embed.patch_size, size)
@@ -79,6 +98,11 @@ class EncoderConfig:
         if self.positions == "sincos":
             encoder.fix_positions()
         return encoder
+
+
+def is_windowed(name: str) -> bool:
+    """Whether timm's architecture of this name is a Swin or a SwinV2."""
+    return name.startswith(("swin_", "swinv2_")) and not name.startswith("swinv2_cr")
 
 
 def refuse_unsuitable(model: nn.Module, name: str) -> None:
@@ -128,7 +152,48 @@ def initialise(module: nn.Module) -> None:
             nn.init.normal_(getattr(module, name), std=0.02)
 
 
-class Encoder(nn.Module):
+class Backbone(nn.Module):
+    """What every encoder has, whether it can leave patches out or not."""
+
+    vit: Any
+    """The timm model that a person leaves with."""
+    patch: tuple[int, int]
+    """Height and width of a patch in pixels."""
+    grid: tuple[int, int]
+    """Rows and columns of the patches that are embedded, which masks hide."""
+    out_grid: tuple[int, int]
+    """Rows and columns of the tokens that leave."""
+    channels: int
+    """Of the images."""
+    embed_width: int
+    """Of embedded patches."""
+    width: int
+    """Of the tokens that leave."""
+    mean: tuple[float, ...] | None = None
+    """How the images were normalised, per channel, of pixels in [0, 1]; with `std`."""
+    std: tuple[float, ...] | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the images in pixels."""
+        return self.grid[0] * self.patch[0], self.grid[1] * self.patch[1]
+
+    def embed_patches(self, patches: Float[Tensor, "B V P"]) -> Float[Tensor, "B V D"]:
+        """Patches of `patchify` through timm's patch embedding, before positions."""
+        embedding = self.vit.patch_embed
+        weight = embedding.proj.weight.permute(0, 2, 3, 1).flatten(1)  # (row, column, channel), as patchify has it
+        return embedding.norm(F.linear(patches, weight, embedding.proj.bias))
+
+    def fill(self, patches: Float[Tensor, "B N P"], hidden: Bool[Tensor, "B N"], token: Float[Tensor, " D"]) -> Tokens:
+        """The full sequence: all patches embedded, `token` in place of hidden ones, then positions."""
+        raise NotImplementedError(f"{type(self).__name__} is no encoder until it defines fill")
+
+    def encode(self, tokens: Tokens) -> Tokens:
+        """Run the blocks and the final norm."""
+        raise NotImplementedError(f"{type(self).__name__} is no encoder until it defines encode")
+
+
+class Encoder(Backbone):
     """A timm ViT with two verbs: `embed` and `encode`. `.vit` is the model that a person leaves with."""
 
     def __init__(self, vit: VisionTransformer) -> None:
@@ -137,17 +202,10 @@ class Encoder(nn.Module):
         # A head or attention pooling gets no gradient in pre-training, and DDP insists on one.
         vit.reset_classifier(0, "avg")
         vit.fc_norm = nn.Identity() if isinstance(vit.norm, nn.LayerNorm) else vit.fc_norm
-        self.patch: tuple[int, int] = tuple(vit.patch_embed.patch_size)
-        self.grid: tuple[int, int] = tuple(vit.patch_embed.grid_size)
-        self.channels: int = vit.patch_embed.proj.weight.shape[1]
-        self.width: int = vit.embed_dim
-        self.mean: tuple[float, ...] | None = None  # how the images were normalised; a teacher wants to know
-        self.std: tuple[float, ...] | None = None
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of the images in pixels."""
-        return self.grid[0] * self.patch[0], self.grid[1] * self.patch[1]
+        self.patch = tuple(vit.patch_embed.patch_size)
+        self.grid = self.out_grid = tuple(vit.patch_embed.grid_size)
+        self.channels = vit.patch_embed.proj.weight.shape[1]
+        self.width = self.embed_width = vit.embed_dim
 
     def fix_positions(self) -> None:
         """Replace the position table by frozen sine-cosine positions; rows of prefix tokens are zero."""
@@ -173,22 +231,42 @@ class Encoder(nn.Module):
         if mask is not None:
             patches = mask.take(mask.repeat(patches))
             positions = mask.take(positions.expand(mask.hidden.shape[0], -1, -1))
-        embedding = self.vit.patch_embed
-        weight = embedding.proj.weight.permute(0, 2, 3, 1).flatten(1)  # (row, column, channel), as patchify has it
-        x = embedding.norm(F.linear(patches, weight, embedding.proj.bias))
+        x = self.embed_patches(patches)
+        return Tokens(prefix.expand(x.shape[0], -1, -1), x + positions)
+
+    def fill(self, patches: Float[Tensor, "B N P"], hidden: Bool[Tensor, "B N"], token: Float[Tensor, " D"]) -> Tokens:
+        prefix, positions = self.positions()
+        x = self.embed_patches(patches)
+        x = torch.where(hidden.unsqueeze(2), token.to(x.dtype), x)
         return Tokens(prefix.expand(x.shape[0], -1, -1), x + positions)
 
     def encode(self, tokens: Tokens, mask: Mask | None = None) -> Tokens:
         """Run the blocks and the final norm; a ragged mask's surplus slots are hidden from attention."""
         x = self.vit.norm_pre(torch.cat(tokens, dim=1))
-        if mask is not None and mask.ragged:
-            seen = torch.cat([mask.padding.new_zeros(x.shape[0], tokens.prefix.shape[1]), mask.padding], dim=1)
-            bias = torch.zeros_like(seen, dtype=x.dtype).masked_fill(seen, float("-inf"))[:, None, None, :]
+        bias = self._surplus(x, mask)
+        if bias is None:
+            x = self.vit.blocks(x)
+        else:
             for block in self.vit.blocks:
                 x = block(x, attn_mask=bias)
-        else:
-            x = self.vit.blocks(x)
         return self._split(self.vit.norm(x))
+
+    def by_block(self, tokens: Tokens, mask: Mask | None = None) -> list[Tokens]:
+        """What each block gives out, in their order: the residual stream, before the final norm."""
+        x, outputs = self.vit.norm_pre(torch.cat(tokens, dim=1)), []
+        bias = self._surplus(x, mask)
+        for block in self.vit.blocks:
+            x = block(x) if bias is None else block(x, attn_mask=bias)
+            outputs.append(self._split(x))
+        return outputs
+
+    def _surplus(self, x: Float[Tensor, "B T D"], mask: Mask | None) -> Float[Tensor, "B 1 1 T"] | None:
+        """What hides the surplus slots of a ragged mask from attention."""
+        if mask is None or not mask.ragged:
+            return None
+        prefix = mask.padding.new_zeros(x.shape[0], self.vit.num_prefix_tokens)
+        seen = torch.cat([prefix, mask.padding], dim=1)
+        return torch.zeros_like(seen, dtype=x.dtype).masked_fill(seen, float("-inf"))[:, None, None, :]
 
     def through(self, tokens: Tokens, blocks: int) -> Tokens:
         """What the first so many blocks make of all tokens: the residual stream, before the final norm."""

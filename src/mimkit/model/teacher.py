@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 import torch
@@ -12,7 +12,16 @@ from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 from mimkit.errors import UserError, unknown
-from mimkit.model.encoder import Encoder, refuse_unsuitable
+from mimkit.model.attention import class_attention
+from mimkit.model.encoder import Encoder, Tokens, refuse_unsuitable
+from mimkit.model.patches import patchify
+
+
+class Seen(NamedTuple):
+    """What a teacher makes of whole images."""
+
+    blocks: list[Tokens]  # raw outputs of its last blocks, in their order, before the final norm
+    attention: Float[Tensor, "B N H"] | None  # of the class token to the patches in the last block, per head
 
 
 class Teacher(nn.Module):
@@ -26,6 +35,7 @@ class Teacher(nn.Module):
         self, name: str, grid: tuple[int, int], channels: int, mean: Sequence[float], std: Sequence[float]
     ) -> None:
         super().__init__()
+        self.name = name
         folder = Path(name)
         local = folder / "export" if (folder / "export").is_dir() else folder
         source = f"local-dir:{local}" if local.is_dir() else name
@@ -62,6 +72,25 @@ class Teacher(nn.Module):
         if images.shape[2:] == self.size:
             return images
         return F.interpolate(images, self.size, mode="bicubic", antialias=True)
+
+    @torch.no_grad()
+    def look(self, images: Float[Tensor, "B C H W"], layers: int, *, attention: bool = False) -> Seen:
+        """One pass over the student's images: the outputs of the last `layers` blocks, and attention where asked for.
+
+        Raises:
+            UserError: attention is asked for and there is no class token, or it cannot be read from these blocks.
+        """
+        encoder, vit = self.encoder, self.encoder.vit
+        tokens = encoder.embed(patchify(self.images(images), encoder.patch))
+        x, prefix, depth = vit.norm_pre(torch.cat(tokens, dim=1)), vit.num_prefix_tokens, len(vit.blocks)
+        outputs, looked = [], None
+        for number, block in enumerate(vit.blocks):
+            if attention and number == depth - 1:
+                looked = class_attention(block, x, prefix)
+            x = block(x)
+            if number >= depth - layers:
+                outputs.append(Tokens(x[:, :prefix], x[:, prefix:]))
+        return Seen(outputs, looked)
 
 
 def _patch(source: str) -> tuple[int, int]:

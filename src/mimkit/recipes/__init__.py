@@ -21,7 +21,7 @@ def recipes() -> dict[str, tuple[str, str]]:
                 continue
             if isinstance(node.returns, ast.Name) and node.returns.id == "Pretrain":
                 found[node.name] = (f"{__name__}.{path.stem}", ast.get_docstring(node) or "")
-    return found
+    return dict(sorted(found.items(), key=lambda recipe: recipe[0].split("_")[0]))  # the methods one after another
 
 
 def check_recipe(name: str) -> None:

@@ -24,7 +24,8 @@ def mae_vit_l16_sbam() -> Pretrain:
     """MAE with SBAM masks, ViT-L/16 at 224 px, 400 epochs with 4096 pictures a step.
 
     arXiv:2404.08327 and doihye/SBAM: random masks for the first 100 epochs, then salience plus noise up to 0.5;
-    the rest as `mae_vit_l16`. The authors report 85.1 % fine-tuned on ImageNet (84.3 % without). Not measured by us.
+    the rest as `mae_vit_l16`, rate 2.4e-3 (1.5e-4 x 4096 / 256). The authors report 85.1 % fine-tuned on ImageNet
+    (84.3 % without). Not measured by us.
     """
     return _with(mae_vit_l16(), _sbam(), 400)
 
@@ -32,16 +33,17 @@ def mae_vit_l16_sbam() -> Pretrain:
 def mae_vit_b16_sbam() -> Pretrain:
     """MAE with SBAM masks, ViT-B/16 at 224 px, 400 epochs with 4096 pictures a step.
 
-    As `mae_vit_l16_sbam`. The authors report 83.6 % fine-tuned on ImageNet (82.9 % without). Not measured by us.
+    As `mae_vit_l16_sbam`, rate 2.4e-3. The authors report 83.6 % fine-tuned on ImageNet (82.9 % without). Not
+    measured by us.
     """
     return _with(mae_vit_b16(), _sbam(), 400)
 
 
 def mae_vit_b16_amr() -> Pretrain:
-    """MAE with SBAM masks and a ratio of 0.65 to 0.85 by picture (AMR), ViT-B/16 at 224 px, 400 epochs.
+    """MAE with SBAM masks and a ratio of 0.65 to 0.85 by picture (AMR), ViT-B/16 at 224 px.
 
-    As `mae_vit_b16_sbam` with `spread` 0.1; the released code has no values for it. Pictures are padded to the lowest
-    ratio, 40 % more visible slots. Not measured by us.
+    400 epochs with 4096 pictures a step, rate 2.4e-3; as `mae_vit_b16_sbam` with `spread` 0.1, for which the released
+    code has no values. Pictures are padded to the lowest ratio, 40 % more visible slots. Not measured by us.
     """
     return _with(mae_vit_b16(), _amr(), 400)
 
@@ -50,78 +52,89 @@ def mae_vit_b16_self_guided() -> Pretrain:
     """Self-Guided MAE, ViT-B/16 at 224 px, 400 epochs with 4096 pictures a step.
 
     arXiv:2507.19773: random masks for 50 epochs, then the object that a normalised cut finds in block 11 is hidden;
-    hints fall from 10 % to 0. The model looks at whole pictures every 40 epochs; `--method.masker.refresh 0` looks at
-    every crop, 55 % more work. Not measured by us.
+    hints fall from 10 % to 0; the rest as `mae_vit_b16`, rate 2.4e-3. The model looks at whole pictures every 40
+    epochs; `--method.masker.refresh 0` looks at every crop, 55 % more work. Not measured by us.
     """
     return _with(mae_vit_b16(), SelfGuidedMasker(refresh=40), 400)
 
 
 def mae_vit_b16_attmask() -> Pretrain:
-    """MAE with AttMask's hints on the attention of its own moving average, ViT-B/16 at 224 px, 400 epochs.
+    """MAE with AttMask's hints on the attention of its own moving average, ViT-B/16 at 224 px.
 
-    Kakogeorgiou et al. 2022 mask iBOT's student at ratios of 0.1 to 0.5; here it is MAE's 0.75, from epoch 40 on.
-    Costs a forward pass over all patches, 60 % more work. Not measured by us.
+    400 epochs with 4096 pictures a step, rate 2.4e-3, else as `mae_vit_b16`. Kakogeorgiou et al. 2022 mask iBOT's
+    student at ratios of 0.1 to 0.5; here it is MAE's 0.75, from epoch 40 on. Costs a forward pass over all patches,
+    60 % more work. Not measured by us.
     """
     return _with(mae_vit_b16(), AttMaskMasker(hides="hint", scorer="ema", start=0.1), 400)
 
 
 def mae_vit_b16_amt() -> Pretrain:
-    """MAE with attention-driven masks and throwing (AMT), ViT-B/16 at 224 px, 400 epochs.
+    """MAE with attention-driven masks and throwing (AMT), ViT-B/16 at 224 px.
 
-    arXiv:2211.15362: from epoch 40 on 45 % of the patches are hidden and 40 % thrown away, drawn by the model's own
-    attention to whole pictures, looked at every 40 epochs. The authors report 82.8 % fine-tuned. Not measured by us.
+    400 epochs with 4096 pictures a step, rate 2.4e-3, else as `mae_vit_b16`. arXiv:2211.15362: from epoch 40 on 45 %
+    of the patches are hidden and 40 % thrown away, drawn by the model's own attention to whole pictures, looked at
+    every 40 epochs. The authors report 82.8 % fine-tuned. Not measured by us.
     """
     return _with(mae_vit_b16(), AMTMasker(start=0.1, refresh=40), 400)
 
 
 def mae_mini_32_sbam() -> Pretrain:
-    """MAE with SBAM masks for 32 px (CIFAR); as `mae_mini_32`, random masks in the first quarter.
+    """MAE with SBAM masks for 32 px (CIFAR): random masks in the first quarter.
 
-    Compared with the other masks in docs/lab-notebook.md.
+    24 epochs with 128 pictures a step, rate 1.5e-3, else as `mae_mini_32`. Compared with the other masks in
+    docs/lab-notebook.md.
     """
     return _with(mae_mini_32(), _sbam())
 
 
 def mae_mini_32_amr() -> Pretrain:
-    """MAE with SBAM masks and a ratio of 0.65 to 0.85 by picture (AMR) for 32 px (CIFAR); else as `mae_mini_32_sbam`.
+    """MAE with SBAM masks and a ratio of 0.65 to 0.85 by picture (AMR) for 32 px (CIFAR).
 
-    Compared with the other masks in docs/lab-notebook.md.
+    24 epochs with 128 pictures a step, rate 1.5e-3, else as `mae_mini_32_sbam`. Compared with the other masks in
+    docs/lab-notebook.md.
     """
     return _with(mae_mini_32(), _amr())
 
 
 def mae_mini_32_self_guided() -> Pretrain:
-    """Self-Guided MAE for 32 px (CIFAR); as `mae_mini_32`, random masks in the first eighth, looks at every crop.
+    """Self-Guided MAE for 32 px (CIFAR): random masks in the first eighth, then a look at every crop.
 
-    Compared with the other masks in docs/lab-notebook.md.
+    24 epochs with 128 pictures a step, rate 1.5e-3, else as `mae_mini_32`. Compared with the other masks in
+    docs/lab-notebook.md.
     """
     return _with(mae_mini_32(), SelfGuidedMasker())
 
 
 def mae_mini_32_attmask() -> Pretrain:
-    """MAE with AttMask's hints for 32 px (CIFAR); as `mae_mini_32`, by its moving average from the first eighth on.
+    """MAE with AttMask's hints for 32 px (CIFAR), by its moving average from the first eighth on.
 
-    Compared with the other masks in docs/lab-notebook.md.
+    24 epochs with 128 pictures a step, rate 1.5e-3, else as `mae_mini_32`. Compared with the other masks in
+    docs/lab-notebook.md.
     """
     return _with(mae_mini_32(), AttMaskMasker(hides="hint", scorer="ema", start=0.125))
 
 
 def mae_mini_32_amt() -> Pretrain:
-    """MAE with attention-driven masks and throwing (AMT) for 32 px (CIFAR); as `mae_mini_32`, a look every 4 epochs.
+    """MAE with attention-driven masks and throwing (AMT) for 32 px (CIFAR): a look every 4 epochs.
 
-    Compared with the other masks in docs/lab-notebook.md.
+    24 epochs with 128 pictures a step, rate 1.5e-3, else as `mae_mini_32`. Compared with the other masks in
+    docs/lab-notebook.md.
     """
     return _with(mae_mini_32(), AMTMasker(start=0.125, refresh=4))
 
 
 def mae_mini_48_sbam() -> Pretrain:
-    """MAE with SBAM masks for 48 px (`photos`); as `mae_mini_48`, random masks in the first quarter."""
+    """MAE with SBAM masks for 48 px (`photos`): random masks in the first quarter.
+
+    30 epochs with 128 pictures a step, rate 1.5e-3, else as `mae_mini_48`. Not measured by us.
+    """
     return _with(mae_mini_48(), _sbam())
 
 
 def mae_mini_48_self_guided() -> Pretrain:
-    """Self-Guided MAE for 48 px (`photos`), started by the exploitation rate, at the latest after half of training.
+    """Self-Guided MAE for 48 px (`photos`), started by the exploitation rate, at the latest halfway.
 
-    As `mae_mini_48` otherwise. Looks at every crop, about half as much work again.
+    30 epochs with 128 pictures a step, rate 1.5e-3, else as `mae_mini_48`. Looks at every crop, about half as much
+    work again. Not measured by us.
     """
     return _with(mae_mini_48(), SelfGuidedMasker(trigger="exploitation", start=0.5))

@@ -11,8 +11,8 @@ from mimkit.data.loader import evaluation_batches
 from mimkit.data.sources import Pictures
 from mimkit.data.views import CenterCrop
 from mimkit.measures import effective_rank, knn
-from mimkit.model.encoder import Encoder
-from mimkit.pictures import displayable, masked, pasted, save_picture, spread_mask, titled_grid
+from mimkit.model.encoder import Backbone
+from mimkit.pictures import coloured, displayable, masked, pasted, save_picture, spread, spread_mask, titled_grid
 from mimkit.randomness import keys
 from mimkit.task import Batch, Method
 from mimkit.train.machine import Engine
@@ -56,7 +56,7 @@ class Monitor:
         self.queries, self.query_labels = load(self.test, QUERIES) if self.test is not None else (None, None)
 
     @torch.inference_mode()
-    def features(self, encoder: Encoder, images: Tensor) -> Tensor:
+    def features(self, encoder: Backbone, images: Tensor) -> Tensor:
         """Mean of the patch tokens, float32 on the CPU."""
         means = []
         for part in images.split(256):
@@ -64,7 +64,7 @@ class Monitor:
                 means.append(encoder(part.to(self.engine.device)).patches.float().mean(dim=1).cpu())
         return torch.cat(means)
 
-    def look(self, method: Method, encoder: Encoder) -> dict[str, float]:
+    def look(self, method: Method, encoder: Backbone) -> dict[str, float]:
         """Online kNN accuracy (with labels) and effective rank of the features."""
         training = method.training
         method.eval()
@@ -78,27 +78,35 @@ class Monitor:
         return record
 
     @torch.inference_mode()
-    def draw(self, method: Method, encoder: Encoder, path: Path) -> None:
-        """Write original | masked | reconstruction of the first pictures, under the same masks at every look."""
+    def draw(self, method: Method, encoder: Backbone, path: Path) -> None:
+        """Write original | masked | reconstruction of a few pictures, under the same masks at every look.
+
+        A method that reconstructs nothing may have a map of agreement instead.
+        """
         source = self.queries if self.queries is not None else self.bank
-        spread = torch.linspace(0, len(source) - 1, SHOWN).long()  # of several classes, where they lie in order
-        images = source[spread].to(self.engine.device)
+        places = torch.linspace(0, len(source) - 1, SHOWN).long()  # of several classes, where they lie in order
+        images = source[places].to(self.engine.device)
         number = torch.arange(len(images))
         batch = Batch(images, keys("look", self.seed, number).to(images.device), number)
         training = method.training
         method.eval()
         with self.engine.autocast():
             drawn = method.reconstruct(batch, 0.0)
+            agreed = method.agreement(batch, 0.0) if drawn is None else None
         method.train(training)
-        if drawn is None:
+        found = drawn or agreed
+        if found is None:
             return
-        predicted, mask = drawn
-        hidden = spread_mask(mask.hidden[:: mask.views], encoder.grid, encoder.patch)
+        values, mask = found
+        values = values[:: mask.views]
+        hidden, thrown = (
+            spread_mask(part[:: mask.views], encoder.grid, encoder.patch) for part in (mask.hidden, mask.thrown)
+        )
         originals = displayable(images, self.mean, self.std)
-        shown = displayable(predicted[:: mask.views], self.mean, self.std)
-        columns = [
-            ("original", originals),
-            ("masked", masked(originals, hidden)),
-            ("reconstruction", pasted(originals, shown, hidden)),
-        ]
+        if drawn is None:
+            third = "agreement", masked(coloured(spread(values, encoder.grid, encoder.patch), (0, 1)), hidden, thrown)
+        else:
+            shown = displayable(values, self.mean, self.std)
+            third = "reconstruction", masked(pasted(originals, shown, hidden), hidden * 0, thrown)
+        columns = [("original", originals), ("masked", masked(originals, hidden, thrown)), third]
         save_picture(titled_grid(columns, sets=2), path)

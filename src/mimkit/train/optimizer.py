@@ -12,14 +12,16 @@ from mimkit.errors import UserError, at_least
 
 @dataclass(kw_only=True, slots=True)
 class AdamWConfig:
-    """AdamW with MAE's settings and its learning-rate rule, rate = base_rate * batch_size / 256.
+    """AdamW with MAE's settings and its learning-rate rule, rate = base_rate * batch_size / 256, or / 512 as SimMIM's.
 
-    Tensors with one axis and biases are not decayed; class and mask tokens (three axes) are, as in the released code
-    (facebookresearch/mae:main_pretrain.py).
+    Tensors with one axis, biases and what a task calls `undecayed` are not decayed; class and mask tokens (three axes)
+    are, as in the released code (facebookresearch/mae:main_pretrain.py).
     """
 
     base_rate: float = 1.5e-4
-    """Learning rate for 256 pictures a step; scales linearly with the global batch."""
+    """Learning rate for `per` pictures a step; scales linearly with the global batch."""
+    per: int = 256
+    """Pictures a step for which `base_rate` is meant; SimMIM's 512."""
     betas: tuple[float, float] = (0.9, 0.95)
     """How slowly the means of the gradient and of its square move."""
     weight_decay: float = 0.05
@@ -30,6 +32,7 @@ class AdamWConfig:
     def check(self) -> None:
         """Refuse numbers that cannot be meant, before anything takes long."""
         at_least(0, **{"optimizer.weight_decay": self.weight_decay})
+        at_least(1, **{"optimizer.per": self.per})
         for name, value in (("base_rate", self.base_rate), ("clip", self.clip)):
             if value is not None and not 0 < value < math.inf:
                 raise UserError(f"optimizer.{name} must be above 0, got {value}")
@@ -38,11 +41,11 @@ class AdamWConfig:
 
     def rate(self, batch_size: int) -> float:
         """Peak learning rate for this global batch size."""
-        return self.base_rate * batch_size / 256
+        return self.base_rate * batch_size / self.per
 
     def build(self, task: nn.Module, batch_size: int) -> torch.optim.Optimizer:
         """The optimiser; every group keeps its peak rate as `peak`."""
-        groups = param_groups_weight_decay(task, self.weight_decay)
+        groups = param_groups_weight_decay(task, self.weight_decay, no_weight_decay_list=getattr(task, "undecayed", ()))
         optimizer = torch.optim.AdamW(groups, lr=self.rate(batch_size), betas=self.betas, fused=True)
         for group in optimizer.param_groups:
             group["peak"] = group["lr"]

@@ -13,12 +13,12 @@ from mimkit.data.sources import Pictures, open_pictures
 from mimkit.data.views import RandomResizedCrop, View
 from mimkit.errors import UserError, at_least
 from mimkit.methods.mae import MAEConfig
-from mimkit.model.encoder import Encoder, EncoderConfig
+from mimkit.model.encoder import Backbone, EncoderConfig, refuse_unsuitable
 from mimkit.randomness import integer, keys
 from mimkit.task import Batch, Method, MethodConfig
 from mimkit.train.machine import Machine
 from mimkit.train.optimizer import AdamWConfig
-from mimkit.train.schedule import WarmupCosine
+from mimkit.train.schedule import Schedule, WarmupCosine
 from mimkit.weights import load_weights
 
 
@@ -64,7 +64,7 @@ class Pretrain:
     method: MethodConfig = field(default_factory=MAEConfig)
     images: Images = field(default_factory=Images)
     optimizer: AdamWConfig = field(default_factory=AdamWConfig)
-    schedule: WarmupCosine = field(default_factory=WarmupCosine)
+    schedule: Schedule = field(default_factory=WarmupCosine)
     epochs: int = 800
     """How often each picture is seen."""
     batch_size: int = 4096
@@ -161,7 +161,9 @@ class Prepared:
         self._report = ""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(integer("init", self.config.seed))
-            encoder = self.config.encoder.build(self.size, self.channels)
+            encoder: Any = self.config.encoder.build(self.size, self.channels)
+            if not self.config.method.windows:
+                refuse_unsuitable(encoder.vit, self.config.encoder.name)
             encoder.mean, encoder.std = self.statistics
             task = self.config.method.build(encoder)
         if self.config.encoder.weights and not self.begun:
@@ -171,7 +173,7 @@ class Prepared:
         return task
 
     @property
-    def encoder(self) -> Encoder:
+    def encoder(self) -> Backbone:
         """The encoder inside the task."""
         return self.task.encoder
 

@@ -298,7 +298,7 @@ def _announce(
             say(f"  weights    {line}")
     say(f"  schedule   {config.epochs} epochs = {total:,} steps of {config.batch_size} pictures ({parts})")
     say(
-        f"  rate       {rate:.3g} = {optimizer.base_rate:.3g} x {config.batch_size} / 256, "
+        f"  rate       {rate:.3g} = {optimizer.base_rate:.3g} x {config.batch_size} / {optimizer.per}, "
         f"warm-up {config.schedule.warmup:.0%}"
     )
     say(

@@ -1,28 +1,61 @@
 """Schedules: the progress of training enters, a factor for the learning rate leaves."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from mimkit.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class WarmupCosine:
-    """Linear warm-up, then half a cosine to `final` (facebookresearch/mae:util/lr_sched.py, per iteration)."""
+class Schedule:
+    """Base of all schedules: linear warm-up from `first` to the peak rate, then what a subclass says."""
 
     warmup: float = 0.05
     """Share of training for the warm-up: MAE's 40 of 800 epochs are 0.05."""
-    final: float = 0.0
-    """Last rate as a share of the peak."""
+    first: float = 0.0
+    """First rate of the warm-up as a share of the peak; SimMIM begins at 0.005 of it."""
 
     def __post_init__(self) -> None:
-        for name in ("warmup", "final"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"schedule.{name} is a share between 0 and 1, got {getattr(self, name)}")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, float) and not 0 <= value <= 1:
+                raise UserError(f"schedule.{field.name} is a share between 0 and 1, got {value}")
 
     def __call__(self, progress: float) -> float:
         """The factor at `progress` in [0, 1)."""
         if progress < self.warmup:
-            return progress / self.warmup
-        rest = (progress - self.warmup) / max(1e-12, 1 - self.warmup)
+            return self.first + (1 - self.first) * progress / self.warmup
+        return self.after((progress - self.warmup) / max(1e-12, 1 - self.warmup), progress)
+
+    def after(self, rest: float, progress: float) -> float:
+        """The factor once it is warm, by the share `rest` of the time since then, or by the progress of all."""
+        raise NotImplementedError(f"{type(self).__name__} is no schedule until it defines after")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmupCosine(Schedule):
+    """Linear warm-up, then half a cosine to `final` (facebookresearch/mae:util/lr_sched.py, per iteration)."""
+
+    final: float = 0.0
+    """Last rate as a share of the peak."""
+
+    def after(self, rest: float, progress: float) -> float:
         return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * rest))
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmupSteps(Schedule):
+    """Linear warm-up, then the peak rate, times `factor` at each step (microsoft/SimMIM:lr_scheduler.py, multistep)."""
+
+    steps: tuple[float, ...] = (0.875,)
+    """When the rate falls, as shares of training: SimMIM's epoch 700 of 800."""
+    factor: float = 0.1
+    """What each fall leaves of the rate."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not all(0 < step < 1 for step in self.steps) or min(self.steps, default=1.0) < self.warmup:
+            raise UserError(f"schedule.steps are shares of training after the warm-up, below 1, got {self.steps}")
+
+    def after(self, rest: float, progress: float) -> float:
+        return self.factor ** sum(progress >= step for step in self.steps)

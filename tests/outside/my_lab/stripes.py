@@ -34,9 +34,10 @@ class Absolute(MAE):
 
     def forward(self, batch: Batch, progress: float) -> Step:
         patches = patchify(batch.images, self.encoder.patch)
-        prediction, mask = self.predict(patches, batch.keys, progress)
+        mask, logs = self.observer(self.encoder, patches, batch, progress)
+        prediction = self.predict(patches, mask)
         error = (prediction - self.target(patches)).abs().mean(dim=-1)
-        return Step(self.scale * error[mask.hidden].mean())
+        return Step(self.scale * error[mask.hidden].mean(), logs)
 
 
 @dataclass(kw_only=True, slots=True)

@@ -1,0 +1,115 @@
+"""MaskAlign: visible patches and a frozen teacher's tokens enter, the distance of the two leaves as the loss."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from mimkit.errors import UserError, at_least
+from mimkit.masks import Mask, Masker, MultinomialMasker
+from mimkit.methods.observe import Observer
+from mimkit.model.alignment import Alignment
+from mimkit.model.encoder import Encoder, Tokens
+from mimkit.model.patches import patchify
+from mimkit.model.teacher import Teacher
+from mimkit.objectives import mean_where
+from mimkit.task import Batch, Gallery, Method, MethodConfig, Step
+
+
+@dataclass(kw_only=True, slots=True)
+class MaskAlignConfig(MethodConfig):
+    """MaskAlign (Xue et al., CVPR 2023, arXiv:2211.08887; OpenDriveLab/maskalign:models_pretrain.py)."""
+
+    teacher: str
+    """Who is imitated: a timm model's name with released weights, a run or an export folder."""
+    masker: Masker = field(default_factory=MultinomialMasker)
+    """One that reads attention reads the teacher's, unless its `scorer` is `ema` or another teacher."""
+    layers: int | None = 5
+    """How many of the teacher's last blocks to imitate; None: all."""
+    mixture: str = "linear"
+    """`linear`: learned mixtures of the student's blocks that begin close to the block of the same number; `sum`: that
+    begin as their mean, for other depths; `simple`: block by block."""
+    adapter: str = "linear"
+    """From the student's width to the teacher's: `linear`, `norm_linear`, `mlp` or `mlp2` (a norm in place of GELU)."""
+    order: str = "mix-adapt"
+    """`mix-adapt`: an adapter for each mixture (released code); `adapt-mix`: for each student block (paper)."""
+
+    def build(self, encoder: Encoder) -> "MaskAlign":
+        at_least(1, **{"method.layers": self.layers})
+        if not self.teacher:
+            raise UserError("MaskAlign needs a teacher: give --method.teacher with a timm name, a run or an export")
+        if getattr(self.masker.guide, "trigger", "fixed") == "exploitation":
+            raise UserError("MaskAlign has no decoder whose exploitation could be measured: use another masker.trigger")
+        assert encoder.mean is not None and encoder.std is not None
+        teacher = Teacher(self.teacher, encoder.grid, encoder.channels, encoder.mean, encoder.std)
+        sizes = [(part.width, len(part.vit.blocks)) for part in (encoder, teacher.encoder)]
+        layers = sizes[1][1] if self.layers is None else self.layers
+        kinds = dict(layers=layers, mixture=self.mixture, adapter=self.adapter, order=self.order)
+        return MaskAlign(encoder, teacher, Alignment(sizes[0], sizes[1], **kinds), self.masker)  # type: ignore[arg-type]
+
+
+class MaskAlign(Method):
+    """The student sees the visible patches alone, a frozen teacher the whole image; their visible tokens shall agree.
+
+    Nothing is reconstructed. Targets are the teacher's raw block outputs, each token standardised. The class token
+    takes part where both have one. The student's final norm would get no gradient, so it is frozen as it starts: what
+    leaves with the encoder is the last block's output, standardised as the targets are.
+    """
+
+    undecayed = ("alignment.mixture",)
+
+    def __init__(self, encoder: Encoder, teacher: Teacher, alignment: Alignment, masker: Masker) -> None:
+        super().__init__()
+        self.encoder, self.alignment = encoder, alignment
+        self._teacher = (teacher,)  # a tuple: its weights belong into no checkpoint
+        self.observer = Observer(masker, encoder, teacher)
+        self.with_class = encoder.vit.has_class_token and teacher.encoder.vit.has_class_token
+        encoder.vit.norm.requires_grad_(False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MaskAlign":
+        self._teacher[0]._apply(fn, recurse)  # goes along to the device
+        return super()._apply(fn, recurse)
+
+    def aligned(self, batch: Batch, progress: float) -> tuple[list[Tensor], list[Tensor], Mask, dict[str, Any]]:
+        """Predictions and targets, (BK, class token + V, C) for each imitated block; the mask, and its log."""
+        patches = patchify(batch.images, self.encoder.patch)
+        looks = self.observer.shares(progress)
+        seen = self._teacher[0].look(batch.images, self.alignment.layers, attention=looks)
+        mask, logs = self.observer(self.encoder, patches, batch, progress, seen.attention)
+        blocks = self.encoder.by_block(self.encoder.embed(patches, mask), mask)
+        predictions = self.alignment([self.joined(tokens) for tokens in blocks])
+        targets = []
+        for tokens in seen.blocks:
+            chosen = self.joined(Tokens(mask.repeat(tokens.prefix), mask.take(mask.repeat(tokens.patches)))).float()
+            targets.append(F.layer_norm(chosen, chosen.shape[2:], eps=1e-5))
+        return predictions, targets, mask, logs
+
+    def joined(self, tokens: Tokens) -> Float[Tensor, "B T D"]:
+        """The tokens that are aligned: the class token where both have one, and patches, but no registers."""
+        return torch.cat([tokens.prefix[:, : int(self.with_class)], tokens.patches], dim=1)
+
+    def forward(self, batch: Batch, progress: float) -> Step:
+        predictions, targets, mask, logs = self.aligned(batch, progress)
+        pairs = zip(predictions, targets, strict=True)
+        distances = [2 * F.smooth_l1_loss(p.float(), t, reduction="none").mean(dim=2) for p, t in pairs]
+        where = F.pad(~mask.padding, (int(self.with_class), 0), value=True)
+        loss = mean_where(torch.stack(distances).mean(dim=0), where, per_picture=mask.ragged)
+        return Step(loss, {"hidden": mask.hidden.float().mean()} | logs)
+
+    def after_step(self, progress: float) -> None:
+        self.observer.follow(self.encoder)
+
+    def before_epoch(self, epoch: int, progress: float, gallery: Gallery) -> dict[str, float]:
+        return self.observer.before_epoch(self.encoder, epoch, progress, gallery)
+
+    def agreement(self, batch: Batch, progress: float) -> tuple[Float[Tensor, "BK N"], Mask]:
+        """Cosine of prediction and target at each visible patch, the mean over the imitated blocks, 0 at least."""
+        predictions, targets, mask, _ = self.aligned(batch, progress)
+        pairs = zip(predictions, targets, strict=True)
+        cosine = torch.stack([F.cosine_similarity(p.float(), t, dim=2) for p, t in pairs]).mean(dim=0)
+        cosine = cosine[:, int(self.with_class) :, None].clamp(min=0)
+        return mask.put(cosine, cosine.new_zeros(1, 1, 1))[..., 0], mask

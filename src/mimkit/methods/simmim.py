@@ -1,0 +1,117 @@
+"""SimMIM: a token in place of hidden patches, a full sequence, a light head. A Batch enters, a Step leaves."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from mimkit.errors import UserError
+from mimkit.masks import Mask, Masker, SimMIMMasker
+from mimkit.masks.informed import InformedMasker
+from mimkit.masks.masker import Signal
+from mimkit.methods.observe import Observer
+from mimkit.model.encoder import Backbone, Encoder
+from mimkit.model.heads import HeadName, build_head
+from mimkit.model.patches import patchify
+from mimkit.objectives import mean_where, pixel_errors
+from mimkit.targets import Colours, PictureTarget
+from mimkit.task import Batch, Gallery, Method, MethodConfig, Step
+
+
+@dataclass(kw_only=True, slots=True)
+class SimMIMConfig(MethodConfig):
+    """SimMIM (Xie et al. 2022, arXiv:2111.09886), on a plain ViT, a Swin or a SwinV2."""
+
+    windows = True  # encoders that leave no patch out will do
+
+    masker: Masker = field(default_factory=SimMIMMasker)
+    target: PictureTarget = field(default_factory=Colours)
+    head: HeadName = "linear"
+    """`linear`, or what the paper compares it with: `mlp`, `inverse_swin_t`, `inverse_swin_b`."""
+    loss: Literal["l1", "l2", "smooth_l1", "cross_entropy"] | None = None
+    """By default `l1`, or `cross_entropy` for a target of classes, which admits no other."""
+    everywhere: bool = False
+    """Count visible pixels too, not the hidden ones alone."""
+
+    def build(self, encoder: Backbone) -> "SimMIM":
+        if not isinstance(encoder, Encoder):
+            refuse_looks(self.masker)
+        loss = self.loss or ("cross_entropy" if self.target.classes else "l1")
+        if (loss == "cross_entropy") != bool(self.target.classes):
+            fit = "cross_entropy" if self.target.classes else "l1, l2 or smooth_l1"
+            raise UserError(f"method.loss {loss} does not fit {type(self.target).__name__}: use {fit}")
+        return SimMIM(encoder, self, loss)
+
+
+class SimMIM(Method):
+    """The encoder sees the full sequence with a learned token where patches are hidden; loss on hidden pixels."""
+
+    encoder: Backbone  # type: ignore[bad-override]
+    mean: Float[Tensor, "C 1 1"]
+    std: Float[Tensor, "C 1 1"]
+
+    def __init__(self, encoder: Backbone, config: SimMIMConfig, loss: str) -> None:
+        super().__init__()
+        self.encoder, self.target, self.loss, self.everywhere = encoder, config.target, loss, config.everywhere
+        self.observer = Observer(config.masker, encoder)
+        # One axis: not decayed, as in the released code (models/simmim.py, optimizer.py).
+        self.mask_token = nn.Parameter(torch.zeros(encoder.embed_width))
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+        self.head = build_head(config.head, encoder, config.target.outputs(encoder.channels), config.target.cell)
+        for name, values in (("mean", encoder.mean), ("std", encoder.std)):
+            known = torch.tensor(values or [float(name == "std")] * encoder.channels)
+            self.register_buffer(name, known.view(-1, 1, 1), persistent=False)
+
+    def predict(self, patches: Float[Tensor, "B N P"], mask: Mask) -> Float[Tensor, "BK O h w"]:
+        """Predictions for the whole picture of every view. Nothing of hidden and thrown patches gets in."""
+        unseen = mask.hidden if mask.decoded is None else mask.hidden | mask.thrown
+        tokens = self.encoder.fill(mask.repeat(patches), unseen, self.mask_token)
+        return self.head(self.encoder.encode(tokens).patches)
+
+    def forward(self, batch: Batch, progress: float) -> Step:
+        patches = patchify(batch.images, self.encoder.patch)
+        mask, logs = self.observer(self.encoder, patches, batch, progress)
+        target = mask.repeat(self.target(batch.images, self.mean, self.std))
+        errors = pixel_errors(self.predict(patches, mask), target, self.loss)
+        # The mean over the pixels of the whole batch, and with SimMIM's 1e-5 in the denominator.
+        loss = mean_where(errors, self.where(mask), per_picture=mask.ragged, epsilon=1e-5)
+        return Step(loss, {"hidden": mask.hidden.float().mean()} | logs)
+
+    def where(self, mask: Mask) -> Bool[Tensor, "BK T"]:
+        """Which squares of the target count: those of whose pixels all are hidden, or all but thrown ones."""
+        counted = ~mask.thrown if self.everywhere else mask.hidden
+        hidden = counted.unflatten(1, self.encoder.grid)
+        for axis, side in enumerate(self.encoder.patch, start=1):
+            hidden = hidden.repeat_interleave(side, dim=axis)
+        if self.target.cell > 1:
+            hidden = F.max_pool2d((~hidden).float(), self.target.cell) == 0
+        return hidden.flatten(1)
+
+    def after_step(self, progress: float) -> None:
+        self.observer.follow(self.encoder)
+
+    def before_epoch(self, epoch: int, progress: float, gallery: Gallery) -> dict[str, float]:
+        return self.observer.before_epoch(self.encoder, epoch, progress, gallery)
+
+    def reconstruct(self, batch: Batch, progress: float) -> tuple[Tensor, Mask]:
+        """Pictures of what it learned (BK, C, H, W) in the input's normalisation, and the mask.
+
+        With a `window`, mean and variance are those of the true picture.
+        """
+        patches = patchify(batch.images, self.encoder.patch)
+        mask, _ = self.observer(self.encoder, patches, batch, progress)
+        prediction = self.predict(patches, mask)
+        return self.target.restore(prediction, mask.repeat(batch.images), self.mean, self.std), mask
+
+
+def refuse_looks(masker: Masker) -> None:
+    """Refuse a masker that looks at the encoder, ever, where its attention runs in windows."""
+    looks = any(masker.reads(moment / 64) is not Signal.NONE for moment in range(64))
+    if looks or isinstance(masker.guide, InformedMasker):
+        raise UserError(
+            f"{type(masker.guide).__name__} reads a value for each patch from the encoder, and an encoder with windows "
+            "merges its patches and has no class token: use a masker that reads nothing, or a vit_* encoder"
+        )

@@ -1,0 +1,501 @@
+"""The observer: what a masker sees, what it leaves alone, and what it remembers over a resume."""
+
+import copy
+import math
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mimkit.errors import UserError
+from mimkit.exploitation import Exploitation, Trigger
+from mimkit.export import export_timm
+from mimkit.masks import AMTMasker, AttMaskMasker, Mask, MixtureMasker, RandomMasker, SalienceMasker, SelfGuidedMasker
+from mimkit.masks.informed import ModelMasker
+from mimkit.masks.masker import Masker, Signal
+from mimkit.masks.random import hidden_count
+from mimkit.methods.mae import MAE, MAEConfig
+from mimkit.methods.observe import Observer, carried, observe
+from mimkit.model.decoder import DecoderConfig
+from mimkit.model.encoder import Encoder, EncoderConfig
+from mimkit.model.patches import patchify
+from mimkit.model.teacher import Teacher
+from mimkit.randomness import keys
+from mimkit.task import Batch, Gallery
+
+TINY = {"depth": 2, "width": 32, "heads": 2, "patch": 4}
+PLAIN, NO_CLASS = "vit_tiny_patch16_224", "vit_base_patch16_siglip_224"
+LOOKING = [Signal.PATCHES, Signal.FEATURES, Signal.ATTENTION]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peek(ModelMasker):
+    """Hides by the first channel of the last block's output, and keeps the whole output."""
+
+    signal = Signal.FEATURES
+
+    def hide(self, maps, keys, progress, grid) -> Mask:
+        return Mask.from_scores(maps[..., 0], hidden_count(maps.shape[1], 0.75))
+
+
+def tiny_encoder(size=(16, 16), seed: int = 0, name: str = PLAIN, **changes) -> Encoder:
+    """An encoder in which no tensor is zero or one."""
+    encoder = EncoderConfig(name=name, **(TINY | changes)).build(size, 3)
+    generator = torch.Generator().manual_seed(seed)
+    for value in encoder.state_dict().values():
+        value.add_(torch.randn(value.shape, generator=generator), alpha=0.1)
+    encoder.mean, encoder.std = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+    return encoder
+
+
+def tiny_mae(masker: Masker, encoder: Encoder | None = None) -> MAE:
+    return MAEConfig(masker=masker, decoder=DecoderConfig(width=16, depth=1, heads=2)).build(encoder or tiny_encoder())
+
+
+def pictures(rows: int = 4, size=(16, 16), seed: int = 0) -> Tensor:
+    return torch.randn(rows, 3, *size, generator=torch.Generator().manual_seed(100 + seed))
+
+
+def batch_of(images: Tensor, **more) -> Batch:
+    rows = torch.arange(len(images))
+    return Batch(images, keys("test", rows), rows, **more)
+
+
+def whole(rows: int) -> dict[str, Tensor]:
+    """Crop and flip of pictures that are seen whole."""
+    return {"crop": torch.tensor([[0.0, 0.0, 1.0, 1.0]]).repeat(rows, 1), "flip": torch.zeros(rows, dtype=torch.bool)}
+
+
+def gallery_of(images: Tensor) -> Gallery:
+    order = torch.arange(len(images)).flip(0)  # in any order, in parts
+
+    def every():
+        for part in order.split(3):
+            yield images[part], part
+
+    return Gallery(len(images), lambda: images[:3], every)
+
+
+def state_of(module: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in [*module.named_parameters(), *module.named_buffers()]}
+
+
+# What is seen ----------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(16, 16), (12, 20)])
+def test_signals_are_what_the_encoder_computes(size):
+    encoder, images = tiny_encoder(size), pictures(3, size)
+    patches, seen, weights = patchify(images, encoder.patch), {}, {}
+    for number, block in enumerate(encoder.vit.blocks):
+        block.register_forward_hook(lambda block, inputs, output, number=number: seen.setdefault(number, output))
+        block.attn.fused_attn = False
+        block.attn.attn_drop.register_forward_hook(
+            lambda drop, inputs, output, number=number: weights.setdefault(number, output)
+        )
+    first = {}
+    encoder.vit.blocks[0].register_forward_pre_hook(lambda block, inputs: first.setdefault("x", inputs[0]))
+    encoder.eval()
+    encoder.vit.forward_features(images)  # timm's own way
+    torch.testing.assert_close(observe(Signal.PATCHES, encoder, patches), first["x"][:, 1:], rtol=1e-5, atol=1e-5)
+    for layer in (-1, -2):
+        features = observe(Signal.FEATURES, encoder, patches, layer)
+        torch.testing.assert_close(features, seen[2 + layer][:, 1:], rtol=1e-4, atol=1e-5)
+    found = observe(Signal.ATTENTION, encoder, patches)
+    torch.testing.assert_close(found, weights[1][:, :, 0, 1:].transpose(1, 2), rtol=1e-4, atol=1e-6)
+    assert observe(Signal.NONE, encoder, patches).shape == (3, len(patches[0]), 0)
+
+
+@pytest.mark.parametrize("wanted", LOOKING)
+@pytest.mark.parametrize("training", [True, False])
+def test_looking_leaves_no_trace(wanted, training):
+    encoder = tiny_encoder(model_args={"drop_path_rate": 0.5, "proj_drop_rate": 0.3, "attn_drop_rate": 0.3})
+    encoder.train(training)
+    encoder.vit.blocks[0].mlp.eval()  # a part that somebody put into evaluation mode stays there
+    before, modes = state_of(encoder), {name: part.training for name, part in encoder.named_modules()}
+    assert sum(modes.values()) > 10 or not training
+    noise = torch.random.get_rng_state()
+    patches = patchify(pictures(), encoder.patch).requires_grad_()
+    observer = Observer(Peek(), encoder)
+    found = [observer.signal(wanted, encoder, patches) for _ in range(3)]
+    assert all(torch.equal(found[0], other) for other in found[1:]) and not found[0].requires_grad
+    assert torch.equal(noise, torch.random.get_rng_state())
+    assert modes == {name: part.training for name, part in encoder.named_modules()}
+    torch.testing.assert_close(state_of(encoder), before, rtol=0, atol=0)
+    assert all(parameter.grad is None for parameter in encoder.parameters())
+    encoder.eval()
+    assert torch.equal(found[0], observe(wanted, encoder, patches.detach(), -1))
+
+
+def test_an_error_while_looking_does_not_leave_the_encoder_asleep():
+    encoder = tiny_encoder(model_args={"drop_path_rate": 0.5})
+    with pytest.raises(RuntimeError):
+        observe(Signal.FEATURES, encoder, torch.zeros(1, 16, 7))
+    assert all(part.training for part in encoder.modules())
+
+
+@pytest.mark.parametrize(
+    "masker", [SalienceMasker(), SelfGuidedMasker(start=0.0), AttMaskMasker(), AMTMasker(throw=0.2), MixtureMasker()]
+)
+def test_masks_are_made_from_these_signals(masker):
+    method = tiny_mae(masker)
+    batch = batch_of(pictures())
+    patches = patchify(batch.images, (4, 4))
+    mask, said = method.observer(method.encoder, patches, batch, 0.5)
+    maps = masker.maps(observe(masker.reads(0.5), method.encoder, patches, -2), (4, 4))
+    assert torch.equal(mask.hidden, masker(maps, batch.keys, 0.5, (4, 4)).hidden)
+    step = method(batch, 0.5)
+    assert set(said) < set(step.logs) and float(step.logs["hidden"]) == pytest.approx(float(mask.hidden.float().mean()))
+    assert torch.equal(method.reconstruct(batch, 0.5)[1].hidden, mask.hidden)
+
+
+# Cached maps -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scorer", ["online", "ema"])
+@pytest.mark.parametrize("masker", [SelfGuidedMasker(start=0.0, refresh=2), AttMaskMasker(refresh=2), Peek(refresh=2)])
+def test_cached_maps_of_whole_pictures_are_those_of_a_look(masker, scorer):
+    images = pictures(8)
+    method = tiny_mae(replace(masker, scorer=scorer))
+    assert not method.before_epoch(0, 0.0, gallery_of(images))
+    batch = Batch(images[[5, 2]], keys("test", torch.arange(2)), torch.tensor([5, 2]), **whole(2))
+    patches = patchify(batch.images, (4, 4))
+    cached = method.observer.maps(method.encoder, patches, batch, 0.5)
+    live = method.observer.maps(method.encoder, patches, replace(batch, crop=None, flip=None), 0.5)
+    assert cached.shape == live.shape
+    torch.testing.assert_close(cached, live, rtol=2e-3, atol=2e-3)  # half precision
+    # what is cached is used: other images under the same numbers change nothing
+    other = method.observer.maps(method.encoder, torch.randn_like(patches), batch, 0.5)
+    assert torch.equal(other, cached)
+
+
+@torch.no_grad()
+def test_maps_are_renewed_every_few_epochs_and_not_before_the_start():
+    images = pictures(7)
+    method, gallery = tiny_mae(Peek(refresh=2, start=0.25)), gallery_of(images)
+    cache = method.observer.cache
+    assert cache is not None and len(cache) == 0
+    batch = batch_of(images, **whole(7))
+    patches = patchify(images, (4, 4))
+    for epoch, renewed in enumerate([False, False, True, False, True, False]):
+        before = method.observer.cache.clone()
+        method.before_epoch(epoch, epoch / 6, gallery)  # starts at epoch 1.5
+        assert (
+            before.shape != method.observer.cache.shape or not torch.equal(before, method.observer.cache)
+        ) == renewed
+        for parameter in method.encoder.parameters():
+            parameter.mul_(1.1)
+    assert method.observer.cache.dtype == torch.float16 and method.observer.cache.shape[:2] == (7, 16)
+    # begun between two epochs, before the first look at all pictures, it looks at its batch
+    method = tiny_mae(Peek(refresh=2, start=0.25))
+    method.before_epoch(1, 0.2, gallery)
+    live = method.observer.maps(method.encoder, patches, batch, 0.3)
+    torch.testing.assert_close(live, observe(Signal.FEATURES, method.encoder, patches))
+    # begun in an odd epoch, it need not wait for an even one
+    method.before_epoch(3, 0.5, gallery)
+    assert len(method.observer.cache) == 7
+
+
+def reference(maps: Tensor, crop: Tensor, flip: Tensor, grid: tuple[int, int], across: int = 64) -> Tensor:
+    """Maps as pictures, one at a time: sampled where the middle of each cell of the view lies, then mirrored."""
+    out = []
+    for row, box, mirrored in zip(maps, crop.tolist(), flip.tolist(), strict=True):
+        square = row.T.unflatten(1, grid)
+        top, left, height, width = box
+        cells = torch.empty(len(square), *grid)
+        for r in range(grid[0]):
+            for c in range(grid[1]):
+                y = (top + height * (r + 0.5) / grid[0]) * grid[0] - 0.5
+                x = (left + width * (c + 0.5) / grid[1]) * grid[1] - 0.5
+                y, x = min(max(y, 0), grid[0] - 1), min(max(x, 0), grid[1] - 1)
+                y0, x0 = int(y), int(x)
+                y1, x1 = min(y0 + 1, grid[0] - 1), min(x0 + 1, grid[1] - 1)
+                fy, fx = y - y0, x - x0
+                above = (1 - fx) * square[:, y0, x0] + fx * square[:, y0, x1]
+                below = (1 - fx) * square[:, y1, x0] + fx * square[:, y1, x1]
+                cells[:, r, c] = (1 - fy) * above + fy * below
+        out.append((cells.flip(2) if mirrored else cells).flatten(1).T)
+    return torch.stack(out)
+
+
+@pytest.mark.parametrize("grid", [(4, 4), (3, 7), (6, 2)])
+def test_maps_go_through_crop_and_mirror(grid):
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.randn(40, grid[0] * grid[1], 2, generator=generator)
+    side = 0.2 + 0.8 * torch.rand(40, 2, generator=generator)
+    corner = (1 - side) * torch.rand(40, 2, generator=generator)
+    crop, flip = torch.cat([corner, side], dim=1), torch.rand(40, generator=generator) < 0.5
+    torch.testing.assert_close(carried(maps, crop, flip, grid), reference(maps, crop, flip, grid), rtol=1e-4, atol=1e-5)
+    same = carried(maps, whole(40)["crop"], whole(40)["flip"], grid)
+    torch.testing.assert_close(same, maps, rtol=1e-5, atol=1e-6)
+    mirrored = carried(maps, crop, ~flip, grid).unflatten(1, grid).flip(2).flatten(1, 2)
+    torch.testing.assert_close(mirrored, carried(maps, crop, flip, grid))
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_maps_go_where_torchvision_takes_the_pixels(flip):
+    """A picture with one number a patch, cropped and mirrored as a picture is: its patches' means are the maps."""
+    functional = pytest.importorskip("torchvision.transforms.v2.functional")
+    grid, cell = (8, 8), 12
+    smooth = F.interpolate(torch.randn(5, 1, 3, 3, generator=torch.Generator().manual_seed(1)), grid, mode="bicubic")
+    image = F.interpolate(smooth, scale_factor=cell, mode="bilinear")
+    side = grid[0] * cell
+    for top, left, height, width in ((0, 0, side, side), (12, 30, 60, 48), (40, 5, 40, 70)):
+        view = functional.resized_crop(image, top, left, height, width, [side, side], antialias=True)
+        view = functional.horizontal_flip(view) if flip else view
+        expected = F.avg_pool2d(view, cell).flatten(2).mT
+        crop = torch.tensor([[top, left, height, width]]).repeat(5, 1) / side
+        found = carried(smooth.flatten(2).mT, crop, torch.full((5,), flip), grid)
+        spread = smooth.std()
+        assert (found - expected).abs().max() < 0.25 * spread
+        assert (found - expected.unflatten(1, grid).flip(2).flatten(1, 2)).abs().max() > spread  # the measure can tell
+
+
+def test_the_loader_s_crops_are_those_of_its_pictures(forty):
+    """Boxes in a batch say which part of the picture the batch shows."""
+    from drills import tiny
+    from mimkit.data.views import RandomResizedCrop
+    from mimkit.train.prepare import Prepared
+
+    run = tiny(forty)
+    run.images.view = RandomResizedCrop(scale=(0.3, 0.8))
+    ready = Prepared(run)
+    pixels = torch.stack([ready.pictures.read(n) for n in range(40)]) / 255
+    loader = ready.loader(torch.device("cpu"), rank=0, world=1, micro_batch=8, workers=0, notify=lambda line: None)
+    mean, std = (torch.tensor(values) for values in ready.statistics)
+    batch = next(loader.micro_batches(0, 1))
+    assert batch.crop is not None and batch.flip.any() and not batch.flip.all()
+    chosen = pixels[batch.index].flatten(2).mT
+    expected = carried(chosen, batch.crop, batch.flip, (12, 12)).mT.unflatten(2, (12, 12))
+    shown = batch.images * std.view(-1, 1, 1) + mean.view(-1, 1, 1)
+    assert (shown - expected).abs().mean() < 0.05 and (shown.flip(3) - expected).abs().mean() > 0.1
+
+
+# Who looks -------------------------------------------------------------------------------------------------
+
+
+def test_the_moving_average_follows_and_looks():
+    method = tiny_mae(Peek(scorer="ema", momentum=0.75))
+    observer, encoder = method.observer, method.encoder
+    start = {name: value.clone() for name, value in encoder.state_dict().items()}
+    names = [name for name, parameter in method.named_parameters() if parameter.requires_grad]
+    assert not [name for name in names if "slow" in name]
+    optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=3.0)
+    expected = {name: value.double() for name, value in start.items()}
+    batch = batch_of(pictures())
+    for _ in range(3):
+        optimizer.zero_grad()
+        method(batch, 0.0).loss.backward()
+        assert all(parameter.grad is None for parameter in observer.slow.parameters())
+        optimizer.step()
+        method.after_step(0.0)
+        now = encoder.state_dict()
+        expected = {name: 0.75 * value + 0.25 * now[name].double() for name, value in expected.items()}
+    for name, value in observer.slow.state_dict().items():
+        torch.testing.assert_close(value.double(), expected[name], rtol=1e-5, atol=1e-6)
+    assert any((value - start[name]).abs().max() > 1e-3 for name, value in observer.slow.state_dict().items())
+    patches = patchify(batch.images, (4, 4))
+    found = observer.maps(encoder, patches, batch, 0.0)
+    torch.testing.assert_close(found, observe(Signal.FEATURES, observer.slow, patches), rtol=0, atol=0)
+    assert not torch.allclose(found, observe(Signal.FEATURES, encoder, patches), atol=1e-3)
+
+
+def test_the_average_is_kept_over_a_resume_and_only_where_it_is_asked_for():
+    one, other = (tiny_mae(Peek(scorer="ema"), tiny_encoder(seed=seed)) for seed in (1, 2))
+    with torch.no_grad():
+        for parameter in one.observer.slow.parameters():
+            parameter.mul_(3)
+    other.load_state_dict(one.state_dict())
+    torch.testing.assert_close(state_of(other.observer), state_of(one.observer), rtol=0, atol=0)
+    assert not [name for name in tiny_mae(Peek()).state_dict() if name.startswith("observer.")]
+    assert not [name for name in tiny_mae(RandomMasker()).state_dict() if name.startswith("observer.")]
+
+
+def exported(folder, encoder: Encoder, config: EncoderConfig, mean, std):
+    args = config.timm_args(encoder.size, 3)
+    export_timm(encoder, folder, name=config.name, model_args=args, mean=mean, std=std, card="")
+    return folder
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("signal", [Signal.FEATURES, Signal.ATTENTION])
+def test_a_teacher_sees_the_same_pictures_as_it_wants_them(signal, tmp_path):
+    """Trained on larger pictures with larger patches, and normalised in another way."""
+    size, mean, std = (24, 40), [0.1, 0.2, 0.3], [0.5, 0.6, 0.7]
+    config = EncoderConfig(name=PLAIN, **(TINY | {"patch": 8, "width": 48, "depth": 3, "heads": 3}))
+    other = tiny_encoder(size, seed=7, patch=8, width=48, depth=3, heads=3)
+    export = exported(tmp_path / "run" / "export", other, config, mean, std)
+    student = tiny_encoder((12, 20))
+    images = pictures(3, (12, 20))
+    observer = Observer(Peek(scorer=str(export)), student)
+    found = observer.signal(signal, student, patchify(images, student.patch))
+    pixels = images * torch.tensor(student.std).view(-1, 1, 1) + torch.tensor(student.mean).view(-1, 1, 1)
+    theirs = (pixels - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
+    theirs = F.interpolate(theirs, size, mode="bicubic", antialias=True)
+    expected = observe(signal, other.eval(), patchify(theirs, (8, 8)))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert found.shape[1] == 15
+    run = Observer(Peek(scorer=str(tmp_path / "run")), student)  # a run's folder is as good
+    torch.testing.assert_close(run.signal(signal, student, patchify(images, student.patch)), found)
+    observer.train()
+    assert not observer.state_dict() and not list(observer.parameters())  # it belongs into no checkpoint
+    assert not observer._teacher[0].encoder.vit.training
+
+
+@torch.no_grad()
+def test_a_teacher_of_the_same_size_sees_the_same_grid_without_resizing(tmp_path):
+    config = EncoderConfig(name=PLAIN, **TINY)
+    other = tiny_encoder(seed=3)
+    export = exported(tmp_path / "export", other, config, other.mean, other.std)
+    teacher = Teacher(str(export), (4, 4), 3, other.mean, other.std)
+    images = pictures()
+    torch.testing.assert_close(teacher.images(images), images, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(teacher.encoder(images).patches, other.eval()(images).patches, rtol=1e-4, atol=1e-5)
+    # on another grid timm resamples its positions
+    larger = Teacher(str(export), (6, 5), 3, other.mean, other.std)
+    assert larger.size == (24, 20) and larger.encoder.grid == (6, 5)
+
+
+@pytest.mark.parametrize(
+    ("masker", "build", "message"),
+    [
+        (AttMaskMasker(), {"name": NO_CLASS}, "reads the class token's attention and this encoder has none"),
+        (AMTMasker(scorer="ema"), {"name": NO_CLASS}, "reads the class token's attention and this encoder has none"),
+        (SelfGuidedMasker(layer=-3), {}, "masker.layer -3 lies before the first of 2 blocks"),
+        (AttMaskMasker(scorer="vit_tinny"), {}, "there is no teacher 'vit_tinny'"),
+        (AttMaskMasker(scorer="swin_tiny_patch4_window7_224"), {}, "cannot be this encoder"),
+        (MixtureMasker(other=AttMaskMasker()), {"name": NO_CLASS}, "this encoder has none"),
+    ],
+)
+def test_what_cannot_look_is_refused_when_it_is_built(masker, build, message):
+    with pytest.raises(UserError, match=message):
+        Observer(masker, tiny_encoder(**build))
+
+
+def test_teachers_are_refused_for_what_they_have_not(tmp_path):
+    config = EncoderConfig(name=NO_CLASS, **(TINY | {"depth": 1}))
+    export = exported(tmp_path / "export", tiny_encoder(name=NO_CLASS, depth=1), config, [0.5] * 3, [0.2] * 3)
+    with pytest.raises(UserError, match=r"attention and '.*export' has none"):
+        Observer(AttMaskMasker(scorer=str(export)), tiny_encoder())
+    with pytest.raises(UserError, match="layer -2 lies before the first of 1 blocks"):
+        Observer(SelfGuidedMasker(scorer=str(export)), tiny_encoder())
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="cannot be loaded"):
+        Observer(AttMaskMasker(scorer=str(tmp_path / "empty")), tiny_encoder())
+
+
+def test_an_encoder_without_class_token_may_have_a_teacher_with_one(tmp_path):
+    export = exported(
+        tmp_path / "export", tiny_encoder(seed=4), EncoderConfig(name=PLAIN, **TINY), [0.5] * 3, [0.2] * 3
+    )
+    method = tiny_mae(AttMaskMasker(scorer=str(export)), tiny_encoder(name=NO_CLASS))
+    assert method(batch_of(pictures()), 0.5).loss.isfinite()
+
+
+# What starts it --------------------------------------------------------------------------------------------
+
+
+def exploited(masked: float):
+    return lambda images: Exploitation(torch.full((len(images),), 1 - masked), torch.full((len(images),), masked))
+
+
+def test_exploitation_starts_it_and_the_start_survives():
+    gallery, masker = gallery_of(pictures()), SelfGuidedMasker(trigger="exploitation", start=0.9)
+    method = tiny_mae(masker)
+    observer = method.observer
+    rates = [0.75, 0.7, 0.4, 0.6, 0.4, 0.6, 0.6, 0.3]
+    fired = [False, False, False, False, False, False, True, True]
+    for epoch, (rate, now) in enumerate(zip(rates, fired, strict=True)):
+        logs = observer.before_epoch(method.encoder, epoch, epoch / 10, gallery, exploited(rate))
+        assert logs["trigger_fired"] == now and logs["trigger_armed"] == (epoch >= 2)
+        assert logs["exploited_masked"] == pytest.approx(rate)
+        assert logs["exploited_visible"] == pytest.approx(1 - rate)
+        assert observer.masker.reads(epoch / 10) is (Signal.FEATURES if now else Signal.NONE)
+    assert observer.masker.start == pytest.approx(0.6, abs=1e-6) and observer.masker.start <= 0.6
+    assert method.observer.guide is masker  # what is configured is not forgotten
+
+    again = tiny_mae(masker)
+    assert again.observer.masker.start == 0.9
+    again.load_state_dict(method.state_dict())
+    assert again.observer.masker == observer.masker  # to the last bit: hints fade from there
+    assert Trigger.from_tensor(again.observer.trigger).fired_at == observer.masker.start
+
+    half = tiny_mae(masker)  # armed and with one evaluation of two, when the run is interrupted
+    for epoch, rate in enumerate([0.4, 0.6]):
+        half.observer.before_epoch(half.encoder, epoch, epoch / 10, gallery, exploited(rate))
+    resumed = tiny_mae(masker)
+    resumed.load_state_dict(half.state_dict())
+    for one in (half, resumed):
+        one.observer.before_epoch(one.encoder, 2, 0.2, gallery, exploited(0.6))
+        assert one.observer.masker.reads(0.2) is Signal.FEATURES
+
+
+def test_without_the_trigger_it_starts_at_the_latest():
+    method = tiny_mae(SelfGuidedMasker(trigger="exploitation", start=0.5))
+    logs = method.before_epoch(5, 0.5, gallery_of(pictures()))
+    assert not logs["trigger_fired"] and method.observer.masker.reads(0.5) is Signal.FEATURES
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_measuring_exploitation_leaves_no_trace_and_drops_nothing(training):
+    encoder = tiny_encoder(model_args={"drop_path_rate": 0.5})
+    method = tiny_mae(SelfGuidedMasker(trigger="exploitation"), encoder).train(training)
+    before, noise = state_of(method.encoder), torch.random.get_rng_state()
+    one, two = (method.exploitation(pictures()) for _ in range(2))
+    assert torch.equal(one.masked, two.masked)
+    assert torch.equal(noise, torch.random.get_rng_state())
+    assert all(part.training == training for part in method.modules())
+    torch.testing.assert_close(state_of(method.encoder), before, rtol=0, atol=0)
+    first = method.before_epoch(0, 0.0, gallery_of(pictures()))
+    assert first["exploited_masked"] == pytest.approx(method.exploitation(pictures()[:3]).masked.mean().item())
+    assert not first["trigger_armed"]  # before training it is above one half
+
+
+def test_saturation_starts_salience_and_the_start_survives():
+    masker = SalienceMasker(trigger="saturation", start=0.75)
+    method, gallery = tiny_mae(masker), gallery_of(pictures(8))
+    encoder = method.encoder
+
+    with torch.no_grad():  # small embeddings do not saturate the softmax
+        for parameter in (encoder.vit.patch_embed.proj.weight, encoder.vit.pos_embed):
+            parameter.mul_(0.1)
+    patches = patchify(gallery.some(), (4, 4))
+    wide = float((masker.maps(observe(Signal.PATCHES, encoder, patches), (4, 4)) > 0.2).float().mean())
+    assert wide > 0.05
+    logs = method.before_epoch(0, 0.1, gallery)
+    assert logs["gallery_salient_share"] == pytest.approx(wide) and logs["trigger_fired"] == 1
+    assert method.observer.masker.reads(0.1) is Signal.PATCHES and method.observer.masker.reads(0.09) is Signal.NONE
+    late = method.before_epoch(1, 0.2, gallery)  # the first start counts
+    assert late["trigger_fired"] == 1 and method.observer.masker.start == pytest.approx(0.1)
+    again = tiny_mae(masker)
+    again.load_state_dict(method.state_dict())
+    assert again.observer.masker == method.observer.masker
+
+
+def test_saturated_salience_does_not_start(monkeypatch):
+    from mimkit.methods import observe as module
+
+    method = tiny_mae(SalienceMasker(trigger="saturation", start=0.75))
+    monkeypatch.setattr(module, "salient_share", lambda maps: torch.tensor(0.049))
+    logs = method.before_epoch(0, 0.1, gallery_of(pictures()))
+    assert logs["trigger_fired"] == 0 and method.observer.masker.reads(0.74) is Signal.NONE
+    assert math.isinf(Trigger.from_tensor(method.observer.trigger).fired_at)
+    assert method.observer.masker.reads(0.75) is Signal.PATCHES
+
+
+def test_cache_and_trigger_survive_together():
+    masker = SelfGuidedMasker(trigger="exploitation", start=0.5, refresh=3)
+    images = pictures(5)
+    method = tiny_mae(masker)
+    method.before_epoch(3, 0.5, gallery_of(images))
+    assert method.observer.cache.shape == (5, 16, 2)
+    again = tiny_mae(masker, tiny_encoder(seed=9))
+    again.load_state_dict(copy.deepcopy(method.state_dict()))
+    assert torch.equal(again.observer.cache, method.observer.cache) and again.observer.cache.dtype == torch.float16
+    batch = batch_of(images, **whole(5))
+    patches = patchify(images, (4, 4))
+    masks = [one.observer(one.encoder, patches, batch, 0.6)[0].hidden for one in (method, again)]
+    assert torch.equal(*masks)
