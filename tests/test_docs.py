@@ -10,6 +10,7 @@ import torch
 
 from mimkit.cli import COMMANDS
 from mimkit.data.named import NAMES
+from mimkit.masks import maskers
 from mimkit.recipes import recipes
 
 ROOT = Path(__file__).parent.parent
@@ -18,7 +19,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 
 
 def test_every_recipe_stands_in_the_readme_with_its_first_line():
-    listed = dict(re.findall(r"^\| `(mae_\w+)` \| (.+) \|$", README, flags=re.MULTILINE))
+    listed = dict(re.findall(r"^\| `([a-z]+_\w+)` \| (.+) \|$", README, flags=re.MULTILINE))
     assert listed == {name: doc.splitlines()[0] for name, (_, doc) in recipes().items()}
 
 
@@ -38,6 +39,21 @@ def test_links_and_named_files_exist(page: Path):
     assert all((page.parent / link).exists() for link in links), links
     named = re.findall(r"`((?:src|tests|docs|benchmarks)/[\w/.-]+)`", text)
     assert all((ROOT / name).exists() for name in named), named
+
+
+def test_the_masker_of_the_masks_page_is_the_one_that_is_tested():
+    code = re.search(
+        r"```python\n# my_lab/rare.py\n(.*?)```", (ROOT / "docs" / "masks.md").read_text(), flags=re.DOTALL
+    )
+    assert code is not None and len(code[1].splitlines()) < 60
+    tested = (ROOT / "tests" / "outside" / "my_lab" / "rare.py").read_text()
+    plain = [[line for line in text.splitlines() if line.strip()] for text in (code[1], tested)]
+    assert plain[0] == plain[1][1:]  # but for the docstring of the module
+
+
+def test_every_masker_stands_on_the_masks_page():
+    page = (ROOT / "docs" / "masks.md").read_text()
+    assert set(re.findall(r"^\| `([a-z-]+)` \|", page, flags=re.MULTILINE)) == set(maskers())
 
 
 def test_the_outside_example_of_the_architecture_page_runs():

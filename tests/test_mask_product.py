@@ -209,7 +209,7 @@ COMPILE = """
             method.after_step(progress)
         graphs = counters["stats"]["unique_graphs"]
         print(case, graphs, flush=True)
-        assert graphs <= 4, (case, graphs)  # before and after the start, and what dynamo needs to see that numbers vary
+        assert graphs <= 5, (case, graphs)  # before and after the start, and what dynamo needs to see that numbers vary
 
     for case in sys.argv[1:]:
         compiled(case, method_of(CASES[case]))

@@ -38,6 +38,17 @@ def test_an_outside_recipe_trains_and_goes_on(forty, recipe):
     assert mimkit("export run --to timm --out model").status == 0
 
 
+def test_an_outside_masker_may_look_at_features_and_keep_maps(forty):
+    command = f"pretrain my_lab.rare:rare --method.masker.refresh 1 --data {forty} --run run $TINY"
+    said = mimkit(f"{command} --max-steps 3")
+    assert said.status == 0, said.err
+    assert mimkit("pretrain --run run").status == 0  # the cached maps are in the checkpoint
+    assert RunFolder(Path("run")).metrics()[-1]["step"] == 5
+    said = mimkit(f"masks my_lab.rare:rare --from run --data {forty} --show 2 --seeds 2 --out m.png --json -")
+    assert said.status == 0, said.err
+    assert json.loads(said.out)["overlap_seeds"] > 0.8  # little noise beside the scores
+
+
 def test_an_outside_method_has_its_own_settings(forty):
     losses = []
     for scale in (1, 3):

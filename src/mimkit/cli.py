@@ -16,7 +16,7 @@ COMMANDS = {
         "knn|probe|all TARGET ... --data DATA",
         "measure a run, an export, a timm model or a baseline",
     ),
-    "masks": ("MASKER|RECIPE --data DATA [--out FILE]", "draw masks on your pictures"),
+    "masks": ("MASKER|RECIPE --data DATA [--from RUN]", "draw masks on your pictures"),
     "export": ("RUN --to timm|huggingface --out DIR", "leave with the model"),
     "doctor": ("DATA [RECIPE]", "what is wrong with a folder before anything trains"),
     "diff": ("RUN RUN", "what differs between two runs"),

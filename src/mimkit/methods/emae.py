@@ -8,21 +8,24 @@ from mimkit.errors import UserError, at_least
 from mimkit.masks import Mask, Masker, PartitionMasker
 from mimkit.masks.informed import choice
 from mimkit.methods.mae import MAE, MAEConfig
-from mimkit.model.decoder import Decoder
+from mimkit.model.decoder import Decoder, DecoderConfig
 from mimkit.model.encoder import Encoder
 from mimkit.model.patches import patchify
 from mimkit.objectives import DISTANCES, disagreement, squared_error
-from mimkit.task import Batch, Gallery, Method, Step
+from mimkit.targets import Pixels
+from mimkit.task import Batch, Gallery, Method, MethodConfig, Step
 
 
 @dataclass(kw_only=True, slots=True)
-class EMAEConfig(MAEConfig):
+class EMAEConfig(MethodConfig):
     """Efficient masked autoencoder with self-consistency (arXiv:2302.14431).
 
     The paper came without code: distance, stopped gradient and averaging are options, with our defaults.
     """
 
     masker: Masker = field(default_factory=PartitionMasker)
+    target: Pixels = field(default_factory=Pixels)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
     weight: float = 1.0
     """Of the self-consistency beside the reconstruction; 0 leaves the parallel masks alone."""
     distance: str = "l1"
@@ -44,7 +47,8 @@ class EMAEConfig(MAEConfig):
             raise UserError(
                 "two parts that partition a picture hide no patch in common, so nothing can agree: use 3 or more"
             )
-        return EMAE(MAEConfig.build(self, encoder), self)
+        mae = MAEConfig(masker=masker, target=self.target, decoder=self.decoder)
+        return EMAE(mae.build(encoder), self)
 
 
 class EMAE(Method):

@@ -1,7 +1,5 @@
 """Recipes of EMAE, of the paper's sizes and for small pictures: nothing enters, a Pretrain leaves."""
 
-from dataclasses import fields
-
 from mimkit.methods.emae import EMAEConfig
 from mimkit.methods.mae import MAEConfig
 from mimkit.recipes.imagenet import mae_vit_b16, mae_vit_l16
@@ -11,8 +9,7 @@ from mimkit.train.prepare import Pretrain
 
 def _emae(run: Pretrain, epochs: int) -> Pretrain:
     assert isinstance(run.method, MAEConfig)
-    kept = {f.name: getattr(run.method, f.name) for f in fields(MAEConfig) if f.name != "masker"}
-    run.method, run.epochs = EMAEConfig(**kept), epochs
+    run.method, run.epochs = EMAEConfig(decoder=run.method.decoder), epochs
     return run
 
 

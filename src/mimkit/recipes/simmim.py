@@ -30,7 +30,7 @@ def simmim_vit_b16() -> Pretrain:
 
 
 def simmim_swin_b() -> Pretrain:
-    """SimMIM, Swin-B with windows of 6 at 192 px: the authors' recipe, 800 epochs with 2048 pictures a step.
+    """SimMIM, Swin-B, windows of 6, at 192 px: the authors' recipe, 800 epochs with 2048 pictures a step.
 
     Rate 4e-4 and the rest as `simmim_vit_b16`, without drop path, with Swin's own weights at the start. The authors
     report 84.0 % fine-tuned on ImageNet at 224 px. Not measured by us.
@@ -57,10 +57,10 @@ def simmim_swin_mini_64() -> Pretrain:
 
 
 def simmim_swinv2_b() -> Pretrain:
-    """SimMIM, SwinV2-B with windows of 12 at 192 px: the authors' recipe, 800 epochs with 2048 pictures a step.
+    """SimMIM, SwinV2-B, windows of 12, at 192 px, 800 epochs with 2048 pictures a step.
 
-    As `simmim_swin_b`, rate 4e-4, with drop path 0.1; each target pixel is standardised by the 47 x 47 pixels around
-    it (microsoft/Swin-Transformer:configs/simmim). Not measured by us.
+    The authors' recipe (microsoft/Swin-Transformer:configs/simmim): as `simmim_swin_b`, rate 4e-4, with drop path 0.1;
+    each target pixel is standardised by the 47 x 47 pixels around it. Not measured by us.
     """
     run = simmim_swin_b()
     run.encoder = EncoderConfig(name="swinv2_base_window12_192", model_args={"drop_path_rate": 0.1})
