@@ -40,9 +40,9 @@ from mimkit.masks.ncut import RULES, object_side
 from mimkit.masks.random import hidden_count
 from mimkit.masks.salience import salience, salient_share
 from mimkit.masks.statistics import object_hidden, score_entropy
-from mimkit.methods.observe import observe
 from mimkit.model.encoder import Encoder
 from mimkit.model.patches import patchify
+from mimkit.observe import observe
 from mimkit.randomness import keys, uniform
 from mimkit.recipes import find_recipe
 from mimkit.train.checkpoint import checkpoints, load_checkpoint

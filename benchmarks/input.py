@@ -3,7 +3,7 @@
     python benchmarks/input.py [--small DATA] [--photos FOLDER] [--rounds N] [--json FILE]
 
 `small`: pictures in memory; cut, mirrored and normalised as batches, against a DataLoader that does it for
-each picture with torchvision's v2 transforms. `photos`: JPEG files to crops of 224 px, against the recipe of
+each picture with torchvision's v2 transforms. `grey`: the same with grey ones of 28 px, cut from these. `photos`: JPEG files to crops of 224 px, against the recipe of
 MAE's release (Pillow and torchvision's v1 transforms). All end in normalised float32, and all run with the
 allocator setting of training. Rounds are interleaved; times are medians over the rounds, ratios medians of
 each round's.
@@ -29,7 +29,8 @@ from torchvision import transforms as v1
 from torchvision.transforms import InterpolationMode, v2
 
 from mimkit.data.loader import Loader
-from mimkit.data.sources import Pictures, open_pictures
+from mimkit.data.pictures import Decoded, Pictures
+from mimkit.data.sources import open_pictures
 from mimkit.data.views import RandomResizedCrop, View, Whole
 from mimkit.train.machine import keep_freed_memory
 
@@ -50,12 +51,13 @@ class OneByOne(Dataset):
 
 
 def loader(pictures: Pictures, view: View, side: int, batch: int, **how) -> Loader:
+    channels = pictures.channels
     return Loader(
         pictures,
         view,
         size=(side, side),
-        mean=MEAN,
-        std=STD,
+        mean=MEAN[:channels],
+        std=STD[:channels],
         seed=0,
         batch_size=batch,
         micro_batch=batch,
@@ -68,24 +70,35 @@ def per_picture(read: Callable[[int], object], count: int, transform: Callable, 
     return lambda: sum(len(images) for images in batches)
 
 
+def picture_of(pixels: torch.Tensor) -> Image.Image:
+    return Image.fromarray(pixels.permute(1, 2, 0).squeeze(2).numpy())
+
+
 def png(pixels: torch.Tensor) -> bytes:
     out = io.BytesIO()
-    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(out, "PNG")
+    picture_of(pixels).save(out, "PNG")
     return out.getvalue()
 
 
-def small(data: str) -> dict[str, Callable[[], int]]:
-    pictures = open_pictures([data], "train", channels=3)
+def grey(pictures: Pictures) -> Pictures:
+    """The size of MNIST and its kin: the green of the middle 28 x 28 pixels."""
+    pixels = pictures.tensor()
+    assert pixels is not None
+    return Decoded("grey", pixels[:, 1:2, 2:30, 2:30].contiguous())
+
+
+def small(pictures: Pictures, side: int) -> dict[str, Callable[[], int]]:
     batch, steps, count = 256, 40, 2048
     ours = {
-        "mimkit, resident, crop": loader(pictures, RandomResizedCrop(), 32, batch),
-        "mimkit, resident, flip": loader(pictures, Whole(), 32, batch),
+        "mimkit, resident, crop": loader(pictures, RandomResizedCrop(), side, batch),
+        "mimkit, resident, flip": loader(pictures, Whole(), side, batch),
     }
     assert all(one.resident for one in ours.values())
     pixels = torch.stack([pictures.read(i) for i in range(count)])
-    arrays = [Image.fromarray(picture.permute(1, 2, 0).numpy()) for picture in pixels]
-    crop = v2.RandomResizedCrop(32, (0.2, 1.0), interpolation=InterpolationMode.BICUBIC, antialias=True)
-    common = [v2.RandomHorizontalFlip(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
+    arrays = [picture_of(picture) for picture in pixels]
+    crop = v2.RandomResizedCrop(side, (0.2, 1.0), interpolation=InterpolationMode.BICUBIC, antialias=True)
+    normalise = v2.Normalize(MEAN[: pictures.channels], STD[: pictures.channels])
+    common = [v2.RandomHorizontalFlip(), v2.ToDtype(torch.float32, scale=True), normalise]
     encoded = [png(picture) for picture in pixels]
     pillow = v2.Compose([crop, v2.ToImage(), *common])
     peers = {
@@ -154,7 +167,9 @@ def main() -> None:
     torch.set_num_threads(1)
     keep_freed_memory()
     results = []
-    for setting, runs in (("small", small(args.small)), ("photos", photos(args.photos))):
+    colour = open_pictures([args.small], "train", channels=3)
+    settings = {"small": small(colour, 32), "grey": small(grey(colour), 28), "photos": photos(args.photos)}
+    for setting, runs in settings.items():
         times = measure(runs, args.rounds)
         for name in runs:
             row = {"setting": setting, "pipeline": name, "us_per_picture": statistics.median(times[name])}
@@ -163,15 +178,15 @@ def main() -> None:
                 peers = [peer for peer in runs if not peer.startswith("mimkit") and peer.endswith(kind)]
                 row["times_less"] = {peer: ratio(times, name, peer) for peer in peers}
             results.append(row)
-    table = Table("pipeline", "CPU us / picture", "pictures / s / core", title="input, one thread")
+    table = Table("setting", "pipeline", "CPU us / picture", "pictures / s / core", title="input, one thread")
     for row in results:
         microseconds = row["us_per_picture"]
-        table.add_row(row["pipeline"], f"{microseconds:,.1f}", f"{1e6 / microseconds:,.0f}")
+        table.add_row(row["setting"], row["pipeline"], f"{microseconds:,.1f}", f"{1e6 / microseconds:,.0f}")
     console = Console(stderr=args.json == "-")
     console.print(table)
     for row in results:
         for peer, times in row.get("times_less", {}).items():
-            console.print(f"{row['pipeline']}: {times:.1f} times less CPU than {peer}")
+            console.print(f"{row['setting']}: {row['pipeline']}: {times:.1f} times less CPU than {peer}")
     if args.json:
         text = json.dumps(results, indent=1)
         print(text) if args.json == "-" else Path(args.json).write_text(text + "\n")

@@ -35,10 +35,10 @@ from mimkit.masks import (
     ncut,
 )
 from mimkit.methods.mae import MAEConfig
-from mimkit.methods.observe import Observer, observe
 from mimkit.model.decoder import DecoderConfig
 from mimkit.model.encoder import EncoderConfig
 from mimkit.model.patches import patchify
+from mimkit.observe import Observer, observe
 from mimkit.randomness import keys
 from mimkit.task import Batch
 from mimkit.train.machine import keep_freed_memory

@@ -21,9 +21,9 @@ from mimkit import cli
 from mimkit.config import from_dict, to_dict
 from mimkit.exploitation import Exploitation
 from mimkit.methods.mae import MAEConfig
-from mimkit.methods.observe import Observer
 from mimkit.model.decoder import DecoderConfig
 from mimkit.model.encoder import EncoderConfig
+from mimkit.observe import Observer
 from mimkit.train import pretrain as pretraining
 from mimkit.train.machine import Engine, Machine
 from mimkit.train.optimizer import AdamWConfig

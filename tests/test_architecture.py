@@ -19,6 +19,7 @@ ORDER = [
     "data",
     "targets",
     "objectives",
+    "observe",
     "methods",
     "measures",
     "weights",

@@ -17,11 +17,11 @@ from mimkit.export import export_timm
 from mimkit.masks import AttMaskMasker, Mask, Masker, MultinomialMasker, PartitionMasker, RandomMasker, SelfGuidedMasker
 from mimkit.masks.masker import Signal
 from mimkit.methods.maskalign import MaskAlign, MaskAlignConfig
-from mimkit.methods.observe import observe
 from mimkit.model.alignment import ADAPTERS, MIXTURES, ORDERS, Alignment
 from mimkit.model.encoder import Encoder, EncoderConfig
 from mimkit.model.patches import patchify, unpatchify
 from mimkit.model.teacher import Teacher
+from mimkit.observe import observe
 from mimkit.randomness import keys
 from mimkit.recipes import find_recipe
 from mimkit.task import Batch, Gallery

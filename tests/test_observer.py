@@ -17,11 +17,11 @@ from mimkit.masks.informed import ModelMasker
 from mimkit.masks.masker import Masker, Signal
 from mimkit.masks.random import hidden_count
 from mimkit.methods.mae import MAE, MAEConfig
-from mimkit.methods.observe import Observer, carried, observe
 from mimkit.model.decoder import DecoderConfig
 from mimkit.model.encoder import Encoder, EncoderConfig
 from mimkit.model.patches import patchify
 from mimkit.model.teacher import Teacher
+from mimkit.observe import Observer, carried, observe
 from mimkit.randomness import keys
 from mimkit.task import Batch, Gallery
 

@@ -24,9 +24,9 @@ from mimkit.evaluate.target import export_folder, open_target
 from mimkit.masks import Mask, Masker, RandomMasker, SelfGuidedMasker, Signal
 from mimkit.masks.informed import InformedMasker, ModelMasker
 from mimkit.masks.statistics import mask_statistics, mean
-from mimkit.methods.observe import Observer
 from mimkit.model.encoder import Encoder, EncoderConfig, is_windowed, refuse_unsuitable
 from mimkit.model.patches import patchify
+from mimkit.observe import Observer
 from mimkit.pictures import coloured, displayable, faded, masked, save_picture, spread, spread_mask, titled_grid
 from mimkit.randomness import integer, keys
 from mimkit.task import Batch

@@ -151,14 +151,22 @@ def crop_resize(
     """The boxes of a batch, resized with antialiasing and mirrored: float32 in 0..255 (or what `finish` makes
     of them), on the pictures' device.
 
-    A batched matrix product with one column of filter weights an output column; then for the rows another
-    one, or on the CPU weighted sums of the few rows that count. Equal to torchvision's
-    `resized_crop(antialias=True)` on float pictures, clamped to 0..255.
+    Equal to torchvision's `resized_crop(antialias=True)` on float pictures, clamped to 0..255.
     """
-    b, c, height, width = pictures.shape
-    device, finish = pictures.device, finish or _as_float
+    finish = finish or _as_float
     if _whole(pictures, boxes, size):
         return finish(_mirrored(pictures, flip), None)
+    return _resampled(pictures, boxes, flip, size, interpolation, finish)
+
+
+def _resampled(
+    pictures: Tensor, boxes: Tensor, flip: Tensor, size: tuple[int, int], interpolation: Interpolation, finish: Finish
+) -> Tensor:
+    """A batched matrix product with one column of filter weights an output column; then for the rows another
+    one, or on the CPU weighted sums of the few rows that count.
+    """
+    b, c, height, width = pictures.shape
+    device = pictures.device
     top, left, tall, wide = boxes.to(device).unbind(1)
     flip = flip.to(device)
     across = _weights(left, wide, flip, width, size[1], interpolation)
@@ -168,7 +176,7 @@ def crop_resize(
         values = pictures.transpose(1, 2).float().flatten(1, 2)
         small = torch.bmm(down, torch.bmm(values, across).view(b, height, c * size[1]))
         return finish(small.view(b, size[0], c, size[1]).transpose(1, 2).clamp(0, 255), None)
-    rows = max(1, min(b, _AT_ONCE // (c * height * max(width, size[1]))))  # a piece stays in the cache
+    rows = -(-b // max(1, round(b * c * height * max(width, size[1]) / _AT_ONCE)))  # a piece stays in the cache
     places, weights = (table.index_select(0, tall).unsqueeze(1) for table in _taps(height, size[0], interpolation))
     channels = (torch.arange(b, dtype=torch.int32) % rows).view(b, 1, 1, 1) * c + torch.arange(c).int().view(c, 1, 1)
     lines = places + (channels * height + top.int().view(b, 1, 1, 1))  # of all those of a piece
@@ -204,7 +212,7 @@ def crop_resize_many(
     if _whole(pictures, boxes, size):
         views = _mirrored(pictures, flip)
     elif pictures.device.type != "cpu" or pictures.shape[2] * pictures.shape[3] <= _SMALL:
-        return crop_resize(pictures, boxes, flip, size, interpolation, finish)
+        return _resampled(pictures, boxes, flip, size, interpolation, finish or _as_float)
     else:
         ways = zip(pictures, boxes, flip.tolist(), strict=True)
         views = torch.stack([crop_resize_one(one, box, mirror, size, interpolation) for one, box, mirror in ways])

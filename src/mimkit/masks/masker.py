@@ -12,7 +12,7 @@ Curve = float | tuple[float, float]
 """A number, or its values at the beginning and at the end of training, with a straight line between them."""
 
 Moment = float | Float[Tensor, ""]
-"""Progress of training in [0, 1); on the device where a compiled step computes with it, else each value compiles anew."""
+"""Progress of training in [0, 1); a tensor on the device where a compiled step computes with it."""
 
 
 def at(curve: Curve, progress: Moment) -> Moment:
@@ -21,7 +21,7 @@ def at(curve: Curve, progress: Moment) -> Moment:
 
 
 class Signal(Enum):
-    """What a masker reads; the method computes exactly this and hands it over (see `methods/observe.py`)."""
+    """What a masker reads; the method computes exactly this and hands it over (see `observe.py`)."""
 
     NONE = "none"  # nothing: a tensor of width 0 that carries shape and device
     PATCHES = "patches"  # (B, N, D) embedded patches with their positions, before the first block

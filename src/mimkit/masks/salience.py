@@ -38,7 +38,8 @@ class SalienceMasker(InformedMasker):
     spread: float = 0.0
     """AMR: how far the ratio of a picture may lie from `ratio`; 0 gives every picture the same."""
     threshold: float | None = None
-    """AMR: salience above which a patch counts; by default the median of the batch, so that ratios really spread."""
+    """AMR: salience above which a patch counts. By default the median of the pictures that are computed at once, so
+    that ratios really spread; they then depend on `machine.micro_batch` and the number of processes."""
     pooled: bool = False
     """AMR: one ratio for a batch, the mean of its pictures', as the released code has it."""
     trigger: str = "fixed"

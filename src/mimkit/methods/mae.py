@@ -8,11 +8,11 @@ from torch import Tensor
 
 from mimkit.exploitation import Exploitation, decoder_attention, exploitation_rate
 from mimkit.masks import Mask, Masker, RandomMasker
-from mimkit.methods.observe import Observer
 from mimkit.model.decoder import Decoder, DecoderConfig
 from mimkit.model.encoder import Encoder
 from mimkit.model.patches import patchify, unpatchify
 from mimkit.objectives import squared_error
+from mimkit.observe import Observer
 from mimkit.randomness import keys
 from mimkit.targets import Pixels
 from mimkit.task import Batch, Gallery, Method, MethodConfig, Step

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from mimkit.errors import UserError, at_least
 from mimkit.masks import Mask, Masker, MultinomialMasker
-from mimkit.methods.observe import Observer
 from mimkit.model.alignment import Alignment
 from mimkit.model.encoder import Encoder, Tokens
 from mimkit.model.patches import patchify
 from mimkit.model.teacher import Teacher
 from mimkit.objectives import mean_where
+from mimkit.observe import Observer
 from mimkit.task import Batch, Gallery, Method, MethodConfig, Step
 
 

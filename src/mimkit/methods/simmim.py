@@ -12,11 +12,11 @@ from mimkit.errors import UserError
 from mimkit.masks import Mask, Masker, SimMIMMasker
 from mimkit.masks.informed import InformedMasker
 from mimkit.masks.masker import Signal
-from mimkit.methods.observe import Observer
 from mimkit.model.encoder import Backbone, Encoder
 from mimkit.model.heads import HeadName, build_head
 from mimkit.model.patches import patchify
 from mimkit.objectives import mean_where, pixel_errors
+from mimkit.observe import Observer
 from mimkit.targets import Colours, PictureTarget
 from mimkit.task import Batch, Gallery, Method, MethodConfig, Step
 

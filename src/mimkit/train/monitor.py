@@ -5,13 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from mimkit.data.loader import evaluation_batches
 from mimkit.data.sources import Pictures
 from mimkit.data.views import CenterCrop
+from mimkit.masks import Mask
 from mimkit.measures import effective_rank, knn
 from mimkit.model.encoder import Backbone
+from mimkit.model.patches import patchify
 from mimkit.pictures import coloured, displayable, masked, pasted, save_picture, spread, spread_mask, titled_grid
 from mimkit.randomness import keys
 from mimkit.task import Batch, Method
@@ -109,4 +112,23 @@ class Monitor:
             shown = displayable(values, self.mean, self.std)
             third = "reconstruction", masked(pasted(originals, shown, hidden), hidden * 0, thrown)
         columns = [("original", originals), ("masked", masked(originals, hidden, thrown)), third]
-        save_picture(titled_grid(columns, sets=2), path)
+        if mask.views > 1 and drawn is not None:
+            columns += self._parts(originals, *drawn, encoder)
+        save_picture(titled_grid(columns, sets=2 if mask.views == 1 else 1), path)
+
+    def _parts(
+        self, originals: Tensor, predicted: Tensor, mask: Mask, encoder: Backbone
+    ) -> list[tuple[str, Float[Tensor, "B 3 H W"]]]:
+        """The other parallel parts of each picture, and how far all disagree (dark: not at all)."""
+        columns = []
+        for part in range(1, mask.views):
+            hidden = spread_mask(mask.hidden[part :: mask.views], encoder.grid, encoder.patch)
+            shown = displayable(predicted[part :: mask.views], self.mean, self.std)
+            columns.append((f"part {part + 1}", masked(originals, hidden)))
+            columns.append(("reconstruction", pasted(originals, shown, hidden)))
+        patches = patchify(predicted.float(), encoder.patch).unflatten(0, (-1, mask.views))
+        where = mask.hidden.unflatten(0, (-1, mask.views)).unsqueeze(3)
+        mean = (patches * where).sum(dim=1) / where.sum(dim=1).clamp(min=1)
+        apart = ((patches - mean.unsqueeze(1)).square() * where).mean(dim=(1, 3))
+        columns.append(("disagreement", coloured(spread(apart, encoder.grid, encoder.patch))))
+        return columns
