@@ -253,7 +253,7 @@ def test_every_masker_is_drawn_with_a_trained_model(name, forty, done, tmp_path)
     out = tmp_path / "m.png"
     result = drawn(f"{name} --data {forty} --from {done} --show 2 --seeds 2 --out {out}")
     looks = name in ("salience", "self-guided", "attmask", "amt", "multinomial", "mixture")
-    views = 4 if name == "partition" else 1
+    views = {"partition": 4, "complementary": 2}.get(name, 1)
     assert result["masks"] == 4 * views and result["patches"] == 16 and 0.3 < result["ratio"] < 0.9
     assert (result["score_entropy"] is not None) == looks
     assert (result["model"], result["trained"]) == (str(done), True)

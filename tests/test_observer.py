@@ -436,6 +436,13 @@ def test_exploitation_starts_it_and_the_start_survives():
         assert one.observer.masker.reads(0.2) is Signal.FEATURES
 
 
+def test_a_method_without_a_decoder_cannot_measure_exploitation():
+    encoder = tiny_encoder()
+    observer = Observer(SelfGuidedMasker(trigger="exploitation"), encoder)
+    with pytest.raises(UserError, match="no decoder whose exploitation"):
+        observer.before_epoch(encoder, 0, 0.0, gallery_of(pictures(4)))
+
+
 def test_without_the_trigger_it_starts_at_the_latest():
     method = tiny_mae(SelfGuidedMasker(trigger="exploitation", start=0.5))
     logs = method.before_epoch(5, 0.5, gallery_of(pictures()))

@@ -153,7 +153,9 @@ class Observer(nn.Module):
                     state = Trigger(armed=True, fired_at=progress)
                 self._keep(state)
                 logs["trigger_fired"] = float(state.fired)
-        elif self.trigger is not None and exploit is not None:
+        elif self.trigger is not None:
+            if exploit is None:
+                raise UserError("this method has no decoder whose exploitation could be measured: use trigger fixed")
             masked, visible = (rate.mean().item() for rate in reversed(exploit(gallery.some())))
             state = Trigger.from_tensor(self.trigger).update(masked, visible, progress)
             self._keep(state)
