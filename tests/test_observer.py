@@ -2,6 +2,7 @@
 
 import copy
 import math
+import sys
 from dataclasses import dataclass, replace
 
 import pytest
@@ -486,7 +487,7 @@ def test_saturation_starts_salience_and_the_start_survives():
 
 
 def test_saturated_salience_does_not_start(monkeypatch):
-    from mimkit.methods import observe as module
+    module = sys.modules["mimkit.observe"]
 
     method = tiny_mae(SalienceMasker(trigger="saturation", start=0.75))
     monkeypatch.setattr(module, "salient_share", lambda maps: torch.tensor(0.049))

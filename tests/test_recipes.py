@@ -44,19 +44,20 @@ def test_a_recipe_survives_json_and_the_command_line(name):
     run = find_recipe(name)
     assert find_recipe(name) is not run
     assert from_dict(to_dict(run)) == run
+    setting, value = ("ratio", 0.5) if hasattr(run.method.masker, "ratio") else ("parts", 2)
     flags = [
         "--data",
         "a",
         "b",
         "--epochs",
         "3",
-        "--method.masker.ratio",
-        "0.5",
+        f"--method.masker.{setting}",
+        str(value),
         "--machine.compile",
         "False",
     ]
     changed = parse(PretrainArguments, flags, "mimkit", PretrainArguments(config=run)).config
-    assert (changed.data, changed.epochs, changed.method.masker.ratio) == (("a", "b"), 3, 0.5)
+    assert (changed.data, changed.epochs, getattr(changed.method.masker, setting)) == (("a", "b"), 3, value)
     assert changed.machine.compile is False
     method = replace(changed.method, masker=run.method.masker)
     assert replace(changed, data=(), epochs=run.epochs, machine=run.machine, method=method) == run

@@ -11,6 +11,8 @@ from mimkit.errors import UserError, unknown
 if TYPE_CHECKING:
     from mimkit.train.prepare import Pretrain
 
+METHODS = ("mae", "simmim", "emae", "maskalign")  # whose recipes come one after the other in this order
+
 
 def recipes() -> dict[str, tuple[str, str]]:
     """Names of all recipes with their module and docstring, from the source: nothing heavy is imported."""
@@ -21,7 +23,8 @@ def recipes() -> dict[str, tuple[str, str]]:
                 continue
             if isinstance(node.returns, ast.Name) and node.returns.id == "Pretrain":
                 found[node.name] = (f"{__name__}.{path.stem}", ast.get_docstring(node) or "")
-    return dict(sorted(found.items(), key=lambda recipe: recipe[0].split("_")[0]))  # the methods one after another
+    families = [*METHODS, *sorted({name.split("_")[0] for name in found} - set(METHODS))]
+    return dict(sorted(found.items(), key=lambda recipe: families.index(recipe[0].split("_")[0])))
 
 
 def check_recipe(name: str) -> None:
