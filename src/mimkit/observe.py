@@ -177,8 +177,6 @@ class Observer(nn.Module):
 
     def _look_at_all(self, encoder: Backbone, progress: float, gallery: Gallery) -> Tensor:
         """Maps of every whole picture, half precision, each process a part of them."""
-        training = encoder.training
-        encoder.eval()
         cache = None
         for images, index in gallery.every():
             patches = patchify(images, encoder.patch)
@@ -186,7 +184,6 @@ class Observer(nn.Module):
             if cache is None:
                 cache = torch.zeros(gallery.count, *maps.shape[1:], device=maps.device)
             cache[index.to(maps.device)] = maps.float()
-        encoder.train(training)
         assert cache is not None
         return distributed.total(cache).half()
 

@@ -40,10 +40,7 @@ class EMAEConfig(MethodConfig):
         choice("pairs", self.pairs, ("ordered", "later"), of="method")
         at_least(0, **{"method.weight": self.weight})
         masker = self.masker
-        views = masker.parts if isinstance(masker, PartitionMasker) else 2
-        if views == 1 or (
-            self.weight and isinstance(masker, PartitionMasker) and masker.mode == "parallel" and views < 3
-        ):
+        if self.weight and isinstance(masker, PartitionMasker) and masker.mode == "parallel" and masker.parts == 2:
             raise UserError(
                 "two parts that partition a picture hide no patch in common, so nothing can agree: use 3 or more"
             )
@@ -74,10 +71,10 @@ class EMAE(Method):
         mae = self.mae
         patches = patchify(batch.images, mae.encoder.patch)
         mask, logs = mae.observer(mae.encoder, patches, batch, progress)
-        refuse_single(mask)
+        if mask.views == 1:
+            raise UserError("EMAE compares several views of a picture and this masker makes one: use PartitionMasker")
         prediction = mae.predict(patches, mask)
-        where = mask.hidden & ~mask.thrown
-        whole = squared_error(prediction, mask.repeat(mae.target(patches)), where, per_picture=mask.ragged)
+        whole = squared_error(prediction, mask.repeat(mae.target(patches)), mask.hidden, per_picture=mask.ragged)
         logs |= {"hidden": mask.hidden.float().mean(), "reconstruction": whole.detach()}
         if self.config.weight == 0:
             return Step(whole, logs)
@@ -100,9 +97,3 @@ class EMAE(Method):
     def reconstruct(self, batch: Batch, progress: float) -> tuple[Tensor, Mask]:
         """Predictions of all parts (BK, C, H, W) and their masks."""
         return self.mae.reconstruct(batch, progress)
-
-
-def refuse_single(mask: Mask) -> None:
-    """Refuse masks in one view: nothing could agree."""
-    if mask.views == 1:
-        raise UserError("EMAE compares several views of a picture and this masker makes one: use PartitionMasker")
