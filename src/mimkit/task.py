@@ -21,6 +21,7 @@ class Batch:
     crop: Float[Tensor, "B 4"] | None = None  # seen box: top, left, height, width as shares of the whole picture
     flip: Bool[Tensor, " B"] | None = None  # whether mirrored left to right after the cut
     moment: Float[Tensor, ""] | None = None  # progress on the device, for arithmetic in compiled steps
+    others: tuple[Float[Tensor, "B C h w"], ...] = ()  # further views of the same pictures, as `images.others` says
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Gallery:
     count: int  # pictures in the set
     some: Callable[[], Float[Tensor, "b C H W"]]  # the same few at every call, on the device
     every: Callable[[], Iterator[tuple[Float[Tensor, "b C H W"], Int64[Tensor, " b"]]]]  # all, with their numbers
+    labels: Int64[Tensor, " n"] | None = None  # of every picture, for tasks that are taught them
+    classes: int = 0  # how many kinds of labels there are
 
 
 @dataclass(frozen=True)
@@ -58,9 +61,15 @@ class Task(nn.Module):
 
 
 class Method(Task):
-    """A task that pre-trains an encoder."""
+    """A task that trains an encoder."""
 
     encoder: Encoder
+
+    def study(self, gallery: Gallery, begun: bool) -> None:
+        """Called before the first step of a process, to take labels or statistics of the pictures.
+
+        `begun`: a checkpoint will be loaded, and with it what is kept in buffers.
+        """
 
     def reconstruct(self, batch: Batch, progress: float) -> tuple[Float[Tensor, "BK C H W"], Mask] | None:
         """Pictures of what it learned, in the normalisation of its input, and their masks; None if it draws none."""

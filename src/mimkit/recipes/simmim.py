@@ -82,3 +82,15 @@ def simmim_mini_32() -> Pretrain:
         epochs=24,
         batch_size=128,
     )
+
+
+def simmim_swin_mini_32() -> Pretrain:
+    """SimMIM, a Swin of two stages (64 and 128 wide, 2 + 2 blocks, windows of 4) for 32 px (CIFAR).
+
+    24 epochs with 128 pictures a step, patches of 4, squares of 8 pixels hidden; rate 1.5e-3 (3e-3 x 128 / 256).
+    Compared with the other methods in docs/lab-notebook.md.
+    """
+    run = simmim_mini_32()
+    shape = {"embed_dim": 64, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4}
+    run.encoder = EncoderConfig(name="swin_tiny_patch4_window7_224", patch=4, model_args=shape)
+    return run

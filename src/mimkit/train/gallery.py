@@ -38,4 +38,4 @@ def open_gallery(
         for images, _, index in evaluation_batches(part, **settings):
             yield images, mine[index]
 
-    return Gallery(len(pictures), some, every)
+    return Gallery(len(pictures), some, every, pictures.labels, len(pictures.classes or ()))

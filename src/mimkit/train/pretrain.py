@@ -83,6 +83,8 @@ def _train(
     mean, std = ready.statistics
     task = ready.task
     workers = config.machine.readers()
+    gallery = open_gallery(pictures, size=size, mean=mean, std=std, device=device, workers=workers)
+    task.study(gallery, begun=ready.begun)
     micro = distributed.on_main(lambda: ready.micro_batch(device, world), device)
     engine = Engine.choose(config.machine, device, task, lambda: ready.sample(ready.timed(micro)), kept.get("engine"))
     wrapped = engine.wrap(task)
@@ -129,8 +131,6 @@ def _train(
                 for name, value in record.items():
                     if name not in ("step", "seconds"):
                         board.add_scalar(name, value, record["step"])
-
-    gallery = open_gallery(pictures, size=size, mean=mean, std=std, device=device, workers=workers)
 
     def prepare(step: int) -> None:
         """Before the first step of an epoch the task may look at pictures outside the batches."""
