@@ -441,3 +441,16 @@ def test_doctor_lists_bad_pictures(tmp_path, forty):
 def test_doctor_when_nothing_can_be_read(inside):
     said = mimkit("doctor corrupt")
     assert said.status == 2 and "4 cannot be read" in said.out and said.err.count("\n") == 1
+
+
+def test_a_recipe_with_another_masker(forty, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = f"--data {forty} {TINY.replace('--method.decoder.width 8 --method.decoder.heads 2', '')}"
+    said = mimkit(f"pretrain simmim_mini_32 --masker salience {flags} --method.masker.start 0.25 --run a")
+    assert said.status == 0, said
+    masker = RunFolder(Path("a")).read_config()["config"].method.masker
+    assert type(masker).__name__ == "SalienceMasker"
+    assert (masker.ratio, masker.start) == (0.6, 0.25), "the recipe's ratio, and what was said"
+    assert "1 of 5" not in mimkit("pretrain --run a").out  # a finished run stays what it is
+    assert "did you mean 'grid'" in refused("pretrain mae_mini_32 --masker=gird --data photos")
+    assert "PartitionMasker" in refused(f"pretrain emae_mini_32 --masker grid {flags} --run b")

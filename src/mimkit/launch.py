@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +10,8 @@ import tyro
 
 from mimkit import distributed
 from mimkit.console import Arguments, parse
-from mimkit.errors import UserError
+from mimkit.errors import UserError, unknown
+from mimkit.masks import maskers
 from mimkit.recipes import find_recipe, recipes
 from mimkit.recipes.choose import choose_recipe
 from mimkit.train.prepare import Prepared, Pretrain
@@ -26,6 +27,8 @@ class PretrainArguments(Arguments):
     """Folder of the run; by default runs/RECIPE-DATA."""
     max_steps: int | None = None
     """Stop after so many steps of the planned schedule; the same command goes on."""
+    masker: str | None = None
+    """Hide patches in another way than the recipe: one that 'mimkit masks' draws, such as salience (SBAM) or self-guided."""
     config: Annotated[Pretrain, tyro.conf.arg(name="")]
 
 
@@ -41,6 +44,7 @@ def launch(args: list[str]) -> tuple[dict[str, Any], str, str | None]:
     prog = f"mimkit pretrain {recipe or '[RECIPE]'}"
 
     def read(default: Pretrain) -> PretrainArguments:
+        exchange_masker(default, args)
         return parse(PretrainArguments, args, prog, PretrainArguments(config=default))
 
     chosen = read(find_recipe(recipe) if recipe else Pretrain())
@@ -63,6 +67,23 @@ def launch(args: list[str]) -> tuple[dict[str, Any], str, str | None]:
         folder = chosen.run or distributed.on_main(lambda: free_folder(name, chosen.config), device)
         result = pretrain(chosen.config, folder, recipe=name, max_steps=chosen.max_steps, say=_say)
     return result, _words(result, folder, chosen.config), chosen.json
+
+
+def exchange_masker(config: Pretrain, args: list[str]) -> None:
+    """Put the masker that `--masker` names into the config, with the recipe's ratio; its settings follow as flags."""
+    words = " ".join(args).replace("--masker=", "--masker ").split(" ")
+    if "--masker" not in words[:-1]:
+        return
+    name = words[words.index("--masker") + 1]
+    if name not in maskers():
+        raise unknown("masker", name, maskers(), see="'mimkit masks NAME --data DATA' draws one.")
+    before = getattr(config.method, "masker", None)
+    if before is None:
+        raise UserError(f"{type(config.method).__name__.removesuffix('Config')} hides no patches: leave --masker out")
+    chosen, ratio = maskers()[name](), getattr(before, "ratio", None)
+    if hasattr(chosen, "ratio") and isinstance(ratio, float):
+        chosen = replace(chosen, ratio=ratio)
+    config.method.masker = chosen  # type: ignore[attr-defined]
 
 
 def _say(line: str) -> None:
