@@ -12,12 +12,13 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mimkit import cli
+from mimkit import cli, distributed
 from mimkit.config import from_dict, to_dict
 from mimkit.exploitation import Exploitation
 from mimkit.methods.mae import MAEConfig
@@ -52,19 +53,21 @@ def tiny(data: Path | str = "photos", **machine: Any) -> Pretrain:
 
 
 class Child:
-    """A run in another process; `faults` are functions of this module with their arguments, applied first."""
+    """A run in another process, or several one after the other; `faults` are functions of this module with their
+    arguments, applied first."""
 
     def __init__(
         self,
         log: Path,
-        config: Pretrain,
-        folder: Path,
+        config: Pretrain | list[Pretrain],
+        folder: Path | list[Path],
         *faults: tuple,
         max_steps: int | None = None,
         **env: Any,
     ) -> None:
         self.log = log
-        words = (to_dict(config), str(folder), max_steps)
+        runs = zip(*([it] if not isinstance(it, list) else it for it in (config, folder)), strict=True)
+        words = [(to_dict(one), str(place), max_steps) for one, place in runs]
         self.process = processes.Process(target=_child, args=(str(log), words, faults, env))
         self.process.start()
 
@@ -78,7 +81,7 @@ class Child:
         return code if code >= 0 else 128 - code, self.log.read_text()
 
 
-def _child(log: str, words: tuple, faults: tuple[tuple, ...], env: dict[str, Any]) -> None:
+def _child(log: str, words: list[tuple], faults: tuple[tuple, ...], env: dict[str, Any]) -> None:
     os.environ.update({key: str(value) for key, value in env.items()})
     with open(log, "w", encoding="utf-8") as file:
         os.dup2(file.fileno(), 1)
@@ -89,10 +92,11 @@ def _child(log: str, words: tuple, faults: tuple[tuple, ...], env: dict[str, Any
     torch.set_num_threads(1)
     for name, *arguments in faults:
         globals()[name](*arguments)
-    config, folder, max_steps = words
 
     def command(args: list[str]) -> int:
-        result = pretraining.pretrain(from_dict(config), Path(folder), recipe="tiny", max_steps=max_steps)
+        with distributed.processes(torch.device("cpu")) if len(words) > 1 else nullcontext():  # they meet but once
+            for config, folder, max_steps in words:
+                result = pretraining.pretrain(from_dict(config), Path(folder), recipe="tiny", max_steps=max_steps)
         return 128 + result["signal"] if result["signal"] else 0
 
     cli.run = lambda name, args: command(args)  # the statuses and the one line are the command line's own
@@ -100,7 +104,9 @@ def _child(log: str, words: tuple, faults: tuple[tuple, ...], env: dict[str, Any
     sys.exit(cli.main(["pretrain"]))
 
 
-def ranks(log: Path, config: Pretrain, folder: Path, *faults: tuple, world: int = 2) -> list[tuple[int, str]]:
+def ranks(
+    log: Path, config: Pretrain | list[Pretrain], folder: Path | list[Path], *faults: tuple, world: int = 2
+) -> list[tuple[int, str]]:
     """The same run in several processes that meet over gloo, as torchrun would start them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

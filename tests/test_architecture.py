@@ -27,10 +27,12 @@ ORDER = [
     "pictures",
     "train",
     "evaluate",
+    "analysis",
     "recipes",
     "draw",
     "doctor",
     "launch",
+    "compare",
     "commands",
     "cli",
 ]  # a file imports from what stands before it, or from its own folder

@@ -6,6 +6,7 @@ import os
 import signal
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +16,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from mimkit.data.augment import RandAugment, erased
+from mimkit.data.colours import Colours
 from mimkit.data.decode import BadPicture
 from mimkit.data.loader import Loader, evaluation_batches, order, statistics
 from mimkit.data.pictures import Decoded, Pictures
 from mimkit.data.sources import open_pictures
+from mimkit.data.stream import Plan
 from mimkit.data.views import CenterCrop, RandomResizedCrop, Whole
 from mimkit.errors import UserError
+from mimkit.randomness import keys
 
 torch.set_num_threads(1)  # waiting threads cost more than they save on shared cores
 
+NONE = Colours(jitter=0.0, brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0, grey=0.0, blur=0.0)
 HALF = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
 
 
@@ -67,7 +73,9 @@ def same(one, other, within: float = 0.0) -> None:
     for a, b in zip(one, other, strict=True):
         assert torch.equal(a.keys, b.keys) and torch.equal(a.index, b.index)
         assert torch.equal(a.crop, b.crop) and torch.equal(a.flip, b.flip)
-        assert a.images.shape == b.images.shape and (a.images - b.images).abs().max() <= within
+        assert len(a.others) == len(b.others)
+        for x, y in zip((a.images, *a.others), (b.images, *b.others), strict=True):
+            assert x.shape == y.shape and (x - y).abs().max() <= within
 
 
 @settings(max_examples=40, deadline=None)
@@ -140,6 +148,101 @@ def test_how_many_steps_are_drawn_at_once_changes_nothing(accumulate, monkeypatc
         monkeypatch.setattr("mimkit.data.loader._DRAWN", drawn)
         same(together, loader(**how).micro_batches(3, 9))
     same(together[2 * accumulate :], loader(**how).micro_batches(5, 9))
+
+
+STRONG = Colours(solarise=0.3, grey=0.3)
+OTHERS = (
+    RandomResizedCrop(),  # as the first
+    RandomResizedCrop(scale=(0.1, 0.5), size=12, colours=STRONG),
+    Whole(augment=RandAugment(), erase=0.5),
+    RandomResizedCrop(interpolation="bilinear", colours=STRONG, augment=RandAugment(), erase=0.5),
+)
+
+
+def test_the_keys_of_views_are_their_addresses():
+    rows = Plan(3, 40, 12, 12, 0, 1, others=3).rows(2, 3)  # goes on into the second epoch
+    assert torch.equal(
+        rows.views[0], keys("crop", 3, rows.epoch, rows.picture)
+    )  # what crops of old runs were drawn from
+    assert len(rows.views.unique()) == 4 * 36 and rows.epoch.unique().tolist() == [0, 1]
+    assert torch.equal(rows.views[:1], Plan(3, 40, 12, 12, 0, 1).rows(2, 3).views)
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_further_views_have_addresses_too(resident):
+    """Whatever the workers, ranks and the first step; the first view is as it was without others."""
+    how = dict(pictures=Made(bad=(5, 6)), resident=resident)
+    batches = list(loader(**how, others=OTHERS).micro_batches(0, 8))
+    alone = list(loader(**how).micro_batches(0, 8))
+    for one, other in zip(batches, alone, strict=True):
+        assert torch.equal(one.images, other.images) and torch.equal(one.crop, other.crop)
+        assert [view.shape for view in one.others] == [(12, 3, side, side) for side in (16, 12, 16, 16)]
+        assert all(view.is_contiguous() and view.dtype == torch.float32 for view in one.others) and not other.others
+    same(batches[3:], loader(**how, others=OTHERS).micro_batches(3, 8))  # resumed
+    same(batches, loader(**how, others=OTHERS, workers=2).micro_batches(0, 8))
+    parts = [loader(**how, others=OTHERS, world=2, rank=r, micro_batch=3).micro_batches(0, 8) for r in range(2)]
+    pairs = [batch for steps in zip(*parts, strict=True) for batch in steps]  # in the order of the global batch
+    for number in range(len(OTHERS)):
+        whole = torch.cat([batch.others[number] for batch in batches])
+        assert (whole - torch.cat([batch.others[number] for batch in pairs])).abs().max() < 1e-5
+    other_seed = next(iter(loader(**how, others=OTHERS, seed=4).micro_batches(0, 1)))
+    for a, b in zip(batches[0].others, other_seed.others, strict=True):
+        assert not torch.equal(a, b)
+
+
+def test_memory_and_streaming_see_the_same_further_views():
+    how = dict(pictures=Made(bad=(2, 3)), others=OTHERS)
+    for a, b in zip(*(loader(**how, resident=r).micro_batches(0, 8) for r in (True, False)), strict=True):
+        assert torch.equal(a.others[2], b.others[2])  # both from whole numbers
+        assert (a.others[3] - b.others[3]).abs().max() < 1e-5
+        assert (a.others[0] - b.others[0]).abs().max() < 3 / 255 / 0.25  # uint8 rounding after each axis
+        away = (a.others[1] - b.others[1]).abs()
+        assert away.mean() < 1 / 255 / 0.25 and away.max() < 40 / 255 / 0.25  # a turn of hue makes it larger
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_further_views_show_the_same_pictures_by_boxes_of_their_own(resident):
+    pictures = Charted(odd=None)
+    views = (RandomResizedCrop(scale=(0.3, 0.7)), CenterCrop(fraction=0.5), Whole(flip=0.0, colours=NONE))
+    how = dict(view=views[0], others=views, size=(24, 24), mean=(0.0,) * 3, std=(1 / 255,) * 3)
+    middles = []
+    for batch in loader(pictures, resident=resident, **how).micro_batches(0, 6):
+        again, central, whole = batch.others
+        assert all((view[:, 2] - 32).abs().max() < 0.51 for view in (again, central, whole))
+        assert (central[:, 0].mean((1, 2)) / 4 - 11.5).abs().max() < 0.3
+        assert (central[:, 1].mean((1, 2)) / 4 - 15.5).abs().max() < 0.3
+        assert (whole[:, 1].mean((1, 2)) / 4 - 15.5).abs().max() < 0.1
+        middles.append(torch.stack([view[:, 1].mean((1, 2)) / 4 for view in (batch.images, again)]))
+    first, second = torch.cat(middles, 1)
+    assert (first - second).abs().mean() > 1 and torch.corrcoef(torch.stack([first, second]))[0, 1].abs() < 0.5
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_colours_change_before_normalisation_and_erasing_comes_after(resident):
+    n = dict(size=(24, 24), resident=resident, mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 0.125))
+    black = replace(NONE, jitter=1.0, brightness=0.5)
+    plain, changed, noisy = (
+        next(loader(**n, view=Whole(flip=0.0, **part)).micro_batches(0, 1)).images
+        for part in ({}, {"colours": black}, {"colours": black, "erase": 1.0})
+    )
+    mean, std = (torch.tensor(n[name]).view(3, 1, 1) for name in ("mean", "std"))
+    rows = Plan(3, 40, 12, 12, 0, 1).rows(0)
+    expected = (black(plain * std + mean, rows.views[0]) - mean) / std
+    assert (changed - expected).abs().max() < 1e-4 and (changed - plain).abs().mean() > 0.1
+    assert torch.allclose(noisy, erased(changed.clone(), rows.views[0], 1.0)) and not torch.allclose(noisy, changed)
+
+
+def test_colours_that_the_pictures_do_not_have_are_refused_at_once():
+    bands = Decoded("bands", torch.zeros(30, 4, 20, 20, dtype=torch.uint8))
+    how = dict(mean=(0.5,) * 4, std=(0.5,) * 4)
+    with pytest.raises(UserError, match=r"4 channels have no colours\.saturation and colours\.hue and colours\.grey"):
+        loader(bands, others=(Whole(colours=Colours()),), **how)
+    with pytest.raises(UserError, match=r"view\.augment needs pictures of 1 or 3 channels, these have 4"):
+        loader(bands, view=Whole(augment=RandAugment()), **how)
+    grey = Decoded("grey", bands.tensor()[:, :1] + torch.arange(20, dtype=torch.uint8))
+    how = dict(mean=(0.5,), std=(0.5,), others=OTHERS)
+    for one, other in zip(*(loader(grey, resident=r, **how).micro_batches(0, 2) for r in (True, False)), strict=True):
+        assert one.others[3].shape == (12, 1, 16, 16) and torch.equal(one.others[2], other.others[2])
 
 
 def test_a_substitute_depends_on_the_epoch():

@@ -137,12 +137,14 @@ def test_parts_folded_into_the_batch_equal_separate_autoencoders():
     torch.testing.assert_close(step.loss, torch.stack(losses).mean())
 
 
-@pytest.mark.parametrize("masker", [PartitionMasker(parts=4, mode="independent"), ComplementaryMasker(ratio=0.75)])
-def test_the_ablations_train(masker):
-    task = build(masker=masker)
+@pytest.mark.parametrize(
+    ("masker", "weight"), [(PartitionMasker(parts=4, mode="independent"), 1.0), (ComplementaryMasker(ratio=0.75), 0.0)]
+)
+def test_the_ablations_train(masker, weight):
+    task = build(masker=masker, weight=weight)
     step = task(batch(), 0.0)
     step.loss.backward()
-    assert step.loss.isfinite() and step.logs["disagreement"] >= 0
+    assert step.loss.isfinite() and (not weight or step.logs["disagreement"] > 0)
     assert all(p.grad is not None for p in task.parameters() if p.requires_grad)
 
 
@@ -157,8 +159,10 @@ def test_the_weight_counts():
 def test_what_cannot_agree_is_refused():
     with pytest.raises(UserError, match="3 or more"):
         build(masker=PartitionMasker(parts=2))
-    with pytest.raises(UserError, match="use PartitionMasker"):
-        build(masker=RandomMasker())(batch(), 0.0)
+    with pytest.raises(UserError, match="ComplementaryMasker hide no patch in common"):
+        build(masker=ComplementaryMasker())
+    with pytest.raises(UserError, match="RandomMasker makes one: use PartitionMasker"):
+        build(masker=RandomMasker())
     with pytest.raises(UserError, match=r"method\.distance"):
         build(distance="l3")
     with pytest.raises(UserError, match=r"method\.pairs"):

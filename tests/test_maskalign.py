@@ -12,6 +12,7 @@ from torch import Tensor
 
 from commandline import FAST, mimkit, refused
 from drills import ranks, tiny
+from mimkit.draw import MaskArguments, draw_masks, look, open_scene
 from mimkit.errors import UserError
 from mimkit.export import export_timm
 from mimkit.masks import AttMaskMasker, Mask, Masker, MultinomialMasker, PartitionMasker, RandomMasker, SelfGuidedMasker
@@ -463,7 +464,10 @@ def test_it_learns(other):
         ({"mixture": "lineal"}, "no value of method.mixture 'lineal'; did you mean 'linear'"),
         ({"adapter": "mlp3"}, "no value of method.adapter 'mlp3'"),
         ({"order": "mix"}, "no value of method.order 'mix'"),
-        ({"masker": SelfGuidedMasker(trigger="exploitation")}, "has no decoder"),
+        (
+            {"masker": SelfGuidedMasker(trigger="exploitation")},
+            "SelfGuidedMasker is to start .* MaskAlign has no decoder",
+        ),
     ],
 )
 def test_what_cannot_be_meant_is_refused(teacher, settings, message):
@@ -514,6 +518,48 @@ def test_a_run_from_the_command_line(forty, teacher, tmp_path, monkeypatch):
     assert not any("teacher" in key for key in saved) and "alignment.mixture" in saved
     # a run is a teacher in its turn
     assert mimkit(f"{command.replace(teacher, 'one')} --run three --max-steps 1").status == 0
+
+
+def test_a_run_goes_on_from_another_folder(forty, teacher, tmp_path, monkeypatch):
+    """Teachers are named by a folder below the one where the run began: by the method and by the masker."""
+    work, elsewhere = tmp_path / "work", tmp_path / "elsewhere"
+    work.mkdir(), elsewhere.mkdir()
+    (work / "seer").symlink_to(teacher)
+    monkeypatch.chdir(work)
+    command = (
+        f"pretrain maskalign_mini_32 --data {forty} --method.teacher seer --method.masker.scorer ./seer --batch-size 8 "
+        f"--epochs 1 --encoder.width 16 --encoder.depth 3 --encoder.heads 2 {FAST} --run {tmp_path / 'run'}"
+    )
+    for steps in (1, 2):  # the same command goes on
+        said = mimkit(f"{command} --max-steps {steps}")
+        assert said.status == 0, said
+    config = RunFolder(tmp_path / "run").read_config()["config"]
+    assert config.method.teacher == config.method.masker.scorer == str(Path(teacher).resolve())
+    monkeypatch.chdir(elsewhere)
+    assert mimkit(f"pretrain --run {tmp_path / 'run'}").status == 0
+    assert MaskAlignConfig(teacher="seer").teacher == "seer"  # no folder here
+
+
+def test_masks_are_drawn_by_the_recipe_s_teacher(forty, teacher, tmp_path, monkeypatch):
+    run = tiny(forty)
+    run.method, run.encoder.depth = MaskAlignConfig(teacher=teacher, layers=2), 3
+    words = dict(data=(str(forty),), out=tmp_path / "m.png", show=2, seeds=1)
+    arguments = MaskArguments(masker=run.method.masker, **words)
+    found, _ = draw_masks(arguments, run)
+    assert found["model"] == teacher and found["trained"]
+    scene = open_scene(arguments, run.method.masker, Signal.ATTENTION, run)
+    images = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    seer = Teacher(teacher, (3, 3), 3, scene.mean, scene.std)
+    expected = run.method.masker.maps(seer.look(images, 1, attention=True).attention, (3, 3))
+    torch.testing.assert_close(look(scene, run.method.masker, images, 0.0), expected)
+    for masker, who in ((MultinomialMasker(scorer="ema"), run.encoder.name), (AttMaskMasker(scorer=teacher), teacher)):
+        assert draw_masks(MaskArguments(masker=masker, **words), run)[0]["model"] == who
+    named = draw_masks(replace(arguments, model=teacher), run)[0]
+    assert named["model"] == teacher
+    run.encoder.name = NO_CLASS  # the student's class token is not asked for
+    assert draw_masks(arguments, run)[0]["model"] == teacher
+    answer = refused(f"masks maskalign_mini_32 --data {forty} --out {tmp_path / 'm.png'}")
+    assert "this recipe names none: give one with --from" in answer
 
 
 def test_two_processes_equal_one(forty, teacher, tmp_path):

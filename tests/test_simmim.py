@@ -39,8 +39,8 @@ from mimkit.model.windowed import WindowedEncoder
 from mimkit.objectives import mean_where
 from mimkit.randomness import keys
 from mimkit.recipes import find_recipe
-from mimkit.targets import ColourBins, Colours, PictureTarget, surroundings
-from mimkit.task import Batch
+from mimkit.targets import ColourBins, ColourClusters, Colours, PictureTarget, surroundings
+from mimkit.task import Batch, Gallery
 from mimkit.train.optimizer import AdamWConfig
 from mimkit.train.prepare import Prepared, Pretrain
 from mimkit.train.schedule import WarmupCosine, WarmupSteps
@@ -387,6 +387,70 @@ def test_cross_entropy_of_bins_against_numpy():
     assert ours(given, 0.0).loss.item() == pytest.approx((errors * counts).sum() / counts.sum(), rel=1e-4)
 
 
+def gallery(images: Tensor) -> Gallery:
+    return Gallery(len(images), lambda: images, lambda: iter(()))
+
+
+def coloured(rows: int, size: int = 32) -> tuple[Tensor, Tensor]:
+    """Normalised pictures of five colours, each pixel a little off its own, and the colours."""
+    colours = torch.tensor([[0.1, 0.1, 0.1], [0.9, 0.2, 0.1], [0.2, 0.9, 0.3], [0.1, 0.3, 0.9], [0.8, 0.8, 0.2]])
+    which = torch.randint(5, (rows, size, size), generator=seeded())
+    noise = 0.02 * torch.randn(rows, size, size, 3, generator=seeded(1))
+    mean, std = plain()
+    return ((colours[which] + noise).movedim(3, 1) - mean) / std, colours
+
+
+def test_clusters_are_the_colours_of_the_data_and_the_same_ones_again():
+    images, colours = coloured(8)
+    methods = [simmim(VIT, target=ColourClusters(clusters=5)) for _ in range(3)]
+    blank = methods[0].target.palette.clone()
+    for method, begun in zip(methods, (False, False, True), strict=True):
+        torch.manual_seed(int(begun))
+        method.study(gallery(images), begun=begun)
+    first, second, resumed = (method.target.palette for method in methods)
+    assert torch.equal(first, second) and torch.equal(resumed, blank)
+    apart = torch.cdist(first, colours)
+    assert sorted(apart.argmin(1).tolist()) == [0, 1, 2, 3, 4] and apart.amin(1).max() < 0.01
+    methods[2].load_state_dict(methods[0].state_dict())
+    assert torch.equal(methods[2].target.palette, first)
+    mean, std = plain()
+    flat = (torch.full((2, 3, 32, 32), 0.4) - mean) / std
+    with pytest.raises(UserError, match=r"5 clusters of 1 colours.*lower --method\.target\.clusters"):
+        methods[0].study(gallery(flat), begun=False)
+
+
+@pytest.mark.parametrize("cell", [1, 2])
+def test_cross_entropy_of_clusters_against_numpy(cell):
+    """Distances are those of pixels in [0, 1], whatever the normalisation; a mean colour stands for a square."""
+    ours = simmim(VIT, masker=SimMIMMasker(unit=1), target=ColourClusters(clusters=12, cell=cell))
+    ours.study(gallery(pictures(4) * 0.3), begun=False)
+    given = batch()
+    given = replace(given, images=given.images * 0.5)
+    patches = patchify(given.images, (8, 8))
+    mask, _ = ours.observer(ours.encoder, patches, given, 0.0)
+    side, palette = 32 // cell, ours.target.palette.double().numpy()
+    pixels = given.images.double().numpy() * np.reshape(STD, (3, 1, 1)) + np.reshape(MEAN, (3, 1, 1))
+    squares = pixels.reshape(3, 3, side, cell, side, cell).mean(axis=(3, 5)).transpose(0, 2, 3, 1)
+    labels = ((squares[..., None, :] - palette) ** 2).sum(-1).argmin(-1)
+    assert len(np.unique(labels)) == 12
+    prediction = ours.predict(patches, mask)
+    scores = prediction.detach().double().numpy()
+    assert scores.shape == (3, 12, side, side) and ours.loss == "cross_entropy"
+    logs = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
+    errors = -np.take_along_axis(logs, labels[:, None], axis=1)[:, 0]
+    counts = np.kron(mask.hidden.view(3, 4, 4).numpy(), np.ones((1, 8 // cell, 8 // cell)))
+    step = ours(given, 0.0)
+    assert step.loss.item() == pytest.approx((errors * counts).sum() / counts.sum(), rel=1e-4)
+    step.loss.backward()
+    assert all(p.grad is not None and p.grad.any() for p in ours.parameters() if p.requires_grad)
+    drawn, _ = ours.reconstruct(given, 0.0)
+    painted = (palette[scores.argmax(axis=1)].transpose(0, 3, 1, 2) - np.reshape(MEAN, (3, 1, 1))) / np.reshape(
+        STD, (3, 1, 1)
+    )
+    np.testing.assert_allclose(drawn[:, :, ::cell, ::cell].detach().numpy(), painted, rtol=1e-4, atol=1e-5)
+    assert drawn.shape == (3, 3, 32, 32)
+
+
 @pytest.mark.parametrize("cell", [2, 8])
 def test_coarse_targets_count_squares_that_are_hidden_altogether(cell):
     """Squares smaller and larger than the patches of 4."""
@@ -421,6 +485,10 @@ def test_settings_of_targets_are_checked():
         PictureTarget()(pictures(1), *plain())
     with pytest.raises(NotImplementedError):
         PictureTarget().restore(pictures(1), pictures(1), *plain())
+    with pytest.raises(NotImplementedError):
+        PictureTarget().fit(pictures(1))
+    with pytest.raises(UserError, match=r"target\.clusters must be at least 2"):
+        ColourClusters(clusters=1)
 
 
 # Heads
@@ -501,14 +569,18 @@ import torch
 from mimkit.methods.simmim import SimMIMConfig
 from mimkit.model.encoder import EncoderConfig
 from mimkit.randomness import keys
-from mimkit.targets import ColourBins, Colours
+from mimkit.model.tokenizer import TokenizerConfig
+from mimkit.targets import ColourBins, ColourClusters, Colours, OpenTokens
 from mimkit.task import Batch
 
 torch.set_num_threads(1)
 number = torch.arange(2)
 given = Batch(torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)), keys("test", number), number)
 swin = {"embed_dim": 8, "depths": [2, 1], "num_heads": [2, 2], "window_size": 4}
-for name, target in (("vit_tiny_patch16_224", Colours(cell=2)), ("swin_tiny_patch4_window7_224", ColourBins()),
+vit = EncoderConfig(name="vit_tiny_patch16_224", patch=8, width=16, depth=1, heads=2).build((32, 32), 3)
+tokens = OpenTokens(network=TokenizerConfig(width=8).build(vit).eval().requires_grad_(False), cell=8)
+for name, target in (("vit_tiny_patch16_224", Colours(cell=2)), ("vit_tiny_patch16_224", ColourClusters(clusters=8)),
+                     ("vit_tiny_patch16_224", tokens), ("swin_tiny_patch4_window7_224", ColourBins()),
                      ("swinv2_tiny_window8_256", Colours(window=5))):
     shape = dict(patch=8, width=16, depth=1, heads=2) if name[0] == "v" else dict(model_args=swin)
     method = SimMIMConfig(target=target).build(EncoderConfig(name=name, **shape).build((32, 32), 3))
@@ -640,3 +712,19 @@ def test_recipes_have_the_papers_numbers(name, kind, hidden):
         assert isinstance(task.encoder, WindowedEncoder) and task.encoder.out_grid == (6, 6)
         window = 6 if name == "simmim_swin_b" else 12
         assert [b.window_size[0] for b in blocks] == [window, window, window, 6] and blocks[3].shift_size == (0, 0)
+
+
+def test_a_resumed_run_keeps_its_palette(forty, tmp_path):
+    common = (
+        f"pretrain simmim_mini_32_clusters --data {forty} --batch-size 10 --epochs 1 --schedule.warmup 0.1 "
+        f"--method.target.clusters 16 --encoder.width 16 --encoder.depth 1 --encoder.heads 2 {FAST} --machine.looks 1"
+    )
+    for command in (f"{common} --run {tmp_path / 'a'}", f"{common} --run {tmp_path / 'b'} --max-steps 2"):
+        said = mimkit(command)
+        assert said.status == 0, said.err
+    middle = torch.load(tmp_path / "b" / "checkpoints" / "step-000000002.pt", weights_only=True)["model"]
+    assert mimkit(f"pretrain --run {tmp_path / 'b'}").status == 0
+    a, b = (torch.load(tmp_path / n / "checkpoints" / "step-000000004.pt", weights_only=True)["model"] for n in "ab")
+    assert all(torch.equal(value, b[key]) for key, value in a.items())
+    assert torch.equal(middle["target.palette"], a["target.palette"]) and len(a["target.palette"].unique(dim=0)) == 16
+    assert (tmp_path / "a" / "pictures" / "reconstruction.png").is_file()

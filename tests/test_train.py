@@ -18,6 +18,8 @@ from torch.utils.data import DataLoader
 
 from drills import Child, tiny
 from mimkit.config import differences, from_dict, to_dict
+from mimkit.data.augment import RandAugment
+from mimkit.data.colours import Colours
 from mimkit.data.views import RandomResizedCrop, Whole
 from mimkit.errors import UserError
 from mimkit.masks import RandomMasker
@@ -327,6 +329,9 @@ CHANGES = {
     "images.view.scale": (0.5, 1.0),
     "images.view.ratio": (1.0, 1.0),
     "images.view.flip": 0.0,
+    "images.view.colours": Colours(),
+    "images.view.augment": RandAugment(),
+    "images.view.erase": 0.25,
     "images.channels": 3,
     "images.mean": (0.1,),
     "images.std": (0.1,),
@@ -335,6 +340,8 @@ CHANGES = {
     "optimizer.per": 64,
     "optimizer.betas": (0.8, 0.95),
     "optimizer.weight_decay": 0.5,
+    "optimizer.decay_all": True,
+    "optimizer.layer_decay": 0.5,
     "optimizer.clip": 0.1,
     "schedule.warmup": 0.1,
     "schedule.first": 0.5,
@@ -344,7 +351,11 @@ CHANGES = {
     "seed": 1,
 }
 
-NO_CURVE = {"images.bad_share": "decides whether a run stops: test_too_many_bad_pictures_stop_the_run"}
+NO_CURVE = {
+    "images.bad_share": "decides whether a run stops: test_too_many_bad_pictures_stop_the_run",
+    "images.view.size": "is refused for the first view: test_images_refuse_views_that_cannot_be_meant",
+    "images.others": "MAE looks at one view: test_further_views_have_addresses_too",
+}
 
 
 def leaves(config: Any, prefix: str = "") -> list[str]:

@@ -7,15 +7,17 @@ import sys
 
 from mimkit.errors import UserError, unknown
 
-KINDS = ("knn", "probe", "all")
+KINDS = ("knn", "probe", "all", "finetune")
 
 COMMANDS = {
     "recipes": ("[--json FILE]", "list the recipes"),
     "pretrain": ("[RECIPE] --data DATA [--run DIR] [--epochs N] ...", "learn from pictures without labels"),
     "evaluate": (
-        "knn|probe|all TARGET ... --data DATA",
+        "knn|probe|all|finetune TARGET ... --data DATA",
         "measure a run, an export, a timm model or a baseline",
     ),
+    "compare": ("RECIPE RECIPE ... --data DATA [--budget compute]", "train and measure several under one budget"),
+    "analyze": ("TARGET ... --data DATA [--out DIR]", "what each layer and head of a model does"),
     "masks": ("MASKER|RECIPE --data DATA [--from RUN]", "draw masks on your pictures"),
     "export": ("RUN --to timm|huggingface --out DIR", "leave with the model"),
     "doctor": ("DATA [RECIPE]", "what is wrong with a folder before anything trains"),
@@ -100,7 +102,8 @@ def run(command: str, args: list[str]) -> int:
     if command == "evaluate" and words and words[0] not in KINDS:
         raise unknown("kind of evaluation", words[0], KINDS)
     if not {"-h", "--help"} & set(args):
-        least = {"evaluate": 2, "masks": 1, "export": 1, "doctor": 1, "diff": 2}.get(command, 0)
+        twice = dict.fromkeys(("evaluate", "compare", "diff"), 2)
+        least = (twice | dict.fromkeys(("analyze", "masks", "export", "doctor"), 1)).get(command, 0)
         missing = command == "pretrain" and not {arg.split("=")[0] for arg in args} & {"--data", "--run"}
         if len(words) < least or missing:
             raise UserError(f"wanted: mimkit {command} {COMMANDS[command][0]}; 'mimkit {command} --help' explains")

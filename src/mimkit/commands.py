@@ -2,14 +2,16 @@
 
 import json as json_module
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
-from mimkit.console import Arguments, parse, show
+from mimkit.console import Arguments, parse, refuse_unwritable, show
 from mimkit.errors import UserError, at_least, unknown
 from mimkit.recipes import check_recipe, find_recipe
 from mimkit.recipes import recipes as all_recipes
@@ -27,10 +29,14 @@ def recipes(args: list[str]) -> int:
     table.add_column("recipe", no_wrap=True)
     table.add_column("what it is")
     result = []
-    for name, (module, doc) in all_recipes().items():
-        first = doc.splitlines()[0] if doc else ""
-        table.add_row(name, escape(first))
-        result.append({"name": name, "module": module, "summary": first, "description": doc})
+    for finetuning in (False, True):
+        if finetuning:
+            table.add_row("", "")
+            table.add_row("[bold]with labels[/]", "[bold]mimkit evaluate finetune TARGET RECIPE --data DATA[/]")
+        for name, (module, doc) in all_recipes(finetuning).items():
+            first = doc.splitlines()[0] if doc else ""
+            table.add_row(name, escape(first))
+            result.append({"name": name, "module": module, "summary": first, "description": doc})
     show(result, chosen.json, table)
     return 0
 
@@ -73,6 +79,8 @@ def evaluate(args: list[str]) -> int:
     words = []
     while args and not args[0].startswith("-"):
         words.append(args.pop(0))
+    if words[:1] == ["finetune"]:
+        return _finetune(words[1:], args)
     chosen = parse(EvaluateArguments, args, f"mimkit evaluate {' '.join(words) or 'knn|probe|all TARGET ...'}")
     from mimkit.evaluate.run import evaluate as measure
     from mimkit.evaluate.run import table
@@ -97,6 +105,111 @@ def evaluate(args: list[str]) -> int:
         for target in targets
     ]
     show({"results": results}, chosen.json, table(results))
+    return 0
+
+
+def _finetune(words: list[str], args: list[str]) -> int:
+    from mimkit.evaluate.finetune import table
+    from mimkit.launch import finetune
+
+    result, text, json_to = finetune(words, args)
+    show(result, json_to, table(result) if "accuracy" in result else escape(text))
+    return 128 + result["signal"] if result["signal"] else 0
+
+
+@dataclass(kw_only=True)
+class CompareArguments(Arguments):
+    """Train and measure several recipes under one budget. Flags of a contender stand with it, between quotes."""
+
+    data: tuple[str, ...]
+    """Pictures with labels: as for pretrain."""
+    budget: Literal["steps", "compute", "time"] = "steps"
+    """What all contenders get as much of as the first: steps of training, FLOPs, or seconds on this machine."""
+    epochs: int | None = None
+    """Of the first contender; by default its recipe's."""
+    seeds: int = 3
+    """Each contender trains with each of the seeds 0 to N - 1."""
+    out: Path = Path("comparison")
+    """Folder of the runs and of the table; the same command goes on there."""
+    measure: tuple[Literal["knn", "probe", "finetune"], ...] = ("knn", "probe")
+    """What is measured of each run."""
+    limit_train: int | None = None
+    """Measure with so many training pictures, spread over the set."""
+    limit_test: int | None = None
+    """Measure on so many test pictures, spread over the set."""
+    jobs: int = 1
+    """Runs at the same time; they share the threads."""
+
+
+def compare(args: list[str]) -> int:
+    """Several recipes under one budget, in one table."""
+    words = []
+    while args and not args[0].startswith("-"):
+        words.append(args.pop(0))
+    chosen = parse(CompareArguments, args, "mimkit compare RECIPE RECIPE ...")
+    from mimkit.compare import Measurement, comparison_table, markdown
+    from mimkit.compare import compare as run_all
+
+    result = run_all(
+        words,
+        chosen.data,
+        chosen.out,
+        budget=chosen.budget,
+        epochs=chosen.epochs,
+        seeds=chosen.seeds,
+        jobs=chosen.jobs,
+        measurement=Measurement(kinds=chosen.measure, limit_train=chosen.limit_train, limit_test=chosen.limit_test),
+        say=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    (chosen.out / "comparison.md").write_text(markdown(result) + "\n", encoding="utf-8")
+    show(result, chosen.json, comparison_table(result))
+    return 0
+
+
+@dataclass(kw_only=True)
+class AnalyzeArguments(Arguments):
+    """What each layer and head does: attention, similarity of layers, frequencies, clusters, and more."""
+
+    data: tuple[str, ...]
+    """Pictures, as for pretrain; of those with a test split, that."""
+    metrics: tuple[str, ...] = ()
+    """Some of attention, cka, fourier, variance, clusters, rank, drop, decoder and swap; by default all but swap."""
+    pictures: int = 500
+    """How many, spread over the set."""
+    film: bool = False
+    """Of one run: all checkpoints that it kept (train with --machine.keep 100), and when clusters appear."""
+    out: Path | None = None
+    """Folder to write JSON, Parquet and figures into."""
+    device: str = "auto"
+    """`cpu` or `cuda`."""
+    workers: int = 2
+    """Processes that read pictures."""
+
+
+def analyze(args: list[str]) -> int:
+    """Metrics of every layer and head of one target or several."""
+    words = []
+    while args and not args[0].startswith("-"):
+        words.append(args.pop(0))
+    chosen = parse(AnalyzeArguments, args, f"mimkit analyze {' '.join(words) or 'TARGET ...'}")
+    if chosen.out is not None:
+        refuse_unwritable(chosen.out / "analysis.json" if chosen.out.exists() else chosen.out)
+    from mimkit.analysis.metrics import USUAL
+    from mimkit.analysis.report import tables, write
+    from mimkit.analysis.run import analyze as measure
+
+    result = measure(
+        words,
+        chosen.data,
+        metrics=chosen.metrics or USUAL,
+        pictures=chosen.pictures,
+        film=chosen.film,
+        device=chosen.device,
+        workers=chosen.workers,
+    )
+    left = [] if chosen.out is None else write(result, chosen.out)
+    said = tables(result)
+    show(result, chosen.json, Group(said, *left, *([] if chosen.out is None else [f"wrote {escape(str(chosen.out))}"])))
     return 0
 
 

@@ -66,6 +66,11 @@ def _wants_tuple(annotation: Any) -> bool:
     return annotation is tuple or typing.get_origin(annotation) is tuple
 
 
+def absolute(name: str) -> str:
+    """The whole path of a folder that exists, so that a run goes on from anywhere; any other word as it is."""
+    return str(Path(name).resolve()) if name and Path(name).is_dir() else name
+
+
 def flatten(data: Any, prefix: str = "") -> dict[str, Any]:
     """Dotted names to values, as on the command line."""
     if isinstance(data, dict) and data:

@@ -36,7 +36,7 @@ def parse(cls: type[A], args: list[str], prog: str, default: A | None = None) ->
                 cls,
                 args=args,
                 prog=prog,
-                config=(tyro.conf.FlagConversionOff,),
+                config=(tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands),  # an absent part has no flags
                 default=tyro.MISSING_NONPROP if default is None else default,
             )
     except SystemExit as stop:

@@ -13,6 +13,7 @@ from torch import Tensor
 from mimkit.errors import UserError
 
 T = TypeVar("T")
+_alone = False  # inside `on_main`, where the other processes wait and take part in nothing
 
 
 def rank() -> int:
@@ -21,8 +22,8 @@ def rank() -> int:
 
 
 def world() -> int:
-    """Number of processes."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    """Number of processes that compute together: 1 within `on_main`."""
+    return dist.get_world_size() if dist.is_initialized() and not _alone else 1
 
 
 def is_main() -> bool:
@@ -47,9 +48,28 @@ def gather(x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "world *shape"]:
     """What every process has, of equal shapes; without gradient."""
     if world() == 1:
         return x.detach().unsqueeze(0)
-    parts = [torch.empty_like(x) for _ in range(world())]
-    dist.all_gather(parts, x.detach())
+    parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world())]
+    dist.all_gather(parts, x.detach().contiguous())
     return torch.stack(parts)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[bad-override]
+        return gather(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[bad-override]
+        return total(gradient.clone(memory_format=torch.contiguous_format))[rank()]
+
+
+def gather_with_gradient(x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "world *shape"]:
+    """What every process has, of equal shapes; each gets back the gradient that all losses together have there.
+
+    With gradients averaged over processes, as DDP does, means of each process's own part then train as one process
+    trains on the joined batch.
+    """
+    return x.unsqueeze(0) if world() == 1 else _Gather.apply(x)
 
 
 def gather_objects(x: T) -> list[T]:
@@ -62,15 +82,22 @@ def gather_objects(x: T) -> list[T]:
 
 
 def on_main(work: Callable[[], T], device: torch.device) -> T:
-    """Done by the main process alone; every process gets its result, or its UserError."""
+    """Done by the main process alone; every process gets its result, or its UserError.
+
+    Collectives in `work` are no-ops as in one process, so a task may be tried out there.
+    """
+    global _alone
     if world() == 1:
         return work()
     shared: list[Any] = [None, None]
     if is_main():
+        _alone = True
         try:
             shared[0] = work()
         except UserError as error:
             shared[1] = error
+        finally:
+            _alone = False
     dist.broadcast_object_list(shared, src=0, device=device)
     if shared[1] is not None:
         raise shared[1]

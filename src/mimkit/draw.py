@@ -26,6 +26,7 @@ from mimkit.masks.informed import InformedMasker, ModelMasker
 from mimkit.masks.statistics import mask_statistics, mean
 from mimkit.model.encoder import Encoder, EncoderConfig, is_windowed, refuse_unsuitable
 from mimkit.model.patches import patchify
+from mimkit.model.teacher import Teacher
 from mimkit.observe import Observer
 from mimkit.pictures import coloured, displayable, faded, masked, save_picture, spread, spread_mask, titled_grid
 from mimkit.randomness import integer, keys
@@ -47,7 +48,7 @@ class MaskArguments(Arguments):
     masker: Annotated[Masker, tyro.conf.arg(name="")] = field(default_factory=RandomMasker)
     model: Annotated[str | None, tyro.conf.arg(name="from")] = None
     """The model that the masker asks: a run folder, an export folder, or a timm model with released weights. By
-    default the recipe's encoder before any training, else a small ViT."""
+    default the teacher of a recipe whose masker asks it, the recipe's encoder before any training, or a small ViT."""
     progress: float | None = None
     """Moment of training, 0 <= progress < 1; by default just after the masker has started to look."""
     ratios: tuple[float, ...] = ()
@@ -76,6 +77,7 @@ class Scene:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     encoder: Encoder | None = None
+    teacher: str | None = None  # the method's own, whose attention a masker reads that names no other
     looks: str | None = None  # what to call who looks; None where nobody does
     trained: bool = True
 
@@ -183,17 +185,22 @@ def open_scene(arguments: MaskArguments, masker: Masker, reads: Signal, recipe: 
     )
     if reads is Signal.NONE:
         return plain
+    shared = recipe is not None and reads is Signal.ATTENTION and scorer == "online"
+    own: str | None = getattr(recipe.method, "teacher", None) if shared else None
+    if own == "":
+        raise UserError("the masker asks the method's teacher and this recipe names none: give one with --from")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(integer("init", recipe.seed if recipe else 0))
         encoder = replace(config, patch=arguments.patch or config.patch).build(size, pictures.channels)
     refuse_unsuitable(encoder.vit, config.name)
     assert isinstance(encoder, Encoder)
-    looks, trained = teacher or config.name, teacher is not None
-    if config.weights:
+    looks, trained = teacher or own or config.name, (teacher or own) is not None
+    if config.weights and not trained:
         load_weights(config.weights, encoder, name=config.name)
-        looks, trained = looks if teacher else f"{config.name} from {config.weights}", True
+        looks, trained = f"{config.name} from {config.weights}", True
     encoder.mean, encoder.std = statistics(pictures, sample_size=SAMPLE)
-    return replace(plain, mean=encoder.mean, std=encoder.std, encoder=encoder, looks=looks, trained=trained)
+    plain = replace(plain, mean=encoder.mean, std=encoder.std)
+    return replace(plain, encoder=encoder, teacher=own, looks=looks, trained=trained)
 
 
 def patch_of(config: EncoderConfig, size: tuple[int, int]) -> tuple[int, int]:
@@ -254,7 +261,12 @@ def look(scene: Scene, masker: Masker, images: Float[Tensor, "B C H W"], progres
     if reads is Signal.NONE:
         return patches[..., :0]
     assert scene.encoder is not None
-    if reads is Signal.ATTENTION and scene.looks and not scene.encoder.vit.has_class_token:
+    teacher = None
+    if scene.teacher:
+        assert scene.encoder.mean is not None and scene.encoder.std is not None
+        seen = (scene.encoder.grid, scene.encoder.channels, scene.encoder.mean, scene.encoder.std)
+        teacher = Teacher(scene.teacher, *seen)
+    elif reads is Signal.ATTENTION and scene.looks and not scene.encoder.vit.has_class_token:
         guide = masker.guide
         if not isinstance(guide, ModelMasker) or guide.scorer in ("online", "ema"):
             raise UserError(
@@ -264,7 +276,8 @@ def look(scene: Scene, masker: Masker, images: Float[Tensor, "B C H W"], progres
     encoder = scene.encoder.eval()
     number = torch.arange(len(images))
     with torch.inference_mode():
-        return Observer(masker, encoder).maps(encoder, patches, Batch(images, keys("draw", number), number), progress)
+        batch = Batch(images, keys("draw", number), number)
+        return Observer(masker, encoder, teacher).maps(encoder, patches, batch, progress)
 
 
 def columns(

@@ -63,7 +63,10 @@ def export_timm(
         UserError: the folder cannot be written.
     """
     vit = encoder.vit
-    args = dict(model_args) | {"num_classes": 0, "global_pool": vit.global_pool}
+    pool = getattr(vit.global_pool, "pool_type", vit.global_pool)
+    args = dict(model_args) | {"num_classes": vit.num_classes, "global_pool": pool}
+    if hasattr(vit, "fc_norm"):  # where the last norm stands
+        args["fc_norm"] = not isinstance(vit.fc_norm, nn.Identity)
     size = (encoder.channels, *encoder.size)
     data = {
         "input_size": size,
@@ -221,6 +224,8 @@ def model_card(
     std: Sequence[float],
     measured: Mapping[str, float | tuple[float, float, float]],
     library: str = "timm",
+    supervised: bool = False,
+    masked: bool = True,
 ) -> str:
     """The README of an export in Markdown: how to load it, what was run, what was measured.
 
@@ -229,6 +234,8 @@ def model_card(
         size: height and width in pixels; `mean` and `std` of pixels in [0, 1], one a channel.
         measured: what was measured, as a value or (value, low, high).
         library: `timm` or `transformers`, which loads the folder.
+        supervised: it learned the labels of the pictures, and has a classifier.
+        masked: it learned by masked image modelling.
     """
     load = {
         "timm": 'import timm\nmodel = timm.create_model("local-dir:FOLDER", pretrained=True)',
@@ -238,7 +245,7 @@ def model_card(
     facts = {
         "Architecture": architecture,
         "Recipe": recipe,
-        "Data": f"{data}, {pictures:,} pictures, no labels",
+        "Data": f"{data}, {pictures:,} pictures, {'with' if supervised else 'no'} labels",
         "Training": f"{steps:,} steps, {epochs:.4g} epochs",
         "Images": f"{size[0]} x {size[1]} pixels, {len(mean)} channel{'s' if len(mean) > 1 else ''}",
         "Mean": ", ".join(f"{value:.4f}" for value in mean),
@@ -249,14 +256,20 @@ def model_card(
         key: f"{value[0]:.4g} ({value[1]:.4g} to {value[2]:.4g})" if isinstance(value, tuple) else f"{value:.4g}"
         for key, value in measured.items()
     }
-    tags = [library, "image-feature-extraction", "masked-image-modeling", "mimkit"]
+    kinds = ["image-classification"] if supervised else ["image-feature-extraction"]
+    kinds += ["masked-image-modeling"] if masked and not supervised else []
+    tags = [library, *kinds, "mimkit"]
     front = [f"library_name: {library}", "tags:", *(f"- {tag}" for tag in tags)]
     rows = [f"| {_escaped(key)} | {_escaped(value)} |" for key, value in facts.items()]
     table = [f"| {_escaped(key)} | {value} |" for key, value in numbers.items()]
     parts = [
         "\n".join(["---", *front, "---"]),
-        f"# {_escaped(architecture)}, pre-trained on {_escaped(data)}",
-        "A vision transformer that learned from unlabelled pictures by masked image modelling.",
+        f"# {_escaped(architecture)}, {'fine-tuned' if supervised else 'pre-trained'} on {_escaped(data)}",
+        "A classifier, all of whose weights learned the labels of these pictures."
+        if supervised
+        else "A vision transformer that learned from unlabelled pictures by masked image modelling."
+        if masked
+        else "A network that learned from unlabelled pictures.",
         f"## Load it\n\n```python\n{load}\n```\n\nFOLDER is where this file lies. Pixels in [0, 1], minus "
         "the mean, divided by the standard deviation.",
         "## What was run\n\n| | |\n|-|-|\n" + "\n".join(rows),

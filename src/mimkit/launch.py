@@ -1,5 +1,6 @@
 """Launch a run: the words after `mimkit pretrain` enter; a trained run, and what to do next, leave."""
 
+import re
 import shlex
 import sys
 from dataclasses import dataclass, replace
@@ -11,9 +12,11 @@ import tyro
 from mimkit import distributed
 from mimkit.console import Arguments, parse
 from mimkit.errors import UserError, unknown
+from mimkit.evaluate.finetune import count_classes, measure, start_of, unfinished
 from mimkit.masks import maskers
 from mimkit.recipes import find_recipe, recipes
 from mimkit.recipes.choose import choose_recipe
+from mimkit.recipes.finetune import choose_finetuning
 from mimkit.train.prepare import Prepared, Pretrain
 from mimkit.train.pretrain import pretrain
 from mimkit.train.run import RunFolder
@@ -28,7 +31,7 @@ class PretrainArguments(Arguments):
     max_steps: int | None = None
     """Stop after so many steps of the planned schedule; the same command goes on."""
     masker: str | None = None
-    """Hide patches in another way than the recipe: one that 'mimkit masks' draws, such as salience (SBAM) or self-guided."""
+    """Hide patches otherwise than the recipe does: with `salience` (SBAM), `self-guided`, ...; see 'mimkit masks'."""
     config: Annotated[Pretrain, tyro.conf.arg(name="")]
 
 
@@ -69,6 +72,79 @@ def launch(args: list[str]) -> tuple[dict[str, Any], str, str | None]:
     return result, _words(result, folder, chosen.config), chosen.json
 
 
+def configured(words: list[str], args: list[str]) -> Pretrain:
+    """The run that a recipe and flags mean, without starting it; `args` may hold more flags than `words`."""
+    if not words or words[0].startswith("-"):
+        raise UserError(f"'{' '.join(words)}' begins with no recipe: 'mimkit recipes' lists them")
+    config, flags = find_recipe(words[0]), list(args[1:])
+    exchange_masker(config, flags)
+    return parse(PretrainArguments, flags, f"mimkit pretrain {words[0]}", PretrainArguments(config=config)).config
+
+
+@dataclass(kw_only=True)
+class FinetuneArguments(Arguments):
+    """Train all weights of a target and a classifier on top with labels, then measure it on other pictures.
+
+    TARGET: a run folder, an export, a timm name, or `untrained:` and one of these; RECIPE: one of those that 'mimkit
+    recipes' lists last, by default one that fits the target. On the folder of an unfinished fine-tuning, go on with it.
+    `--share 0.01` learns from 1 % of the labels.
+    """
+
+    run: Path | None = None
+    """Folder of the run; by default runs/RECIPE-TARGET-DATA."""
+    max_steps: int | None = None
+    """Stop after so many steps of the planned schedule; the same command goes on."""
+    config: Annotated[Pretrain, tyro.conf.arg(name="")]
+
+
+def finetune(words: list[str], args: list[str]) -> tuple[dict[str, Any], str, str | None]:
+    """Fine-tune and measure, or go on; returns the result, the words about it, and where its JSON goes."""
+    args = [re.sub(r"^--share(?==|$)", "--method.share", arg) for arg in args]
+    target, recipe, *late = [*words, None, None][: max(2, len(words))]
+    prog = f"mimkit evaluate finetune {target or 'TARGET'} {recipe or '[RECIPE]'}"
+    if late:
+        raise UserError(f"one target and one recipe at a time: {prog} --data DATA")
+    folder, why = Path(target).expanduser() if target else None, ""
+    goes_on = folder is not None and unfinished(folder)
+    if folder is not None and goes_on:
+        saved = RunFolder(folder).read_config()
+        recipe, default = saved["recipe"], saved["config"]
+    elif target:
+        start = start_of(target)
+        if recipe is None:
+            recipe, why = choose_finetuning(start)
+        default = find_recipe(recipe, finetuning=True)
+        start.configure(default)
+    else:  # for --help
+        default = find_recipe("finetune_mini_32", finetuning=True)
+    if not default.method.supervised:
+        raise UserError(f"the recipe {recipe} learns no labels: its method must be a FineTuneConfig")
+    chosen = parse(FinetuneArguments, args, prog, FinetuneArguments(config=default))
+    config: Any = chosen.config
+    if chosen.max_steps is not None and chosen.max_steps < 1:
+        raise UserError(f"--max-steps must be at least 1, got {chosen.max_steps}")
+    device = config.machine.find_device()
+    with distributed.processes(device):
+        if not goes_on:
+            config.method.classes = config.method.classes or distributed.on_main(lambda: count_classes(config), device)
+            name = f"{recipe}-{Path(str(target).replace(':', '-')).resolve().name}"
+            folder = chosen.run or distributed.on_main(lambda: free_folder(name, config), device)
+        assert folder is not None and recipe is not None
+        place = folder
+        if why:
+            _say(f"chose the recipe {recipe} since {why}; 'mimkit recipes' lists others")
+        if RunFolder(place).finished and unfinished(place):
+            result: dict[str, Any] = {"finished": True}
+        else:
+            result = pretrain(config, place, recipe=recipe, max_steps=chosen.max_steps, say=_say)
+        if result["finished"]:
+            result = distributed.on_main(
+                lambda: measure(place, device=device, workers=config.machine.readers()), device
+            )
+    text = _words(result, place, config).replace("pretrain --run", "evaluate finetune")
+    return result, text, chosen.json
+
+
 def exchange_masker(config: Pretrain, args: list[str]) -> None:
     """Put the masker that `--masker` names into the config, with the recipe's ratio; its settings follow as flags."""
     words = " ".join(args).replace("--masker=", "--masker ").split(" ")
@@ -82,7 +158,7 @@ def exchange_masker(config: Pretrain, args: list[str]) -> None:
         raise UserError(f"{type(config.method).__name__.removesuffix('Config')} hides no patches: leave --masker out")
     chosen, ratio = maskers()[name](), getattr(before, "ratio", None)
     if hasattr(chosen, "ratio") and isinstance(ratio, float):
-        chosen = replace(chosen, ratio=ratio)
+        chosen = replace(chosen, **{"ratio": ratio})
     config.method.masker = chosen  # type: ignore[attr-defined]
 
 

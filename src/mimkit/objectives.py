@@ -1,9 +1,13 @@
 """Objectives: predictions, targets and where they count enter, one number leaves. Always in float32."""
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
+
+from mimkit.distributed import gather, gather_with_gradient, rank
 
 DISTANCES = {
     "l1": torch.abs,
@@ -94,3 +98,77 @@ def pixel_errors(
         scores = prediction.float().unflatten(1, (target.shape[1], -1)).transpose(1, 2)
         return F.cross_entropy(scores, target, reduction="none").mean(dim=1).flatten(1)
     return DISTANCES[distance](prediction.float() - target).mean(dim=1).flatten(1)
+
+
+class Contrast(NamedTuple):
+    """A contrastive loss, and what it compared: mean cosines of the pairs that belong together and of all others."""
+
+    loss: Float[Tensor, ""]
+    positive: Float[Tensor, ""]
+    negative: Float[Tensor, ""]
+
+
+def nt_xent(a: Float[Tensor, "B D"], b: Float[Tensor, "B D"], temperature: float, scale: float = 1.0) -> Contrast:
+    """NT-Xent (Chen et al. 2020): each point shall find its twin among all other points of both views.
+
+    The points of all processes are candidates, and the gradient flows back to every process. With `scale` 1 the
+    paper's mean over all 2B points; google-research/simclr:objective.py adds the means of the two views, which is 2.
+
+    Args:
+        a, b: points of two views of the same pictures, of any length.
+    """
+    with torch.autocast(a.device.type, enabled=False):
+        points = F.normalize(torch.cat([a, b]).float(), dim=1)
+        own = torch.arange(len(points), device=a.device)
+        first, twin = rank() * len(points), own.roll(len(a))
+        candidates = gather_with_gradient(points).flatten(0, 1)
+        return _contrast(points @ candidates.T, first + twin, temperature, scale, first + own)
+
+
+def info_nce(
+    queries: Float[Tensor, "B D"], keys: Float[Tensor, "B D"], queue: Float[Tensor, "K D"], temperature: float
+) -> Contrast:
+    """InfoNCE (He et al. 2020): each query shall find its own key among those of a queue, which are unit vectors."""
+    with torch.autocast(queries.device.type, enabled=False):
+        queries, keys = F.normalize(queries.float(), dim=1), F.normalize(keys.float(), dim=1)
+        cosines = torch.cat([(queries * keys).sum(dim=1, keepdim=True), queries @ queue.T], dim=1)
+        return _contrast(cosines, torch.zeros_like(cosines[:, 0], dtype=torch.int64), temperature)
+
+
+def in_batch(queries: Float[Tensor, "B D"], keys: Float[Tensor, "B D"], temperature: float) -> Contrast:
+    """MoCo v3's loss: each query shall find its own key among those of the other view, of all processes.
+
+    Keys get no gradient. The cross-entropy is multiplied by twice the temperature
+    (facebookresearch/moco-v3:moco/builder.py).
+    """
+    with torch.autocast(queries.device.type, enabled=False):
+        queries, keys = F.normalize(queries.float(), dim=1), F.normalize(keys.float(), dim=1)
+        own = torch.arange(len(keys), device=keys.device) + rank() * len(keys)
+        return _contrast(queries @ gather(keys).flatten(0, 1).T, own, temperature, 2 * temperature)
+
+
+def _contrast(
+    cosines: Float[Tensor, "B M"],
+    twin: Int64[Tensor, " B"],
+    temperature: float,
+    scale: float = 1.0,
+    own: Int64[Tensor, " B"] | None = None,
+) -> Contrast:
+    """Cross-entropy of finding column `twin` in each row; column `own` is no candidate."""
+    seen = cosines.detach()
+    paired = seen.gather(1, twin.unsqueeze(1)).squeeze(1)
+    others, count = seen.sum(dim=1) - paired, seen.shape[1] - 1
+    if own is not None:
+        others, count = others - seen.gather(1, own.unsqueeze(1)).squeeze(1), count - 1
+        cosines = cosines.scatter(1, own.unsqueeze(1), float("-inf"))
+    loss = F.cross_entropy(cosines / temperature, twin) * scale
+    return Contrast(loss, paired.mean(), others.mean() / count)
+
+
+def spread(points: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
+    """How far the directions of points fill their sphere: near 1 if evenly, 0 where all are one (collapse).
+
+    The mean over axes of the standard deviation of unit vectors, times the root of D.
+    """
+    unit = F.normalize(points.detach().float(), dim=1)
+    return unit.std(dim=0, correction=0).mean() * unit.shape[1] ** 0.5

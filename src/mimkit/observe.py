@@ -20,8 +20,10 @@ from mimkit.model.attention import class_attention
 from mimkit.model.encoder import Backbone, Encoder
 from mimkit.model.patches import patchify, unpatchify
 from mimkit.model.teacher import Teacher
+from mimkit.randomness import keys, uniform
 from mimkit.task import Batch, Gallery
 
+LATE = 0.999  # when every masker has started
 UNSATURATED = 0.05  # salient share at which salience masks start, with `trigger = "saturation"`
 
 
@@ -32,8 +34,13 @@ class Observer(nn.Module):
     """
 
     def __init__(self, masker: Masker, encoder: Backbone, teacher: Teacher | None = None) -> None:
-        """`teacher`: the method's own, whose attention a masker reads that names no other."""
+        """`teacher`: the method's own, whose attention a masker reads that names no other.
+
+        Raises:
+            UserError: the masker does not fit the grid of patches, now or once it has started, or cannot look.
+        """
         super().__init__()
+        self.views = try_out(masker, encoder.grid)
         self.masker = masker  # with a trigger's start put in; as configured until then
         self.guide = guide = masker.guide
         self._configured = masker
@@ -194,6 +201,35 @@ class Observer(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *rest)
         if self.trigger is not None:
             self._keep(Trigger.from_tensor(self.trigger))
+
+
+def try_out(masker: Masker, grid: tuple[int, int]) -> int:
+    """Draw a mask on noise, before the masker's start and late in training; returns how many views it makes.
+
+    Raises:
+        UserError: with the masker's name and its reason, such as a grid that it does not divide.
+    """
+    views = 0
+    with torch.device("cpu"):  # also where a model is built without weights
+        key = keys("try out", torch.arange(1))
+        for one, progress in ((masker.started(LATE), LATE), (masker, 0.0)):
+            try:
+                width = 0 if one.reads(progress) is Signal.NONE else 4
+                noise = uniform(key, grid[0] * grid[1] * width).reshape(1, grid[0] * grid[1], width)
+                views = one(one.maps(noise, grid) if width else noise, key, progress, grid).views
+            except UserError as error:
+                raise UserError(f"{type(masker).__name__}: {error}") from error
+    return views
+
+
+def refuse_exploitation(masker: Masker, method: str) -> None:
+    """Refuse a masker that waits for the exploitation of a decoder under a method that has none."""
+    guide = masker.guide
+    if getattr(guide, "trigger", "fixed") == "exploitation":
+        raise UserError(
+            f"{type(guide).__name__} is to start by the exploitation of a decoder and {method} has no decoder whose "
+            "exploitation could be measured: use --method.masker.trigger fixed"
+        )
 
 
 def observe(

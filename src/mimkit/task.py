@@ -21,7 +21,7 @@ class Batch:
     crop: Float[Tensor, "B 4"] | None = None  # seen box: top, left, height, width as shares of the whole picture
     flip: Bool[Tensor, " B"] | None = None  # whether mirrored left to right after the cut
     moment: Float[Tensor, ""] | None = None  # progress on the device, for arithmetic in compiled steps
-    others: tuple[Float[Tensor, "B C h w"], ...] = ()  # further views of the same pictures, as `images.others` says
+    others: tuple[Float[Tensor, "B C _ _"], ...] = ()  # further views of the same pictures, as `images.others` says
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,8 @@ class MethodConfig:
     """Base of the settings of a method."""
 
     windows = False  # whether the encoder may be one that leaves no patch out, as a Swin
+    convolutions = False  # whether the encoder may be a ResNet, which has no patches at all
+    supervised = False  # learns the labels of the train split, of which it takes a `share`
     needs_whole_batch = False  # the loss needs all pictures of a step at once: the loop refuses micro batches
 
     def build(self, encoder: Encoder) -> Method:

@@ -104,7 +104,9 @@ def load_weights(source: str, encoder: Backbone, decoder: Decoder | None = None,
         UserError: nothing readable there, another architecture, or less than half of the encoder's numbers.
     """
     state, grid = _released(name or "") if source == "timm" else _read(Path(source))
-    here = {f"vit.{key}": value for key, value in encoder.vit.state_dict().items()}
+    head = f"{encoder.vit.pretrained_cfg.get('classifier', 'head')}."  # of other classes, and drawn for these
+    kept = {key: value for key, value in encoder.vit.state_dict().items() if not key.startswith(head)}
+    here = {f"vit.{key}": value for key, value in kept.items()}
     if decoder is not None:
         here |= {f"decoder.{key}": value for key, value in decoder.state_dict().items()}
     resampled = _resample(state, here, grid, encoder)

@@ -1,7 +1,8 @@
 """From pictures to batches on the device: steps enter, normalised views with their random keys leave.
 
 Small sets of one size live in memory as one uint8 tensor and are cut, resized and normalised as whole
-batches; all others stream through worker processes as uint8. Both ways see the same pictures, boxes and keys.
+batches; all others stream through worker processes as uint8. Both ways see the same pictures, boxes and keys, and
+colours change as whole batches on the device.
 """
 
 import os
@@ -15,9 +16,10 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
+from mimkit.data.augment import erased
 from mimkit.data.decode import BadPicture
 from mimkit.data.pictures import Pictures, sample
-from mimkit.data.stream import Chunks, Drawn, EvaluationViews, MicroBatches, Plan, all_bad, order, stream
+from mimkit.data.stream import Chunks, Drawn, EvaluationViews, MicroBatches, Plan, all_bad, cut, order, stream
 from mimkit.data.views import CenterCrop, View, crop_resize_many, shares
 from mimkit.errors import UserError
 from mimkit.task import Batch
@@ -34,8 +36,9 @@ class Loader:
     """Batches for training.
 
     Args:
-        pictures: what to show; `view` says which part of each.
-        size: height and width of the views.
+        pictures: what to show; `view` says which part of each, and how.
+        others: further views of the same pictures, in Batch.others; each is drawn by itself.
+        size: height and width of the views that have no size of their own.
         mean, std: per channel, in 0..1.
         batch_size: of a whole step, over all ranks; `micro_batch` is what one rank sees at once.
         workers: processes that decode; 0 decodes here.
@@ -44,7 +47,8 @@ class Loader:
             ranks on it) when None.
         notify: told in a line what takes long.
 
-    Raises UserError when the batch size cannot be divided, or `resident=True` is not possible.
+    Raises UserError when the batch size cannot be divided, a view asks for colours that the pictures do not have, or
+    `resident=True` is not possible.
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class Loader:
         pictures: Pictures,
         view: View,
         *,
+        others: tuple[View, ...] = (),
         size: tuple[int, int],
         mean: Sequence[float],
         std: Sequence[float],
@@ -67,8 +72,10 @@ class Loader:
         notify: Callable[[str], None] = lambda line: None,
     ) -> None:
         check_batch(batch_size, micro_batch, world)
-        self.pictures, self.view, self.size, self.device = pictures, view, size, torch.device(device)
-        self.plan = Plan(seed, len(pictures), batch_size, micro_batch, rank, world)
+        self.pictures, self.views, self.size, self.device = pictures, (view, *others), size, torch.device(device)
+        for one in self.views:
+            one.check(pictures.channels)
+        self.plan = Plan(seed, len(pictures), batch_size, micro_batch, rank, world, len(others))
         self.skipped: dict[int, str] = {}
         """Bad pictures met so far and why."""
         self._workers, self._notify = workers, notify
@@ -103,24 +110,51 @@ class Loader:
             rows = self.plan.rows(number, min(ahead, last - number))
             index = self._substituted(rows.epoch, rows.picture)
             heights, widths = (torch.full_like(index, side) for side in pixels.shape[2:])
-            boxes, flip = self.view.boxes(rows.crop, heights, widths, self.size)
-            drawn = (rows.mask, index, boxes, shares(boxes, heights, widths), flip)
-            for mask, shown, box, crop, mirror in zip(*(one.split(size) for one in drawn), strict=True):
-                chosen = pixels.index_select(0, shown.to(pixels.device)).to(self.device)
-                images = crop_resize_many(chosen, box, mirror, self.size, self.view.interpolation, self._normalise)
-                yield self._batch(images, Drawn(mask, shown, crop, mirror))
+            sized = [view.shape(self.size) for view in self.views]
+            ways = [
+                view.boxes(drawn, heights, widths, shape)
+                for view, drawn, shape in zip(self.views, rows.views, sized, strict=True)
+            ]
+            crop, flip = shares(ways[0][0], heights, widths), ways[0][1]
+            for start in range(0, len(index), size):
+                here = slice(start, start + size)
+                chosen = pixels.index_select(0, index[here].to(pixels.device)).to(self.device)
+                images = [
+                    self._cut(view, chosen, boxes[here], mirrored[here], drawn[here], shape)
+                    for view, (boxes, mirrored), drawn, shape in zip(self.views, ways, rows.views, sized, strict=True)
+                ]
+                said = Drawn(rows.mask[here], index[here], crop[here], flip[here], rows.views[:, here])
+                yield self._batch(images, said)
 
     def _from_workers(self, steps: range) -> Iterator[Batch]:
-        make = MicroBatches(self.pictures, self.view, self.size, self.plan, steps.start, dict(self.skipped))
+        make = MicroBatches(self.pictures, self.views, self.size, self.plan, steps.start, dict(self.skipped))
         pin = self.device.type == "cuda"
         with closing(stream(make, len(steps) * self.accumulate, self._workers, pin=pin)) as made:
             for views, drawn, skipped in made:
                 self.skipped.update(skipped)
-                yield self._batch(self._normalise(views), drawn, tuple((number, reason) for number, reason in skipped))
+                images = [self._finish(*one) for one in zip(self.views, views, drawn.views, strict=True)]
+                yield self._batch(images, drawn, tuple((number, reason) for number, reason in skipped))
 
-    def _batch(self, images: Tensor, drawn: Drawn, skipped: tuple[tuple[int, str], ...] = ()) -> Batch:
+    def _cut(
+        self, view: View, pictures: Tensor, boxes: Tensor, flip: Tensor, drawn: Tensor, size: tuple[int, int]
+    ) -> Tensor:
+        """One view of pictures in memory, finished."""
+        if view.augment is not None:  # one by one, in the arithmetic of the workers: it sees the same whole numbers
+            return self._finish(view, cut(view, pictures.cpu(), boxes, flip, drawn, size), drawn)
+        finish = self._normalise if view.colours is None else None
+        values = crop_resize_many(pictures, boxes, flip, size, view.interpolation, finish)
+        return self._finish(view, values, drawn, normalised=finish is not None)
+
+    def _finish(self, view: View, values: Tensor, drawn: Tensor, *, normalised: bool = False) -> Tensor:
+        """Colours, normalisation and erasing, on the device; from values in 0..255 if not normalised."""
+        if view.colours is not None:
+            values = view.colours(values.to(self.device, non_blocking=True).float() / 255, drawn).mul_(255)
+        images = values if normalised else self._normalise(values)
+        return erased(images, drawn, view.erase) if view.erase else images
+
+    def _batch(self, images: list[Tensor], drawn: Drawn, skipped: tuple[tuple[int, str], ...] = ()) -> Batch:
         mask, crop, flip = (one.to(self.device, non_blocking=True) for one in (drawn.mask, drawn.crop, drawn.flip))
-        return Batch(images, mask, drawn.index, skipped, crop, flip)
+        return Batch(images[0], mask, drawn.index, skipped, crop, flip, others=tuple(images[1:]))
 
     def _substituted(self, epoch: Tensor, picture: Tensor) -> Tensor:
         """Numbers of pictures with the bad ones replaced."""

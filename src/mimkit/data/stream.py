@@ -6,7 +6,7 @@ are.
 
 import os
 import signal
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Generic, NamedTuple, TypeVar
@@ -114,7 +114,7 @@ class Rows:
 
     epoch: Int64[Tensor, " b"]
     picture: Int64[Tensor, " b"]
-    crop: Int64[Tensor, " b"]  # random keys
+    views: Int64[Tensor, "V b"]  # random keys of the first view and of the others
     mask: Int64[Tensor, " b"]
 
 
@@ -128,6 +128,7 @@ class Plan:
     micro_batch: int
     rank: int
     world: int
+    others: int = 0  # views besides the first
 
     @property
     def accumulate(self) -> int:
@@ -145,7 +146,9 @@ class Plan:
         position = (step * self.batch_size + place).flatten()
         picture, epoch = order(self.seed, position, self.n), position // self.n
         mask = keys("mask", self.seed, step, place).flatten()
-        return Rows(epoch, picture, keys("crop", self.seed, epoch, picture), mask)
+        views = [keys("crop", self.seed, epoch, picture)]
+        views += [keys("view", self.seed, epoch, picture, number) for number in range(1, self.others + 1)]
+        return Rows(epoch, picture, torch.stack(views), mask)
 
     def substitute(self, epoch: Tensor, picture: Tensor, attempt: int) -> Tensor:
         """What stands in for pictures that cannot be read."""
@@ -159,6 +162,21 @@ class Drawn(NamedTuple):
     index: Int64[Tensor, " b"]
     crop: Float[Tensor, "b 4"]
     flip: Bool[Tensor, " b"]
+    views: Int64[Tensor, "V b"]  # random keys
+
+
+def cut(
+    view: View,
+    pictures: Iterable[Tensor],
+    boxes: Int64[Tensor, "b 4"],
+    flip: Bool[Tensor, " b"],
+    drawn: Int64[Tensor, " b"],
+    size: tuple[int, int],
+) -> UInt8[Tensor, "b C h w"]:
+    """Boxes of pictures on the CPU in uint8 arithmetic, resized one by one and altered by `view.augment`."""
+    ways = zip(pictures, boxes, flip.tolist(), strict=True)
+    views = torch.stack([crop_resize_one(one, box, mirror, size, view.interpolation) for one, box, mirror in ways])
+    return views if view.augment is None else view.augment(views, drawn)
 
 
 @dataclass
@@ -166,36 +184,33 @@ class MicroBatches:
     """Micro batch number -> its views (uint8), what is said of them, and bad pictures met. Runs in a worker."""
 
     pictures: Pictures
-    view: View
+    views: tuple[View, ...]
     size: tuple[int, int]
     plan: Plan
     first_step: int
     bad: dict[int, str] = field(default_factory=dict)
 
-    def __call__(self, i: int) -> tuple[UInt8[Tensor, "b C h w"], Drawn, list[tuple[int, str]]]:
+    def __call__(self, i: int) -> tuple[tuple[UInt8[Tensor, "b C _ _"], ...], Drawn, list[tuple[int, str]]]:
         rows = self.plan.rows(self.first_step * self.plan.accumulate + i)
-        views = torch.empty(len(rows.picture), self.pictures.channels, *self.size, dtype=torch.uint8)
+        n, channels = len(rows.picture), self.pictures.channels
+        views = tuple(torch.empty(n, channels, *view.shape(self.size), dtype=torch.uint8) for view in self.views)
         index, skipped = rows.picture.clone(), {}
-        crop, flip = torch.empty(len(views), 4), torch.empty(len(views), dtype=torch.bool)
+        crop, flip = torch.empty(n, 4), torch.empty(n, dtype=torch.bool)
         decoded: list[Tensor] = []
-        for row in range(len(views)):
+        for row in range(n):
             index[row], picture = self._read(rows.epoch[row], rows.picture[row], skipped)
             decoded.append(picture)
-            if row + 1 == len(views) or len(decoded) == _AT_ONCE[0] or sum(map(Tensor.numel, decoded)) > _AT_ONCE[1]:
+            if row + 1 == n or len(decoded) == _AT_ONCE[0] or sum(map(Tensor.numel, decoded)) > _AT_ONCE[1]:
                 here = slice(row + 1 - len(decoded), row + 1)
-                crop[here], flip[here] = self._cut(decoded, rows.crop[here], views[here])
+                heights, widths = torch.tensor([picture.shape[1:] for picture in decoded]).unbind(1)
+                for number, (view, into, drawn) in enumerate(zip(self.views, views, rows.views[:, here], strict=True)):
+                    size = view.shape(self.size)  # boxes are drawn together, because a draw is many small steps
+                    boxes, mirrored = view.boxes(drawn, heights, widths, size)
+                    into[here] = cut(view, decoded, boxes, mirrored, drawn, size)
+                    if number == 0:
+                        crop[here], flip[here] = shares(boxes, heights, widths), mirrored
                 decoded = []
-        return views, Drawn(rows.mask, index, crop, flip), list(skipped.items())
-
-    def _cut(self, decoded: list[Tensor], drawn: Tensor, views: Tensor) -> tuple[Tensor, Tensor]:
-        """Fill `views` with the boxes of decoded pictures and say which; drawn together, because a draw is
-        many small steps.
-        """
-        heights, widths = torch.tensor([picture.shape[1:] for picture in decoded]).unbind(1)
-        boxes, flip = self.view.boxes(drawn, heights, widths, self.size)
-        for view, picture, box, mirror in zip(views, decoded, boxes, flip.tolist(), strict=True):
-            view.copy_(crop_resize_one(picture, box, mirror, self.size, self.view.interpolation))
-        return shares(boxes, heights, widths), flip
+        return views, Drawn(rows.mask, index, crop, flip, rows.views), list(skipped.items())
 
     def _read(self, epoch: Tensor, wanted: Tensor, skipped: dict[int, str]) -> tuple[int, Tensor]:
         """The wanted picture, or what stands in for it when it is bad."""

@@ -1,4 +1,4 @@
-"""Which part of a picture is seen: keys and sizes enter, boxes leave; pictures and boxes enter, views leave.
+"""Which part of a picture is seen, and how: keys and sizes enter, boxes leave; pictures and boxes enter, views leave.
 
 Boxes are (top, left, height, width) in whole pixels.
 """
@@ -15,7 +15,9 @@ from jaxtyping import Bool, Float, Int32, Int64, UInt8
 from torch import Tensor
 from torch.nn.functional import embedding_bag, interpolate
 
-from mimkit.errors import UserError
+from mimkit.data.augment import RandAugment
+from mimkit.data.colours import Colours
+from mimkit.errors import UserError, at_least
 from mimkit.randomness import uniform
 
 Interpolation = Literal["bicubic", "bilinear"]
@@ -29,10 +31,37 @@ _TABLED = 64  # pixels; for longer axes a table of all weights would not pay
 
 @dataclass(frozen=True, kw_only=True)
 class View(ABC):
-    """A rule that says which box of a picture is seen, and whether mirrored, from a random key alone."""
+    """A rule that says which box of a picture is seen, and whether mirrored, from a random key alone.
+
+    What then becomes of the box is drawn from the same key: `augment` alters it in 0..255, `colours` in [0, 1], and
+    `erase` after normalisation.
+    """
 
     interpolation: Interpolation = "bicubic"
     """How a box is resized."""
+    size: int | None = None
+    """Side of this view in pixels; by default as images.size says, and always so for the first view."""
+    colours: Colours | None = None
+    """Random changes of colour; by default none."""
+    augment: RandAugment | None = None
+    """RandAugment, picture by picture on the CPU, for fine-tuning; by default none."""
+    erase: float = 0.0
+    """Share of pictures in which a box of noise covers 2 to 33 % of the area, for fine-tuning."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.erase <= 1:
+            raise UserError(f"view.erase is a share between 0 and 1, got {self.erase}; 0.25 is usual")
+        at_least(1, **{"view.size": self.size})
+
+    def check(self, channels: int) -> None:
+        """Refuse what pictures of so many channels cannot undergo."""
+        for part in (self.colours, self.augment):
+            if part is not None:
+                part.check(channels)
+
+    def shape(self, images: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of this view among images of this height and width."""
+        return images if self.size is None else (self.size, self.size)
 
     @abstractmethod
     def boxes(
@@ -62,6 +91,7 @@ class RandomResizedCrop(View):
     """Share of pictures that are mirrored left to right."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check_flip(self.flip)
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise UserError(f"view.scale must be two shares with 0 < least <= largest <= 1, got {self.scale}")
@@ -97,6 +127,7 @@ class Whole(View):
     """Share of pictures that are mirrored left to right."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check_flip(self.flip)
 
     def boxes(self, keys: Tensor, heights: Tensor, widths: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -116,6 +147,7 @@ class CenterCrop(View):
     """Share of the sides that is kept."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.fraction <= 1:
             raise UserError(f"view.fraction must lie in (0, 1], got {self.fraction}; 0.875 is usual")
 

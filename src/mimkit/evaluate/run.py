@@ -132,7 +132,7 @@ def _open(target: str, data: list[str]) -> tuple[Pictures, Pictures, Extractor]:
     own = export_folder(target)  # before pictures are opened, which can take long
     train = _labelled(data, "train")
     mean, std = statistics(train) if own is None else ((), ())
-    extractor = open_target(target, size=_size(train), channels=train.channels, mean=mean, std=std)
+    extractor = open_target(target, size=usual_size(train), channels=train.channels, mean=mean, std=std)
     how = {"channels": extractor.channels, "value_range": extractor.value_range}
     if (extractor.channels, extractor.value_range) != (train.channels, train.value_range):
         train = _labelled(data, "train", **how)
@@ -153,7 +153,7 @@ def _labelled(data: list[str], split: Split, **how: Any) -> Pictures:
     return pictures
 
 
-def _size(pictures: Pictures) -> tuple[int, int]:
+def usual_size(pictures: Pictures) -> tuple[int, int]:
     """The one size of the pictures, by the headers of a sample; MAE's when they are large or differ."""
     found = set()
     for number in sample(len(pictures), 64):

@@ -21,7 +21,7 @@ from mimkit.randomness import integer
 
 Pool = Literal["mean", "class", "both", "pixels"]
 _PIXELS = 48  # longest side at which pixels are compared; wider vectors cost much and tell no more
-_UNTRAINED = "untrained:"
+UNTRAINED = "untrained:"
 
 
 @dataclass(kw_only=True)
@@ -82,7 +82,7 @@ def export_folder(target: str) -> Path | None:
 
     Raises UserError when it names a folder without an export.
     """
-    name = target.removeprefix(_UNTRAINED)
+    name = target.removeprefix(UNTRAINED)
     folder = Path(name).expanduser()
     if not name or not folder.is_dir():
         return None
@@ -138,12 +138,12 @@ def open_target(
     folder = export_folder(target)
     if folder is not None:
         return _open_folder(target, folder)
-    name = target.removeprefix(_UNTRAINED)
+    name = target.removeprefix(UNTRAINED)
     if any(sign in name for sign in "/\\~") or name in ("", "."):
         raise UserError(f"there is no folder '{name}' to measure{_nearest(name)}")
     if not timm.is_model(name):
         names = [*timm.list_models(), *(path.name for path in Path().iterdir() if path.is_dir())]
-        names = [_UNTRAINED + name for name in names] if name != target else ["pixels", *names]
+        names = [UNTRAINED + name for name in names] if name != target else ["pixels", *names]
         raise unknown("run folder, export or timm model", target, names, see="Baseline: pixels.")
     return _open_timm(target, name, size, channels, tuple(mean), tuple(std))
 
@@ -190,7 +190,7 @@ def _open_folder(target: str, folder: Path) -> Extractor:
         mean, std = cfg["mean"], cfg["std"]
     except Exception as error:  # a damaged file makes timm and safetensors raise anything
         raise UserError(f"the export {folder} cannot be loaded ({_reason(error)}): export it again") from error
-    if target.startswith(_UNTRAINED):
+    if target.startswith(UNTRAINED):
         model = _initialised(model, lambda: timm.create_model(where, num_classes=0), run.get("seed", 0))
     value_range = run.get("images", {}).get("value_range")
     return _extractor(
@@ -235,9 +235,9 @@ def _open_timm(
 ) -> Extractor:
     pretrained = name == target
     if "." in name and name not in (tagged := timm.list_models(f"{name.split('.')[0]}.*", pretrained=True)):
-        raise unknown("timm model", target, [("" if pretrained else _UNTRAINED) + other for other in tagged])
+        raise unknown("timm model", target, [("" if pretrained else UNTRAINED) + other for other in tagged])
     if pretrained and not timm.is_model_pretrained(name):
-        raise UserError(f"timm has no released weights of '{name}': use {_UNTRAINED}{name}, or a local export")
+        raise UserError(f"timm has no released weights of '{name}': use {UNTRAINED}{name}, or a local export")
 
     def build(**args: Any) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
@@ -263,7 +263,7 @@ def _open_timm(
         if not pretrained:
             raise
         raise UserError(
-            f"the released weights of '{name}' cannot be fetched ({_reason(error)}): use {_UNTRAINED}{name} "
+            f"the released weights of '{name}' cannot be fetched ({_reason(error)}): use {UNTRAINED}{name} "
             "for the same network without them, or a local export folder"
         ) from error
     cfg: Any = model.pretrained_cfg

@@ -7,6 +7,7 @@ from typing import ClassVar
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from mimkit.config import absolute
 from mimkit.errors import UserError, unknown
 from mimkit.masks.mask import Mask
 from mimkit.masks.masker import Curve, Masker, Moment, Signal
@@ -61,7 +62,7 @@ class ModelMasker(InformedMasker):
 
     scorer: str = "online"
     """Who looks: `online` (the encoder in training), `ema` (its moving average), or a teacher: a timm model's name
-    with released weights, or an export folder."""
+    with released weights, a run or an export folder."""
     momentum: float = 0.999
     """Of the moving average: the share of it that a step keeps."""
     refresh: int = 0
@@ -69,6 +70,7 @@ class ModelMasker(InformedMasker):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "scorer", absolute(self.scorer))
         if not 0 <= self.momentum <= 1:
             raise UserError(f"masker.momentum lies between 0 and 1, got {self.momentum}; 0.999 is usual")
         if self.refresh < 0:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from mimkit.errors import UserError, at_least
-from mimkit.masks import Mask, Masker, PartitionMasker
+from mimkit.masks import ComplementaryMasker, Mask, Masker, PartitionMasker
 from mimkit.masks.informed import choice
 from mimkit.methods.mae import MAE, MAEConfig
 from mimkit.model.decoder import Decoder, DecoderConfig
@@ -40,12 +40,19 @@ class EMAEConfig(MethodConfig):
         choice("pairs", self.pairs, ("ordered", "later"), of="method")
         at_least(0, **{"method.weight": self.weight})
         masker = self.masker
-        if self.weight and isinstance(masker, PartitionMasker) and masker.mode == "parallel" and masker.parts == 2:
+        name = type(masker).__name__
+        if self.weight and (
+            isinstance(masker, ComplementaryMasker)
+            or (isinstance(masker, PartitionMasker) and masker.mode == "parallel" and masker.parts == 2)
+        ):
             raise UserError(
-                "two parts that partition a picture hide no patch in common, so nothing can agree: use 3 or more"
+                f"the two views of {name} hide no patch in common, so nothing can agree: use PartitionMasker with "
+                "masker.parts 3 or more, or method.weight 0"
             )
-        mae = MAEConfig(masker=masker, target=self.target, decoder=self.decoder)
-        return EMAE(mae.build(encoder), self)
+        mae = MAEConfig(masker=masker, target=self.target, decoder=self.decoder).build(encoder)
+        if mae.observer.views == 1:
+            raise UserError(f"EMAE compares several views of a picture and {name} makes one: use PartitionMasker")
+        return EMAE(mae, self)
 
 
 class EMAE(Method):
@@ -71,8 +78,6 @@ class EMAE(Method):
         mae = self.mae
         patches = patchify(batch.images, mae.encoder.patch)
         mask, logs = mae.observer(mae.encoder, patches, batch, progress)
-        if mask.views == 1:
-            raise UserError("EMAE compares several views of a picture and this masker makes one: use PartitionMasker")
         prediction = mae.predict(patches, mask)
         whole = squared_error(prediction, mask.repeat(mae.target(patches)), mask.hidden, per_picture=mask.ragged)
         logs |= {"hidden": mask.hidden.float().mean(), "reconstruction": whole.detach()}

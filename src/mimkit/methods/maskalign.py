@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from mimkit.config import absolute
 from mimkit.errors import UserError, at_least
 from mimkit.masks import Mask, Masker, MultinomialMasker
 from mimkit.model.alignment import Alignment
@@ -16,7 +17,7 @@ from mimkit.model.encoder import Encoder, Tokens
 from mimkit.model.patches import patchify
 from mimkit.model.teacher import Teacher
 from mimkit.objectives import mean_where
-from mimkit.observe import Observer
+from mimkit.observe import Observer, refuse_exploitation
 from mimkit.task import Batch, Gallery, Method, MethodConfig, Step
 
 
@@ -38,12 +39,14 @@ class MaskAlignConfig(MethodConfig):
     order: str = "mix-adapt"
     """`mix-adapt`: an adapter for each mixture (released code); `adapt-mix`: for each student block (paper)."""
 
+    def __post_init__(self) -> None:
+        self.teacher = absolute(self.teacher)
+
     def build(self, encoder: Encoder) -> "MaskAlign":
         at_least(1, **{"method.layers": self.layers})
         if not self.teacher:
             raise UserError("MaskAlign needs a teacher: give --method.teacher with a timm name, a run or an export")
-        if getattr(self.masker.guide, "trigger", "fixed") == "exploitation":
-            raise UserError("MaskAlign has no decoder whose exploitation could be measured: use another masker.trigger")
+        refuse_exploitation(self.masker, "MaskAlign")
         assert encoder.mean is not None and encoder.std is not None
         teacher = Teacher(self.teacher, encoder.grid, encoder.channels, encoder.mean, encoder.std)
         sizes = [(part.width, len(part.vit.blocks)) for part in (encoder, teacher.encoder)]

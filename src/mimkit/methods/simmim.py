@@ -16,8 +16,8 @@ from mimkit.model.encoder import Backbone, Encoder
 from mimkit.model.heads import HeadName, build_head
 from mimkit.model.patches import patchify
 from mimkit.objectives import mean_where, pixel_errors
-from mimkit.observe import Observer
-from mimkit.targets import Colours, PictureTarget
+from mimkit.observe import Observer, refuse_exploitation
+from mimkit.targets import Colours, PictureTarget, Targets
 from mimkit.task import Batch, Gallery, Method, MethodConfig, Step
 
 
@@ -39,31 +39,32 @@ class SimMIMConfig(MethodConfig):
     def build(self, encoder: Backbone) -> "SimMIM":
         if not isinstance(encoder, Encoder):
             refuse_looks(self.masker)
-        loss = self.loss or ("cross_entropy" if self.target.classes else "l1")
-        if (loss == "cross_entropy") != bool(self.target.classes):
-            fit = "cross_entropy" if self.target.classes else "l1, l2 or smooth_l1"
+        refuse_exploitation(self.masker, "SimMIM")
+        target = self.target.open(encoder)
+        loss = self.loss or ("cross_entropy" if target.classes else "l1")
+        if (loss == "cross_entropy") != bool(target.classes):
+            fit = "cross_entropy" if target.classes else "l1, l2 or smooth_l1"
             raise UserError(f"method.loss {loss} does not fit {type(self.target).__name__}: use {fit}")
-        return SimMIM(encoder, self, loss)
+        return SimMIM(encoder, self, target, loss)
 
 
 class SimMIM(Method):
     """The encoder sees the full sequence with a learned token where patches are hidden; loss on hidden pixels."""
 
     encoder: Backbone  # type: ignore[bad-override]
-    mean: Float[Tensor, "C 1 1"]
-    std: Float[Tensor, "C 1 1"]
 
-    def __init__(self, encoder: Backbone, config: SimMIMConfig, loss: str) -> None:
+    def __init__(self, encoder: Backbone, config: SimMIMConfig, target: PictureTarget, loss: str) -> None:
         super().__init__()
-        self.encoder, self.target, self.loss, self.everywhere = encoder, config.target, loss, config.everywhere
+        self.encoder, self.loss, self.everywhere = encoder, loss, config.everywhere
+        self.target = Targets(target, encoder)
         self.observer = Observer(config.masker, encoder)
         # One axis: not decayed, as in the released code (models/simmim.py, optimizer.py).
         self.mask_token = nn.Parameter(torch.zeros(encoder.embed_width))
         nn.init.trunc_normal_(self.mask_token, std=0.02)
-        self.head = build_head(config.head, encoder, config.target.outputs(encoder.channels), config.target.cell)
-        for name, values in (("mean", encoder.mean), ("std", encoder.std)):
-            known = torch.tensor(values or [float(name == "std")] * encoder.channels)
-            self.register_buffer(name, known.view(-1, 1, 1), persistent=False)
+        self.head = build_head(config.head, encoder, target.outputs(encoder.channels), target.cell)
+
+    def study(self, gallery: Gallery, begun: bool) -> None:
+        self.target.study(gallery, begun)
 
     def predict(self, patches: Float[Tensor, "B N P"], mask: Mask) -> Float[Tensor, "BK O h w"]:
         """Predictions for the whole picture of every view. Nothing of hidden and thrown patches gets in."""
@@ -74,7 +75,7 @@ class SimMIM(Method):
     def forward(self, batch: Batch, progress: float) -> Step:
         patches = patchify(batch.images, self.encoder.patch)
         mask, logs = self.observer(self.encoder, patches, batch, progress)
-        target = mask.repeat(self.target(batch.images, self.mean, self.std))
+        target = mask.repeat(self.target(batch.images))
         errors = pixel_errors(self.predict(patches, mask), target, self.loss)
         # The mean over the pixels of the whole batch, and with SimMIM's 1e-5 in the denominator.
         loss = mean_where(errors, self.where(mask), per_picture=mask.ragged, epsilon=1e-5)
@@ -96,15 +97,15 @@ class SimMIM(Method):
     def before_epoch(self, epoch: int, progress: float, gallery: Gallery) -> dict[str, float]:
         return self.observer.before_epoch(self.encoder, epoch, progress, gallery)
 
-    def reconstruct(self, batch: Batch, progress: float) -> tuple[Tensor, Mask]:
+    def reconstruct(self, batch: Batch, progress: float) -> tuple[Tensor, Mask] | None:
         """Pictures of what it learned (BK, C, H, W) in the input's normalisation, and the mask.
 
-        With a `window`, mean and variance are those of the true picture.
+        With a `window`, mean and variance are those of the true picture; None of tokens that cannot be drawn.
         """
         patches = patchify(batch.images, self.encoder.patch)
         mask, _ = self.observer(self.encoder, patches, batch, progress)
-        prediction = self.predict(patches, mask)
-        return self.target.restore(prediction, mask.repeat(batch.images), self.mean, self.std), mask
+        drawn = self.target.restore(self.predict(patches, mask), mask.repeat(batch.images))
+        return None if drawn is None else (drawn, mask)
 
 
 def refuse_looks(masker: Masker) -> None:

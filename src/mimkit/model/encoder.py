@@ -8,12 +8,14 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from timm.layers import PatchEmbed
-from timm.models import SwinTransformer, SwinTransformerV2, VisionTransformer
+from timm.models import ResNet, SwinTransformer, SwinTransformerV2, VisionTransformer, is_model_in_modules
 from torch import Tensor, nn
 
 from mimkit.errors import UserError, at_least, unknown
 from mimkit.masks.mask import Mask
 from mimkit.model.patches import patchify, sincos_positions
+
+SIZES = ("patch", "width", "depth", "heads")  # fields of EncoderConfig that change a plain ViT
 
 
 class Tokens(NamedTuple):
@@ -25,10 +27,11 @@ class Tokens(NamedTuple):
 
 @dataclass(kw_only=True, slots=True)
 class EncoderConfig:
-    """Which ViT or Swin to train: a timm architecture and what to change about it."""
+    """Which ViT, Swin or ResNet to train: a timm architecture and what to change about it."""
 
     name: str = "vit_base_patch16_224"
-    """Any plain ViT of timm; for methods that leave no patches out, as SimMIM, also swin_* and swinv2_*."""
+    """Any plain ViT of timm; for methods that leave no patches out, as SimMIM, also swin_* and swinv2_*; for methods
+    without masks, as SimCLR, also resnet* and its kin."""
     patch: int | None = None
     """Side of a patch in pixels; by default the architecture's own."""
     width: int | None = None
@@ -38,7 +41,8 @@ class EncoderConfig:
     heads: int | None = None
     """Attention heads, if other than the architecture's."""
     positions: str = "sincos"
-    """`sincos`: fixed 2-D sine-cosine (MAE); `learned`: the architecture's own trainable table. Swins have none."""
+    """`sincos`: fixed 2-D sine-cosine (MAE); `learned`: the architecture's own trainable table. Swins and
+    ResNets have none."""
     weights: str | None = None
     """Start from released weights: `timm` (those timm has under this name), a folder or a file (see docs)."""
     model_args: dict[str, Any] = field(default_factory=dict)
@@ -47,6 +51,13 @@ class EncoderConfig:
     def timm_args(self, size: tuple[int, int], channels: int) -> dict[str, Any]:
         """The arguments for `timm.create_model`; all survive JSON."""
         own = dict(patch_size=self.patch, embed_dim=self.width, depth=self.depth, num_heads=self.heads)
+        if is_convolutional(self.name):
+            if given := [f"--encoder.{name}" for name in SIZES if getattr(self, name) is not None]:
+                raise UserError(
+                    f"'{self.name}' has no {given[0].rpartition('.')[2]} to set: leave {', '.join(given)} away, choose "
+                    "another resnet*, or give model_args in a recipe"
+                )
+            return dict(in_chans=channels, num_classes=0, global_pool="avg") | self.model_args
         if is_windowed(self.name):
             if self.depth or self.heads:
                 raise UserError(
@@ -63,31 +74,39 @@ class EncoderConfig:
     def build(self, size: tuple[int, int], channels: int) -> "Backbone":
         """An encoder for images of `size` (height, width) with `channels`.
 
-        Weights of ViTs by MAE's initialisation, those of Swins by timm's, which is Swin's own.
+        Weights of ViTs by MAE's initialisation, those of Swins and ResNets by timm's: Swin's own, and He's with a last
+        scale of zero in each residual block.
         """
         if not timm.is_model(self.name):
             raise unknown("timm model", self.name, timm.list_models(), see="Plain ViTs: vit_*, deit*.")
         if self.positions not in ("sincos", "learned"):
             raise unknown("kind of positions", self.positions, ["sincos", "learned"])
-        for name in ("patch", "width", "depth", "heads"):
+        for name in SIZES:
             at_least(1, **{f"encoder.{name}": getattr(self, name)})
         args = self.timm_args(size, channels)
-        windowed = is_windowed(self.name)
+        windowed, convolutional = is_windowed(self.name), is_convolutional(self.name)
+        plain = not (windowed or convolutional)
         try:  # of ViTs, timm draws weights that are drawn anew below
-            with torch.random.fork_rng(devices=[], enabled=not windowed):
+            with torch.random.fork_rng(devices=[], enabled=plain):
                 vit = timm.create_model(self.name, pretrained=False, **args)
         except (TypeError, AssertionError, RuntimeError) as error:
             message = str(error).splitlines()[0] if str(error) else type(error).__name__
-            if not windowed:
+            if plain:
                 with torch.device("meta"):
                     refuse_unsuitable(timm.create_model(self.name), self.name)
             change = "change --encoder.patch, --encoder.width, --encoder.heads or --images.size"
+            change = "change model_args" if convolutional else change
             raise UserError(f"timm cannot build '{self.name}' ({message}): {change}") from error
         if windowed:
             from mimkit.model.windowed import WindowedEncoder  # which imports this file
 
             assert isinstance(vit, (SwinTransformer, SwinTransformerV2))
             return WindowedEncoder(vit)
+        if convolutional:
+            from mimkit.model.convolutional import ConvolutionalEncoder  # which imports this file
+
+            assert isinstance(vit, ResNet)
+            return ConvolutionalEncoder(vit, size)
         refuse_unsuitable(vit, self.name)
         assert isinstance(vit, VisionTransformer)
         refuse_uneven(vit.patch_embed.patch_size, size)
@@ -105,13 +124,20 @@ def is_windowed(name: str) -> bool:
     return name.startswith(("swin_", "swinv2_")) and not name.startswith("swinv2_cr")
 
 
+def is_convolutional(name: str) -> bool:
+    """Whether timm's architecture of this name is of its `resnet.py`: ResNets, ResNeXts and kin, of one class."""
+    return is_model_in_modules(name, ["resnet"])
+
+
 def refuse_unsuitable(model: nn.Module, name: str) -> None:
     """Name the reason why hidden patches cannot be left out of this model, or return."""
     family = type(model).__name__
     if isinstance(model, VisionTransformer) and type(model.patch_embed) is PatchEmbed:
         return
     reason = "it has no plain sequence of patch tokens from which some can be left out"
-    if "Rope" in family or getattr(model, "rope", None) is not None:
+    if isinstance(model, ResNet):
+        reason = "a convolution sees the full grid of pixels, so no patch can be left out or replaced by a token"
+    elif "Rope" in family or getattr(model, "rope", None) is not None:
         reason = "its rotary positions belong to the full grid and cannot follow left-out patches"
     elif any("window" in type(part).__name__.lower() for part in model.modules()):
         reason = "its attention runs in windows over the full grid, so no patch can be left out"

@@ -49,7 +49,7 @@ def build_head(name: str, encoder: Backbone, outputs: int, cell: int = 1) -> "He
     if side[0] % cell or side[1] % cell:
         raise UserError(
             f"target.cell {cell} does not divide the {side[0]}x{side[1]} pixels that a token of this head predicts: "
-            f"use {math.gcd(*side)} or a divisor of it"
+            f"use {math.gcd(*side)} or a divisor of it, for tokens another tokenizer"
         )
     return Head(body, width, grid, (side[0] // cell, side[1] // cell), outputs)
 

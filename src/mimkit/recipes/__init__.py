@@ -11,37 +11,42 @@ from mimkit.errors import UserError, unknown
 if TYPE_CHECKING:
     from mimkit.train.prepare import Pretrain
 
-METHODS = ("mae", "simmim", "emae", "maskalign")  # whose recipes come one after the other in this order
+METHODS = ("mae", "simmim", "emae", "maskalign", "simclr", "moco")  # in this order stand their recipes
 
 
-def recipes() -> dict[str, tuple[str, str]]:
-    """Names of all recipes with their module and docstring, from the source: nothing heavy is imported."""
+def recipes(finetuning: bool = False) -> dict[str, tuple[str, str]]:
+    """Names of all recipes with their module and docstring, from the source: nothing heavy is imported.
+
+    Those of pre-training, or those of fine-tuning, which are called finetune_*.
+    """
     found = {}
     for path in sorted(Path(__file__).parent.glob("*.py")):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if not isinstance(node, ast.FunctionDef) or node.name.startswith("_"):
                 continue
             if isinstance(node.returns, ast.Name) and node.returns.id == "Pretrain":
+                if node.name.startswith("finetune_") != finetuning:
+                    continue
                 found[node.name] = (f"{__name__}.{path.stem}", ast.get_docstring(node) or "")
     families = [*METHODS, *sorted({name.split("_")[0] for name in found} - set(METHODS))]
     return dict(sorted(found.items(), key=lambda recipe: families.index(recipe[0].split("_")[0])))
 
 
-def check_recipe(name: str) -> None:
+def check_recipe(name: str, finetuning: bool = False) -> None:
     """Refuse an unknown name at once; import paths are checked when they are imported."""
-    if ":" not in name and name not in recipes():
+    if ":" not in name and name not in recipes(finetuning):
         see = "'mimkit recipes' lists them, your own are package.module:function; pictures go behind --data."
-        raise unknown("recipe", name, recipes(), see=see)
+        raise unknown("recipe", name, recipes(finetuning), see=see)
 
 
-def find_recipe(name: str) -> "Pretrain":
+def find_recipe(name: str, finetuning: bool = False) -> "Pretrain":
     """The run that a recipe describes: one of ours by name, or `package.module:function` from outside.
 
     The module may lie in the working folder.
     """
-    check_recipe(name)
+    check_recipe(name, finetuning)
     if ":" not in name:
-        return getattr(importlib.import_module(recipes()[name][0]), name)()
+        return getattr(importlib.import_module(recipes(finetuning)[name][0]), name)()
     module, _, function = name.partition(":")
     here = str(Path.cwd())
     sys.path.insert(0, here)

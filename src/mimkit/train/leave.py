@@ -26,6 +26,8 @@ def export_encoder(
         std=std,
         measured=measured,
         library="timm" if to == "timm" else "transformers",
+        supervised=config.method.supervised,
+        masked=hasattr(config.method, "masker"),
     )
     if to == "timm":
         export_timm(

@@ -63,7 +63,7 @@ def fit(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         engine.plain(task).after_step(progress)
-        recorder.end(step, norm, optimizer.param_groups[0]["lr"])
+        recorder.end(step, norm, max(group["lr"] for group in optimizer.param_groups))
         if pause(step + 1):
             return step + 1
     return last

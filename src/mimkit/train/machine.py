@@ -4,8 +4,8 @@ import ctypes
 import os
 import sys
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -144,7 +144,8 @@ class Engine:
                 threads=machine.threads or kept.get("threads") or torch.get_num_threads(),
             )
             if device.type == "cpu" and not kept:
-                engine.time_choices(machine, task, sample)
+                with untouched(task):
+                    engine.time_choices(machine, task, sample)
             return engine.describe()
 
         engine = Engine(device=device, **distributed.on_main(decide, device))  # every process computes alike
@@ -232,6 +233,17 @@ class Engine:
                 result = task(batch, progress)
             (result.loss * share).backward()
         return result
+
+
+@contextmanager
+def untouched(task: nn.Module) -> Iterator[None]:
+    """Steps that only try a task out leave no trace: buffers, as BatchNorm's running statistics, are put back."""
+    kept = {name: value.clone() for name, value in task.named_buffers()}
+    try:
+        yield
+    finally:
+        for name, value in task.named_buffers():
+            value.copy_(kept[name])
 
 
 def keep_freed_memory() -> None:

@@ -1,30 +1,28 @@
 """Optimisers: a task and the global batch size enter, an optimiser with its peak learning rates leaves."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
 
+import timm.optim
 import torch
-from timm.optim import param_groups_weight_decay
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 
 from mimkit.errors import UserError, at_least
 
 
 @dataclass(kw_only=True, slots=True)
-class AdamWConfig:
-    """AdamW with MAE's settings and its learning-rate rule, rate = base_rate * batch_size / 256, or / 512 as SimMIM's.
+class OptimizerConfig:
+    """Base of all optimisers: the learning rate grows with the batch, rate = base_rate * batch_size / per."""
 
-    Tensors with one axis, biases and what a task calls `undecayed` are not decayed; class and mask tokens (three axes)
-    are, as in the released code (facebookresearch/mae:main_pretrain.py).
-    """
-
-    base_rate: float = 1.5e-4
+    base_rate: float = 0.1
     """Learning rate for `per` pictures a step; scales linearly with the global batch."""
     per: int = 256
     """Pictures a step for which `base_rate` is meant; SimMIM's 512."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    """How slowly the means of the gradient and of its square move."""
-    weight_decay: float = 0.05
+    weight_decay: float = 0.0
     """Share of a weight, times the learning rate, that each step takes off."""
     clip: float | None = None
     """Largest gradient norm; MAE does not clip."""
@@ -36,23 +34,155 @@ class AdamWConfig:
         for name, value in (("base_rate", self.base_rate), ("clip", self.clip)):
             if value is not None and not 0 < value < math.inf:
                 raise UserError(f"optimizer.{name} must be above 0, got {value}")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise UserError(f"optimizer.betas must lie between 0 and 1 (excluded), got {self.betas}; MAE uses 0.9 0.95")
 
     def rate(self, batch_size: int) -> float:
         """Peak learning rate for this global batch size."""
         return self.base_rate * batch_size / self.per
 
+    def make(self, task: nn.Module, rate: float) -> torch.optim.Optimizer:
+        """The optimiser of all that `task` trains; a group may have an `lr_scale`, which `build` applies."""
+        raise NotImplementedError(f"{type(self).__name__} is no optimiser until it defines make")
+
     def build(self, task: nn.Module, batch_size: int) -> torch.optim.Optimizer:
         """The optimiser; every group keeps its peak rate as `peak`."""
-        groups = param_groups_weight_decay(task, self.weight_decay, no_weight_decay_list=getattr(task, "undecayed", ()))
-        optimizer = torch.optim.AdamW(groups, lr=self.rate(batch_size), betas=self.betas, fused=True)
+        optimizer = self.make(task, self.rate(batch_size))
         for group in optimizer.param_groups:
-            group["peak"] = group["lr"]
+            group["peak"] = group["lr"] = group["lr"] * group.get("lr_scale", 1.0)
         return optimizer
+
+
+@dataclass(kw_only=True, slots=True)
+class AdamWConfig(OptimizerConfig):
+    """AdamW with MAE's settings; SimMIM's rate is for 512 pictures a step.
+
+    Tensors with one axis, biases and what a task calls `undecayed` are not decayed; class and mask tokens (three axes)
+    are, as in the released code (facebookresearch/mae:main_pretrain.py).
+    """
+
+    base_rate: float = 1.5e-4
+    """Learning rate for `per` pictures a step; scales linearly with the global batch."""
+    weight_decay: float = 0.05
+    """Share of a weight, times the learning rate, that each step takes off."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """How slowly the means of the gradient and of its square move."""
+    decay_all: bool = False
+    """Decay every tensor, as MoCo v3 does."""
+    layer_decay: float | None = None
+    """What each layer's rate is of the rate of the layer above it: fine-tuning's 0.65 to 0.9."""
+
+    def check(self) -> None:
+        OptimizerConfig.check(self)
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"optimizer.betas must lie between 0 and 1 (excluded), got {self.betas}; MAE uses 0.9 0.95")
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            raise UserError(f"optimizer.layer_decay lies above 0 and up to 1, got {self.layer_decay}")
+
+    def make(self, task: nn.Module, rate: float) -> torch.optim.Optimizer:
+        undecayed = () if self.decay_all else getattr(task, "undecayed", ())
+        settings: Any = dict(weight_decay=self.weight_decay, weight_decay_exclude_1d=not self.decay_all)
+        if self.layer_decay is None:
+            groups = param_groups_weight_decay(task, no_weight_decay_list=undecayed, **settings)
+        else:
+            groups = layer_groups(task, self.layer_decay, undecayed, **settings)
+        return torch.optim.AdamW(groups, lr=rate, betas=self.betas, fused=True)
+
+
+@dataclass(kw_only=True, slots=True)
+class SGDConfig(OptimizerConfig):
+    """Stochastic gradient descent with momentum; every tensor is decayed, as in MoCo (facebookresearch/moco)."""
+
+    base_rate: float = 0.03
+    """Learning rate for `per` pictures a step; scales linearly with the global batch."""
+    weight_decay: float = 1e-4
+    """Decay of weights, added to their gradient."""
+    momentum: float = 0.9
+    """Share of the last step's direction that is kept."""
+    nesterov: bool = False
+    """Look one step ahead along the momentum."""
+
+    def check(self) -> None:
+        OptimizerConfig.check(self)
+        _check_momentum(self.momentum)
+        if self.nesterov and self.momentum == 0:
+            raise UserError("optimizer.nesterov needs a momentum above 0: give --optimizer.momentum 0.9")
+
+    def make(self, task: nn.Module, rate: float) -> torch.optim.Optimizer:
+        trained = [p for p in task.parameters() if p.requires_grad]
+        settings: Any = dict(momentum=self.momentum, nesterov=self.nesterov, weight_decay=self.weight_decay)
+        return torch.optim.SGD(trained, lr=rate, **settings)
+
+
+@dataclass(kw_only=True, slots=True)
+class LarsConfig(OptimizerConfig):
+    """LARS for large batches: a tensor's step is in proportion to its norm (facebookresearch/mae:util/lars.py).
+
+    Tensors with one axis (biases, norms) are neither decayed nor adapted.
+    """
+
+    base_rate: float = 0.3
+    """Learning rate for `per` pictures a step; scales linearly with the global batch."""
+    weight_decay: float = 1e-6
+    """Decay of weights, added to their gradient before it is scaled."""
+    momentum: float = 0.9
+    """Share of the last step's direction that is kept."""
+    trust: float = 0.001
+    """A weight's gradient is scaled to this share of the weight's norm."""
+
+    def check(self) -> None:
+        OptimizerConfig.check(self)
+        _check_momentum(self.momentum)
+        if not 0 < self.trust < math.inf:
+            raise UserError(f"optimizer.trust must be above 0, got {self.trust}; it is 0.001 as a rule")
+
+    def make(self, task: nn.Module, rate: float) -> torch.optim.Optimizer:
+        trained = [p for p in task.parameters() if p.requires_grad]
+        weights, vectors = ([p for p in trained if (p.ndim > 1) == wide] for wide in (True, False))
+        groups = [
+            {"params": weights, "decay": self.weight_decay, "always_adapt": True},
+            {"params": vectors, "decay": 0.0, "always_adapt": False},
+        ]
+        return Lars([g for g in groups if g["params"]], lr=rate, momentum=self.momentum, trust_coeff=self.trust, eps=0)
+
+
+class Lars(timm.optim.Lars):
+    """timm's LARS, with the decay (a group's `decay`) in the gradient before its norm is taken, as MAE and MoCo v3.
+
+    timm divides by |g| + decay |w| instead of |g + decay w|.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step; gradients hold the decay afterwards."""
+        for group in self.param_groups:
+            trained = [p for p in group["params"] if p.grad is not None]
+            if group["decay"] and trained:
+                torch._foreach_add_([p.grad for p in trained], trained, alpha=group["decay"])
+        return super().step(closure)
+
+
+def layer_groups(task: nn.Module, decay: float, undecayed: tuple[str, ...] = (), **settings: Any) -> list[Any]:
+    """timm's groups for layer-wise learning rates of a method: its encoder's layers, and all else above the last one.
+
+    A group's `lr_scale` is decay^(distance from the top): patch embedding, class token and positions lie at the
+    bottom, then one block after the other, and the head on top (Bao et al. 2021, BEiT; facebookresearch/mae:
+    util/lr_decay.py). timm puts a final norm before the pooling with the last block.
+    """
+    encoder: Any = task.encoder
+    inside = "encoder.vit."  # timm finds layers by the names they have in its own model
+    model: Any = SimpleNamespace(
+        named_parameters=lambda: [(name.removeprefix(inside), p) for name, p in task.named_parameters()],
+        group_matcher=encoder.vit.group_matcher,
+    )
+    names = [name.removeprefix(inside) for name in undecayed]
+    return param_groups_layer_decay(model, layer_decay=decay, no_weight_decay_list=names, **settings)
 
 
 def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
     """Set the learning rate of each group to its peak times `factor`."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * factor
+
+
+def _check_momentum(momentum: float) -> None:
+    if not 0 <= momentum < 1:
+        raise UserError(f"optimizer.momentum lies between 0 and 1 (excluded), got {momentum}")

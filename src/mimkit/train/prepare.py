@@ -5,19 +5,21 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import timm
 import torch
 from torch import Tensor, nn
 
+from mimkit.data.labels import share_of_labels
 from mimkit.data.loader import Loader, statistics
 from mimkit.data.sources import Pictures, open_pictures
 from mimkit.data.views import RandomResizedCrop, View
 from mimkit.errors import UserError, at_least
 from mimkit.methods.mae import MAEConfig
-from mimkit.model.encoder import Backbone, EncoderConfig, refuse_unsuitable
+from mimkit.model.encoder import Backbone, EncoderConfig, is_convolutional, refuse_unsuitable
 from mimkit.randomness import integer, keys
 from mimkit.task import Batch, Method, MethodConfig
-from mimkit.train.machine import Machine
-from mimkit.train.optimizer import AdamWConfig
+from mimkit.train.machine import Machine, untouched
+from mimkit.train.optimizer import AdamWConfig, OptimizerConfig
 from mimkit.train.schedule import Schedule, WarmupCosine
 from mimkit.weights import load_weights
 
@@ -29,7 +31,9 @@ class Images:
     size: int | tuple[int, int] = 224
     """Side of the images in pixels, or height and width."""
     view: View = field(default_factory=RandomResizedCrop)
-    """What part of a picture is seen, and when it is mirrored."""
+    """What part of a picture is seen, when it is mirrored, and what becomes of its colours."""
+    others: tuple[View, ...] = ()
+    """Further views of the same picture, each drawn by itself, for methods that compare views."""
     channels: int | None = None
     """1 grey, 3 colour, N bands; by default as the pictures have them."""
     mean: tuple[float, ...] | None = None
@@ -44,6 +48,10 @@ class Images:
     def check(self) -> None:
         """Refuse numbers that cannot be meant, before anything takes long."""
         at_least(1, **{"images.size": min(self.shape()), "images.channels": self.channels})
+        if self.view.size is not None:
+            raise UserError(
+                f"the first view has images.size: give --images.size {self.view.size}, not images.view.size"
+            )
         if not 0 <= self.bad_share <= 1:
             raise UserError(f"images.bad_share is a share between 0 and 1, got {self.bad_share}")
         if self.value_range is not None and not self.value_range[0] < self.value_range[1]:
@@ -63,7 +71,7 @@ class Pretrain:
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     method: MethodConfig = field(default_factory=MAEConfig)
     images: Images = field(default_factory=Images)
-    optimizer: AdamWConfig = field(default_factory=AdamWConfig)
+    optimizer: OptimizerConfig = field(default_factory=AdamWConfig)
     schedule: Schedule = field(default_factory=WarmupCosine)
     epochs: int = 800
     """How often each picture is seen."""
@@ -89,8 +97,12 @@ class Prepared:
     @cached_property
     def pictures(self) -> Pictures:
         """All pictures to learn from."""
-        images = self.config.images
-        return open_pictures(self.config.data, "all", channels=images.channels, value_range=images.value_range)
+        images, method = self.config.images, self.config.method
+        split = "train" if method.supervised else "all"
+        pictures = open_pictures(self.config.data, split, channels=images.channels, value_range=images.value_range)
+        if not method.supervised:
+            return pictures
+        return share_of_labels(pictures, getattr(method, "share", 1.0), self.config.seed)
 
     @property
     def name(self) -> str:
@@ -120,6 +132,7 @@ class Prepared:
             )
         except UserError:
             return None
+        train = self.pictures if self.config.method.supervised else train
         return (train, test) if len(train) and len(test) else None
 
     @cached_property
@@ -159,11 +172,15 @@ class Prepared:
     def task(self) -> Method:
         """The method with its encoder: initialised by the seed, or from released weights."""
         self._report = ""
+        name, method = self.config.encoder.name, self.config.method
+        if is_convolutional(name) and not method.convolutions:
+            with torch.device("meta"):
+                refuse_unsuitable(timm.create_model(name), name)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(integer("init", self.config.seed))
             encoder: Any = self.config.encoder.build(self.size, self.channels)
-            if not self.config.method.windows:
-                refuse_unsuitable(encoder.vit, self.config.encoder.name)
+            if not (is_convolutional(name) or method.windows):
+                refuse_unsuitable(encoder.vit, name)
             encoder.mean, encoder.std = self.statistics
             task = self.config.method.build(encoder)
         if self.config.encoder.weights and not self.begun:
@@ -180,9 +197,12 @@ class Prepared:
     def sample(self, count: int, device: torch.device | str = "cpu") -> Batch:
         """Noise in the shape of a batch, to time and to weigh a step with."""
         generator = torch.Generator().manual_seed(0)
-        images = torch.randn(count, self.channels, *self.size, generator=generator)
+        images, *others = (
+            torch.randn(count, self.channels, *view.shape(self.size), generator=generator).to(device)
+            for view in (self.config.images.view, *self.config.images.others)
+        )
         number = torch.arange(count)
-        return Batch(images.to(device), keys("sample", number).to(device), number)
+        return Batch(images, keys("sample", number).to(device), number, others=tuple(others))
 
     def timed(self, micro_batch: int) -> int:
         """Pictures to time a step with: fewer large ones, so that it takes seconds."""
@@ -197,7 +217,7 @@ class Prepared:
                 kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
             return tensor
 
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        with untouched(self.task), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             self.task(self.sample(2), 0.0).loss.detach()
         return sum(kept.values()) // 2
 
@@ -233,6 +253,7 @@ class Prepared:
         return Loader(
             self.pictures,
             config.images.view,
+            others=config.images.others,
             size=self.size,
             mean=mean,
             std=std,

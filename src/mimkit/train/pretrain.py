@@ -278,7 +278,8 @@ def _announce(
 ) -> None:
     """What will happen, before it happens."""
     config, pictures, (mean, std) = ready.config, ready.pictures, ready.statistics
-    labels = f"labels of {len(pictures.classes)} classes, used to measure only" if pictures.classes else "no labels"
+    use = "to learn" if config.method.supervised else "used to measure only"
+    labels = f"labels of {len(pictures.classes)} classes, {use}" if pictures.classes else "no labels"
     millions = [sum(p.numel() for p in part.parameters()) / 1e6 for part in (ready.encoder, ready.task)]
     rate, optimizer = config.optimizer.rate(config.batch_size), config.optimizer
     parts = f"{loader.accumulate} x {micro}" + (f" x {world} processes" if world > 1 else "")

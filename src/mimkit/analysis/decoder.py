@@ -1,0 +1,70 @@
+"""Measures of a decoder: a trained method and images enter, values a picture by metric and decoder layer leave."""
+
+from collections.abc import Iterator
+
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from mimkit.analysis.reconstruction import disagreement, reconstruction_error
+from mimkit.analysis.relations import feature_variance
+from mimkit.exploitation import decoder_attention, exploitation_rate
+from mimkit.masks import PartitionMasker, RandomMasker
+from mimkit.masks.statistics import average_distance
+from mimkit.methods.mae import MAE
+from mimkit.model.encoder import Encoder
+from mimkit.model.patches import patchify
+from mimkit.randomness import keys
+from mimkit.task import Batch, Method
+
+LATE = 0.999  # masks are measured as at the end of training
+
+
+def refusal(task: Method) -> str | None:
+    """Why this method has no measures of a decoder; None if it has them."""
+    if isinstance(_core(task), MAE):
+        return None
+    return f"{type(task).__name__} has no decoder with mask tokens"
+
+
+def decoder_measures(
+    task: Method, images: Float[Tensor, "B C H W"], index: Int64[Tensor, " B"]
+) -> Iterator[tuple[str, int | None, Float[Tensor, " B"]]]:
+    """Metric, decoder layer and a value for each picture: all of the group `decoder` in `metrics.METRICS`.
+
+    Exploitation and the variance of mask tokens under one random mask of ratio 0.75. Error and disagreement under a
+    partition into K parts (the least divisor of N from 4 on), each visible once, so that K - 1 masks hide each patch.
+    AvgDist of the run's own masks. Masks are addressed by `index`, hence the same for every model.
+    """
+    mae = _core(task)
+    assert isinstance(mae, MAE) and isinstance(mae.encoder, Encoder)
+    encoder, decoder, grid = mae.encoder, mae.decoder, mae.encoder.grid
+    patches = patchify(images, encoder.patch)
+    address = keys("analysis", index).to(images.device)
+    mask = RandomMasker()(patches[..., :0], address, 0.0, grid)
+    left: list[Tensor] = []
+    handles = [block.register_forward_hook(lambda block, entered, out: left.append(out)) for block in decoder.blocks]
+    try:
+        attention = decoder_attention(decoder, encoder.encode(encoder.embed(patches, mask), mask), mask)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for layer, tokens in enumerate(left):
+        yield "exploitation_masked", layer, exploitation_rate(attention[: layer + 1], mask.hidden).masked
+        among = tokens[:, -mask.hidden.shape[1] :].float()
+        yield "mask_token_variance", layer, feature_variance(among, mask.hidden)
+
+    n = grid[0] * grid[1]
+    parts = next(k for k in range(4, n + 1) if n % k == 0)
+    mask = PartitionMasker(parts=parts)(patches[..., :0], address, 0.0, grid)
+    prediction = mae.predict(patches, mask).float().unflatten(0, (-1, parts))
+    target, hidden = mae.target(patches), mask.hidden.unflatten(0, (-1, parts))
+    yield "reconstruction_error", None, reconstruction_error(prediction, target, hidden)
+    yield "disagreement", None, disagreement(prediction, target, hidden)
+
+    mask, _ = mae.observer(encoder, patches, Batch(images, address, index), LATE)
+    yield "average_distance", None, average_distance(mask, grid, encoder.patch).unflatten(0, (-1, mask.views)).mean(1)
+
+
+def _core(task: Method) -> Method:
+    """The autoencoder inside a method that has one, as EMAE."""
+    return getattr(task, "mae", task)

@@ -1,0 +1,64 @@
+"""Similarity of representations: features of the same pictures in layers and models enter, linear CKA leaves."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from mimkit.errors import UserError
+
+
+def gram(features: Float[Tensor, "n *rest"]) -> Float64[Tensor, "n n"]:
+    """Inner products of all pairs of examples, with a zero diagonal, in float64.
+
+    Features are centred before: the unbiased HSIC does not change and digits are saved.
+    """
+    x = features.flatten(1).double()
+    x = x - x.mean(dim=0)
+    return (x @ x.T).fill_diagonal_(0)
+
+
+def hsic(k: Float64[Tensor, "L n n"], l: Float64[Tensor, "M n n"]) -> Float64[Tensor, "L M"]:  # noqa: E741
+    """The unbiased HSIC of every pair of `gram` matrices (Song et al. 2012, equation 5); it can fall below 0.
+
+    Raises UserError for fewer than 4 examples, where it is not defined.
+    """
+    n = k.shape[-1]
+    if n < 4:
+        raise UserError(f"CKA compares at least 4 pictures at once, got {n}: raise --pictures")
+    a, b = k.sum(dim=2), l.sum(dim=2)
+    trace = k.flatten(1) @ l.flatten(1).T
+    sums = a.sum(dim=1).outer(b.sum(dim=1)) / ((n - 1) * (n - 2))
+    return (trace + sums - 2 / (n - 2) * (a @ b.T)) / (n * (n - 3))
+
+
+def linear_cka(
+    some: Sequence[Float64[Tensor, "L n n"]], others: Sequence[Float64[Tensor, "M n n"]]
+) -> tuple[Float64[Tensor, "L M"], Float64[Tensor, "L M"]]:
+    """Linear CKA of every layer of one model with every layer of another, and its standard error.
+
+    Unbiased in minibatches: the three HSIC terms are summed over batches before the ratio is taken. 1 for features that
+    are equal up to rotation, offset and one scale; about 0, and sometimes below, for independent ones; it is not
+    invariant to general linear maps. The standard error is the jackknife over batches, NaN for a single one.
+
+    Args:
+        some: `gram` of the layers, one entry a batch.
+        others: of the other model for the same pictures in the same order; the same list for layers of one model.
+
+    Expected: masked and contrastive models alike in all layers, supervised ones in blocks. Source: Kornblith et al.
+    2019 (arXiv:1905.00414), Nguyen et al. 2021 (arXiv:2010.15327).
+    """
+    cross = torch.stack([hsic(one, other) for one, other in zip(some, others, strict=True)])
+    first, second = (torch.stack([hsic(k, k).diagonal() for k in one]) for one in (some, others))
+
+    def ratio(kept: Tensor) -> Tensor:
+        a, b = first[kept].sum(dim=0), second[kept].sum(dim=0)
+        return cross[kept].sum(dim=0) / a.outer(b).sqrt()
+
+    count = len(cross)
+    every = torch.arange(count)
+    if count == 1:
+        return ratio(every), torch.full_like(cross[0], torch.nan)
+    without = torch.stack([ratio(every[every != left]) for left in every])
+    return ratio(every), ((count - 1) * without.var(dim=0, correction=0)).sqrt()

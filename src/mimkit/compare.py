@@ -1,0 +1,376 @@
+"""Compare recipes under one budget: command lines of runs enter; trained runs and one table with spread leave.
+
+Every contender is what one would type behind `mimkit pretrain`; each runs with each seed in a process of its own, in a
+folder of its own, so that a comparison that was stopped goes on where it was.
+"""
+
+import hashlib
+import math
+import os
+import re
+import shlex
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.markup import escape
+from rich.table import Table
+from scipy.stats import ttest_rel
+from torch.utils.flop_counter import FlopCounterMode
+
+from mimkit.errors import UserError, at_least, missing_extra
+from mimkit.launch import configured
+from mimkit.masks.informed import InformedMasker
+from mimkit.train.machine import Engine
+from mimkit.train.prepare import Prepared, Pretrain
+from mimkit.train.run import RunFolder, read_json, write_json
+
+Budget = Literal["steps", "compute", "time"]
+MOMENTS = (0.05, 0.3, 0.55, 0.8, 0.95)  # of training, at which a step is weighed or timed
+WEIGHED = 8  # pictures of the step that is weighed
+SIGNIFICANT = 0.05
+LIKE_ALL = {"--machine.looks": "8", "--machine.tensorboard": "False"}  # unless a contender says otherwise
+
+
+@dataclass
+class Contender:
+    """One line of the table."""
+
+    words: str
+    """As typed behind `mimkit pretrain`."""
+    config: Pretrain
+    epochs: int = 0
+    """That its budget buys, at least 1."""
+    step: float = 0.0
+    """Work of a step for one picture: FLOPs, or seconds for a budget of time."""
+    results: dict[int, dict[str, float]] = field(default_factory=dict)
+    """Accuracies by seed."""
+    curves: dict[int, list[tuple[float, float]]] = field(default_factory=dict)
+    """By seed, (work in units of the budget, online kNN) while it trained."""
+
+    def folder(self, out: Path, seed: int) -> Path:
+        """Where the run with this seed lives."""
+        name = re.sub(r"[^A-Za-z0-9.]+", "-", self.words.replace("--", "")).strip("-")
+        if len(name) > 80:  # file systems end at 255
+            name = f"{name[:70]}-{hashlib.sha256(self.words.encode()).hexdigest()[:8]}"
+        return out / f"{name}-{self.epochs}-epochs" / f"seed-{seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """What is done with every finished run."""
+
+    kinds: tuple[str, ...] = ("knn", "probe")
+    limit_train: int | None = None
+    limit_test: int | None = None
+    more: tuple[str, ...] = ()
+    """Flags for `mimkit evaluate`."""
+
+
+def compare(
+    lines: Sequence[str],
+    data: Sequence[str],
+    out: Path,
+    *,
+    budget: Budget = "steps",
+    epochs: int | None = None,
+    seeds: int = 3,
+    jobs: int = 1,
+    measurement: Measurement = Measurement(),
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Train and measure every contender with every seed under the budget of the first.
+
+    Args:
+        lines: contenders as typed behind `mimkit pretrain`: a recipe and flags, but --data, --run, --seed and --epochs.
+        data: as for pretrain; labels measure.
+        out: folder of all runs, `comparison.json` and `curves.png`; what is there already is not done again.
+        budget: what all get as much of as the first contender's `epochs` take: `steps` (of equal batches: epochs),
+            `compute` (FLOPs, counted over a step of each at several moments of training) or `time` (seconds, timed in
+            turn on this machine).
+        epochs: of the first contender; its recipe's by default.
+        seeds: 0 to seeds - 1, the same for all.
+        jobs: runs at the same time, each with its share of the threads.
+
+    Returns:
+        JSON: budget, contenders with their epochs, relative work, results by seed, and for each measure mean, standard
+        deviation, difference to the first contender and the p-value of a paired t-test over seeds (None for one seed).
+
+    Raises:
+        UserError: anything a person can mend.
+    """
+    at_least(1, seeds=seeds, jobs=jobs, epochs=epochs)
+    if not lines:
+        raise UserError("name two recipes or more: mimkit compare A B --data DATA")
+    contenders = [Contender(line, _config(line, data)) for line in lines]
+    if len({c.words for c in contenders}) < len(contenders):
+        raise UserError("a contender is named twice: they differ in their settings, or one is enough")
+    share_out(contenders, budget, epochs or contenders[0].config.epochs, out, say)
+    work = [(contender, seed) for seed in range(seeds) for contender in contenders]
+    with Children(say) as children, ThreadPoolExecutor(jobs) as pool:
+        threads = max(1, (os.cpu_count() or 1) // jobs)
+        tasks = [pool.submit(_one, children, c, seed, data, out, threads, measurement) for c, seed in work]
+        for task in tasks:
+            task.result()
+    result = summary(contenders, budget, seeds)
+    write_json(out / "comparison.json", result)
+    draw_curves(contenders, out / "curves.png", budget)
+    return result
+
+
+def _config(line: str, data: Sequence[str]) -> Pretrain:
+    words = shlex.split(line)
+    for word in words:
+        if word.split("=")[0] in ("--data", "--run", "--seed", "--epochs", "--max-steps", "--json"):
+            raise UserError(f"'{line}': leave {word} to the comparison, which gives all contenders the same")
+    return configured(words, [*words, "--data", *data])
+
+
+def share_out(contenders: list[Contender], budget: Budget, epochs: int, out: Path, say: Callable[[str], None]) -> None:
+    """Give every contender the epochs that the first one's budget buys; what was weighed before is kept in `out`."""
+    plan = out / "plan.json"
+    asked: dict[str, Any] = {"budget": budget, "epochs": epochs, "contenders": [c.words for c in contenders]}
+    known = read_json(plan) if plan.exists() else {}
+    if known and {name: known[name] for name in asked} != asked:
+        raise UserError(f"{out} holds another comparison (see {plan}): give another --out, or the same words as then")
+    if not known:
+        say(f"weighing a step of {len(contenders)} contenders")
+        steps = weigh(contenders) if budget != "time" else clock(contenders)
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(plan, known := asked | {"steps": steps})
+    for contender, step in zip(contenders, known["steps"], strict=True):
+        contender.step = step
+        ratio = 1.0 if budget == "steps" else contenders[0].step / step
+        contender.epochs = max(1, round(epochs * ratio))
+
+
+def weigh(contenders: list[Contender]) -> list[float]:
+    """FLOPs of forward and backward for one picture, the mean over training, what the maskers look at included.
+
+    Matrix products and convolutions alone. Where a masker keeps its maps for several epochs, a look counts once in so
+    many steps.
+    """
+    weights = []
+    for contender in contenders:
+        ready = Prepared(contender.config)
+        task = ready.task
+        engine = Engine(device=torch.device("cpu"), precision="float32", attention="plain", compile=False, threads=1)
+        engine.set_attention(task)  # the counter knows no fused attention on CPUs
+        batch = ready.sample(WEIGHED)
+
+        def flops(moment: float, task: Any = task, batch: Any = batch) -> float:
+            with FlopCounterMode(display=False) as counter:
+                task(batch, moment).loss.backward()
+            task.zero_grad(set_to_none=True)
+            return counter.get_total_flops() / WEIGHED
+
+        guide = getattr(getattr(contender.config.method, "masker", None), "guide", None)
+        found = [flops(moment) for moment in MOMENTS]
+        refresh = getattr(guide, "refresh", 0) or 1
+        if refresh > 1 and isinstance(guide, InformedMasker) and guide.start > MOMENTS[0]:
+            found = [found[0] + (each - found[0]) / refresh for each in found]
+        weights.append(statistics.mean(found))
+    return weights
+
+
+def clock(contenders: list[Contender]) -> list[float]:
+    """Seconds of a step for one picture, the median over rounds in which all contenders take turns."""
+    timed = []
+    for contender in contenders:
+        ready, device = Prepared(contender.config), contender.config.machine.find_device()
+        micro = ready.micro_batch(device, 1)
+        sample = ready.sample(ready.timed(micro))
+        engine = Engine.choose(contender.config.machine, device, ready.task, lambda one=sample: one, None)
+        task = engine.wrap(ready.task)
+        timed.append((engine, task, ready.sample(len(sample.images), device)))
+    rows: list[list[float]] = [[] for _ in contenders]
+    for number in range(len(MOMENTS) + 1):
+        for row, (engine, task, batch) in zip(rows, timed, strict=True):
+            start = time.perf_counter()
+            engine.step(task, batch, MOMENTS[number % len(MOMENTS)], True, 1.0).loss.item()
+            row.append((time.perf_counter() - start) / len(batch.images))
+    return [statistics.mean(row[1:]) for row in rows]  # the first one warms up
+
+
+class Children:
+    """Processes that are asked to stop, so that they save, when this one is."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say, self.running, self.lock, self.stopped = say, set[subprocess.Popen](), threading.Lock(), False
+
+    def __enter__(self) -> "Children":
+        self._before = signal.signal(signal.SIGTERM, self._stop), signal.signal(signal.SIGINT, self._stop)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in zip((signal.SIGTERM, signal.SIGINT), self._before, strict=True):
+            signal.signal(number, handler)
+
+    def _stop(self, number: int, frame: object) -> None:
+        self.stopped = True
+        for child in list(self.running):
+            with suppress(OSError):
+                child.send_signal(signal.SIGTERM)
+
+    def run(self, words: Sequence[str], log: Path, threads: int) -> None:
+        """One `mimkit` command; what it says goes to a file. Raises UserError with its last line when it fails."""
+        environment = dict(os.environ, OMP_NUM_THREADS=str(threads), GOMP_SPINCOUNT="1000")
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as file, self.lock:
+            if self.stopped:
+                raise UserError("stopped: the same command goes on")
+            command = [sys.executable, "-m", "mimkit.cli", *words]
+            child = subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
+            self.running.add(child)
+        status = child.wait()
+        self.running.discard(child)
+        if self.stopped:
+            raise UserError("stopped: the same command goes on")
+        if status:
+            last = log.read_text(errors="replace").strip().splitlines()[-1:] or ["nothing said"]
+            raise UserError(f"'mimkit {shlex.join(words)}' failed ({last[0].removeprefix('mimkit: ')}): see {log}")
+
+
+def _one(
+    children: Children, contender: Contender, seed: int, data: Sequence[str], out: Path, threads: int, how: Measurement
+) -> None:
+    """Train and measure one contender with one seed, as far as that is not done; fill in what was found."""
+    folder = contender.folder(out, seed)
+    log = folder.parent / f"seed-{seed}.log"
+    run = RunFolder(folder)
+    words = shlex.split(contender.words)
+    if not run.finished:
+        flags = ["--data", *data, "--epochs", str(contender.epochs), "--seed", str(seed), "--run", str(folder)]
+        given = {word.split("=")[0] for word in words}
+        flags += [word for pair in LIKE_ALL.items() if pair[0] not in given for word in pair]
+        if "--machine.threads" not in given:
+            flags += ["--machine.threads", str(threads)]
+        children.run(["pretrain", *words, *flags], log, threads)
+        children.say(f"trained   {contender.words}, seed {seed}: {contender.epochs} epochs")
+    found: dict[str, float] = {}
+    for kind in how.kinds:
+        asked = [kind, str(how.limit_train), str(how.limit_test), *how.more]
+        file = folder / f"measured-{'-'.join(re.sub('[^A-Za-z0-9]+', '', word) for word in asked)}.json"
+        if not file.exists():
+            limits = {"--limit-train": how.limit_train, "--limit-test": how.limit_test}
+            flags = [word for name, value in limits.items() if value for word in (name, str(value))]
+            partial = file.with_suffix(".partial")
+            words = ["evaluate", kind, str(folder), "--data", *data, "--json", str(partial), *flags, *how.more]
+            children.run(words, log, threads)
+            os.replace(partial, file)
+            children.say(f"measured  {contender.words}, seed {seed}: {kind}")
+        for result in read_json(file)["results"]:
+            found[kind] = result["results"][result["headline"]]["accuracy"]
+    contender.results[seed] = found
+    size = contender.config.batch_size
+    points = [(r["step"] * size * contender.step, r["knn"]) for r in run.metrics() if "knn" in r]
+    contender.curves[seed] = points
+
+
+def summary(contenders: list[Contender], budget: Budget, seeds: int) -> dict[str, Any]:
+    """Means, spreads and differences to the first contender, as JSON."""
+    first, rows = contenders[0], []
+    for contender in contenders:
+        row: dict[str, Any] = {
+            "contender": contender.words,
+            "epochs": contender.epochs,
+            "work": round(contender.epochs * contender.step / (first.epochs * first.step), 3),
+            "measures": {},
+        }
+        for kind in first.results[0]:
+            mine, base = ([c.results[seed][kind] for seed in range(seeds)] for c in (contender, first))
+            row["measures"][kind] = {
+                "mean": statistics.mean(mine),
+                "deviation": statistics.stdev(mine) if seeds > 1 else None,
+                "seeds": mine,
+                "difference": statistics.mean(mine) - statistics.mean(base),
+                "p": paired_p(mine, base) if contender is not first else None,
+            }
+        rows.append(row)
+    return {"budget": budget, "seeds": seeds, "contenders": rows, "curves": [asdict(c)["curves"] for c in contenders]}
+
+
+def paired_p(mine: Sequence[float], base: Sequence[float]) -> float | None:
+    """Two-sided p-value of a paired t-test over seeds; None when there are fewer than two or no spread at all."""
+    if len(mine) < 2:
+        return None
+    value = float(ttest_rel(mine, base).pvalue)
+    return None if math.isnan(value) else value
+
+
+def verdict(measure: dict[str, Any]) -> str:
+    """What a difference to the first contender means, in a few words."""
+    if measure["p"] is None:
+        return f"{measure['difference']:+.1%}" if measure["difference"] else ""
+    seen = "better" if measure["difference"] > 0 else "worse"
+    words = seen if measure["p"] < SIGNIFICANT else "within noise"
+    return f"{measure['difference']:+.1%}, {words} (p {measure['p']:.2f})"
+
+
+def comparison_table(result: dict[str, Any]) -> Table:
+    """One row for each contender: accuracies in percent with their spread over seeds, and what the difference means."""
+    kinds = list(result["contenders"][0]["measures"])
+    names = {"knn": "kNN", "probe": "probe", "finetune": "fine-tuned"}
+    seeds = f"mean and deviation of {result['seeds']} seeds" if result["seeds"] > 1 else "one seed"
+    made = Table(title=f"equal {result['budget']}, {seeds}", title_justify="left")
+    made.add_column("contender", overflow="fold")
+    made.add_column("epochs", justify="right")
+    made.add_column("compute" if result["budget"] != "time" else "time", justify="right")
+    for kind in kinds:
+        made.add_column(names.get(kind, kind))
+        made.add_column("against the first")
+    for row in result["contenders"]:
+        cells = [escape(row["contender"]), str(row["epochs"]), f"{row['work']:.2f}"]
+        for kind in kinds:
+            one = row["measures"][kind]
+            spread = f" ± {100 * one['deviation']:.1f}" if one["deviation"] is not None else ""
+            cells += [f"{100 * one['mean']:.1f}{spread}", verdict(one)]
+        made.add_row(*cells)
+    return made
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The table for a notebook."""
+    table = comparison_table(result)
+    columns = [list(column.cells) for column in table.columns]
+    lines = [[str(column.header) for column in table.columns], ["-"] * len(columns)]
+    lines += [[str(column[row]) for column in columns] for row in range(table.row_count)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def draw_curves(contenders: list[Contender], file: Path, budget: Budget) -> None:
+    """Online kNN while training, over the work done: a line for each contender, a band for its seeds' range."""
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+    except ImportError as error:
+        raise missing_extra("the picture of a comparison", "report") from error
+    figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
+    unit = 1e15 if budget != "time" else 60.0
+    for contender in contenders:
+        curves = [curve for curve in contender.curves.values() if curve]
+        if not curves or len({len(curve) for curve in curves}) > 1:
+            continue
+        values = torch.tensor([[y for _, y in curve] for curve in curves])
+        work = [x / unit for x, _ in curves[0]]
+        (line,) = axes.plot(work, values.mean(dim=0).tolist(), marker=".", label=contender.words)
+        low, high = values.min(dim=0).values.tolist(), values.max(dim=0).values.tolist()
+        axes.fill_between(work, low, high, alpha=0.15, color=line.get_color(), linewidth=0)
+    axes.set_xlabel("PFLOP" if budget != "time" else "minutes")
+    axes.set_ylabel("online kNN accuracy")
+    if axes.has_data():
+        axes.legend(fontsize="small")
+    figure.savefig(file, dpi=150)
+    pyplot.close(figure)

@@ -1,0 +1,40 @@
+"""Augmentation as published: the name of a recipe enters, a view leaves; two of them make a contrastive pair.
+
+None of them says how images are normalised; SimCLR learns from values in [0, 1] (images.mean 0, images.std 1).
+"""
+
+from mimkit.data.colours import Colours
+from mimkit.data.views import RandomResizedCrop
+
+
+def simclr(strength: float = 1.0, *, blur: bool = True) -> RandomResizedCrop:
+    """SimCLR (google-research/simclr: data_util.py); strength 0.5 without blur for CIFAR.
+
+    Brightness is multiplied, as in its second version. The blur mirrors the border, where SimCLR's sees black.
+    """
+    change = 0.8 * strength
+    colours = Colours(
+        brightness=change,
+        contrast=change,
+        saturation=change,
+        hue=0.2 * strength,
+        blur=0.5 if blur else 0.0,
+        blur_radius=0.05,
+    )
+    return RandomResizedCrop(scale=(0.08, 1.0), colours=colours)
+
+
+def moco_v1() -> RandomResizedCrop:
+    """MoCo (facebookresearch/moco: main_moco.py), but grey after the jitter, not before."""
+    return RandomResizedCrop(interpolation="bilinear", colours=Colours(jitter=1.0, hue=0.4, blur=0.0))
+
+
+def moco_v2() -> RandomResizedCrop:
+    """MoCo v2 (facebookresearch/moco: main_moco.py with --aug-plus)."""
+    return RandomResizedCrop(interpolation="bilinear", colours=Colours())
+
+
+def byol(first: bool) -> RandomResizedCrop:
+    """One of BYOL's two views (Grill et al. 2020, appendix B), which MoCo v3 took over: only one may be solarised."""
+    blur, solarise = (1.0, 0.0) if first else (0.1, 0.2)
+    return RandomResizedCrop(scale=(0.08, 1.0), colours=Colours(saturation=0.2, blur=blur, solarise=solarise))

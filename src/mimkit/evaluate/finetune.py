@@ -1,0 +1,258 @@
+"""Fine-tuning, before and after training: a target enters, where to start leaves; a tuned run enters, scores leave."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from jaxtyping import Int64
+from PIL import Image, ImageDraw, ImageFont
+from rich.markup import escape
+from rich.table import Table
+from timm.data import resolve_data_config
+from torch import Tensor
+
+from mimkit.data.loader import evaluation_batches
+from mimkit.data.pictures import Pictures
+from mimkit.data.sources import open_pictures
+from mimkit.data.stream import all_bad
+from mimkit.errors import UserError, unknown
+from mimkit.evaluate.target import UNTRAINED, Extractor, export_folder
+from mimkit.measures import accuracy_interval
+from mimkit.model.encoder import EncoderConfig
+from mimkit.pictures import RAMP, coloured, save_picture
+from mimkit.train.prepare import Prepared, Pretrain
+from mimkit.train.run import RunFolder, read_json, write_json
+
+WORST = 10  # classes in the table
+NAMED = 40  # classes up to which the picture has their names
+BUILT_ANEW = ("img_size", "in_chans", "num_classes", "global_pool", "fc_norm", "drop_path_rate")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """What a target says about fine-tuning it."""
+
+    encoder: EncoderConfig
+    """With the target's weights, or without for an untrained one."""
+    size: tuple[int, int]
+    """Height and width of its images in pixels."""
+    width: int
+    """Of its features."""
+    method: str = ""
+    """What trained it, as `MAE`; empty when nothing says so."""
+    channels: int | None = None
+    mean: tuple[float, ...] | None = None
+    """Per channel, of pixels in 0..1; None for those of the data."""
+    std: tuple[float, ...] | None = None
+    value_range: tuple[float, float] | None = None
+
+    def configure(self, config: Pretrain) -> None:
+        """Put encoder and images of the target into a recipe."""
+        config.encoder, images = self.encoder, config.images
+        images.size = self.size[0] if self.size[0] == self.size[1] else self.size
+        images.channels, images.mean, images.std = self.channels, self.mean, self.std
+        images.value_range = self.value_range
+
+
+def start_of(target: str) -> Start:
+    """Where fine-tuning begins: a run folder, an export, a timm name (its released weights), or `untrained:` of these.
+
+    An untrained folder begins with new weights in the same architecture, by the same initialisation.
+
+    Raises UserError when there is no such target.
+    """
+    name, trained = target.removeprefix(UNTRAINED), not target.startswith(UNTRAINED)
+    folder = export_folder(target)
+    if folder is None:
+        if not timm.is_model(name):
+            raise unknown("run folder, export or timm model", name, timm.list_models())
+        if trained and not timm.is_model_pretrained(name):
+            raise UserError(f"timm has no released weights of '{name}': use {UNTRAINED}{name}, or a local export")
+        with torch.device("meta"):
+            model: Any = timm.create_model(name)
+        about = resolve_data_config(model.pretrained_cfg)
+        known: Any = dict(mean=about["mean"], std=about["std"], channels=len(about["mean"])) if trained else {}
+        encoder = EncoderConfig(name=name, positions="learned", weights="timm" if trained else None)
+        return Start(encoder=encoder, size=about["input_size"][1:], width=model.num_features, **known)
+    about, run = read_json(folder / "config.json"), folder.parent / "config.json"
+    origin: dict[str, Any] = read_json(run).get("config", {}) if run.is_file() else {}
+    try:
+        cfg, args = about["pretrained_cfg"], about.get("model_args", {})
+        channels, *size = cfg["input_size"]
+        value_range = origin.get("images", {}).get("value_range")
+        return Start(
+            encoder=EncoderConfig(
+                name=about["architecture"],
+                positions=origin.get("encoder", {}).get("positions", "sincos"),
+                weights=str(folder.resolve()) if trained else None,
+                model_args={key: value for key, value in args.items() if key not in BUILT_ANEW},
+            ),
+            size=(size[0], size[1]),
+            width=about["num_features"],
+            method=origin.get("method", {}).get("class", "").rpartition(":")[2].removesuffix("Config"),
+            channels=channels,
+            mean=tuple(cfg["mean"]),
+            std=tuple(cfg["std"]),
+            value_range=value_range and tuple(value_range),
+        )
+    except (KeyError, TypeError, IndexError) as error:
+        raise UserError(f"{folder / 'config.json'} does not say {error}: export it again") from error
+
+
+def count_classes(config: Pretrain) -> int:
+    """How many classes the pictures to learn from have.
+
+    Raises UserError when they have no labels or but one, and when the pictures to measure have other ones.
+    """
+    pictures = Prepared(config).pictures
+    labels: Any = pictures.labels
+    if len(labels.unique()) < 2:
+        raise UserError(f"{pictures.name}: all pictures have one label: give two classes or more")
+    held_out(config, pictures.channels)
+    return len(pictures.classes) if pictures.classes else int(labels.max()) + 1
+
+
+def unfinished(folder: Path) -> bool:
+    """Whether a fine-tuning lives here that has still to be trained or measured."""
+    run = RunFolder(folder)
+    if not run.exists or not run.read_config()["config"].method.supervised:
+        return False
+    return not run.finished or "accuracy" not in read_json(run.result_path)
+
+
+def held_out(config: Pretrain, channels: int) -> Pictures:
+    """The labelled pictures that are measured. Raises UserError when their classes are others than those learned."""
+    train, test = (
+        open_pictures(config.data, split, channels=channels, value_range=config.images.value_range)
+        for split in ("train", "test")
+    )
+    if test.labels is None or train.classes != test.classes:
+        raise UserError(f"{train.name}: train and test have different classes: give both the same class folders")
+    return test
+
+
+@torch.inference_mode()
+def measure(folder: Path, *, device: torch.device, workers: int = 0) -> dict[str, Any]:
+    """Scores of a finished fine-tuning on the test pictures: its export, as timm loads it, on whole pictures.
+
+    Returns what it adds to the run's result.json: accuracy with its 95 % interval (low, high), top5 where there are
+    more classes, test (pictures), skipped_test, pictures_per_second of training, per_class {name: {accuracy, pictures,
+    taken_for}} and confusion (a row of counts for each true class). Writes confusion.png beside it.
+    """
+    run = RunFolder(folder)
+    saved = run.read_config()
+    config, resolved = saved["config"], saved["resolved"]
+    ready = Prepared(config, resolved, begun=True)
+    test = held_out(config, ready.channels)
+    mean, std = ready.statistics
+    model: Any = timm.create_model(f"local-dir:{(folder / 'export').resolve()}", pretrained=True).eval().to(device)
+    view = Extractor(name="", size=ready.size, channels=ready.channels, mean=mean, std=std, fingerprint="").view
+    skipped: dict[int, str] = {}
+    how: Any = dict(size=ready.size, mean=mean, std=std, device=device, view=view, workers=workers, skipped=skipped)
+    best, truth = [], []
+    for images, labels, _ in evaluation_batches(test, **how):
+        best.append(model(images).topk(min(5, config.method.classes), dim=1).indices.cpu())
+        truth.append(labels)
+    if not truth:
+        raise all_bad(test, skipped)
+    found, true = torch.cat(best), torch.cat(truth)
+    confusion = confusion_counts(true, found[:, 0], config.method.classes)
+    accuracy, low, high = accuracy_interval(found[:, 0] == true)
+    names = list(test.classes or map(str, range(config.method.classes)))
+    result = read_json(run.result_path)
+    top5 = {"top5": (found == true.unsqueeze(1)).any(dim=1).double().mean().item()} if len(confusion) > 5 else {}
+    result |= {"accuracy": accuracy, "low": low, "high": high, **top5}
+    result |= {
+        "architecture": config.encoder.name,
+        "weights": config.encoder.weights,
+        "data": ready.name,
+        "train": ready.count,
+        "test": len(true),
+        "skipped_test": len(skipped),
+        "epochs": config.epochs,
+        "pictures_per_second": round(result["steps"] * config.batch_size / max(1e-3, result["seconds"]), 1),
+        "per_class": _per_class(confusion, names),
+        "confusion": confusion.tolist(),
+    }
+    save_picture(draw_confusion(confusion, names), folder / "confusion.png")
+    write_json(run.result_path, result)
+    return result
+
+
+def confusion_counts(true: Int64[Tensor, " N"], predicted: Int64[Tensor, " N"], classes: int) -> Int64[Tensor, "K K"]:
+    """How many pictures of each class (rows) were taken for each (columns)."""
+    return torch.bincount(true * classes + predicted, minlength=classes**2).view(classes, classes)
+
+
+def _per_class(confusion: Int64[Tensor, "K K"], names: list[str]) -> dict[str, Any]:
+    """Of classes that were tested: share right, how many pictures, and what the others were most often taken for."""
+    found = {}
+    for i, (name, row) in enumerate(zip(names, confusion, strict=True)):
+        if count := int(row.sum()):
+            others = row.clone()
+            others[i] = 0
+            taken = names[int(others.argmax())] if others.any() else None
+            found[name] = {"accuracy": int(row[i]) / count, "pictures": count, "taken_for": taken}
+    return found
+
+
+def draw_confusion(confusion: Int64[Tensor, "K K"], names: list[str]) -> Image.Image:
+    """Rows: true classes, columns: what they were taken for, in shares of the row from dark (0) to light (1).
+
+    Up to 40 classes are named and up to 20 have their percentages in the cells.
+    """
+    classes = len(confusion)
+    shares = confusion.float() / confusion.sum(dim=1, keepdim=True).clamp(min=1)
+    side = 34 if classes <= 20 else max(1, 760 // classes)
+    pixels = coloured(shares[None, None], (0.0, 1.0))[0].permute(1, 2, 0)
+    cells = Image.fromarray((pixels * 255).round().to(torch.uint8).numpy())
+    cells = cells.resize((classes * side, classes * side), Image.Resampling.NEAREST)
+    font, small = (ImageFont.load_default(size=points) for points in (13, 12))
+    shown = [str(name)[:24] for name in names] if classes <= NAMED else []
+    margin = 30 + int(max((font.getlength(name) for name in shown), default=0))
+    sheet = Image.new("RGB", (margin + cells.width + 10, margin + cells.height + 10), "white")
+    sheet.paste(cells, (margin, margin))
+    pen = ImageDraw.Draw(sheet)
+    pen.text((8, 8), "true class: rows\ntaken for: columns", fill="black", font=small)
+    for i, name in enumerate(shown):
+        pen.text((margin - 6, margin + (i + 0.5) * side), name, fill="black", font=font, anchor="rm")
+        upright = Image.new("L", (margin, side))
+        ImageDraw.Draw(upright).text((6, side / 2), name, fill=255, font=font, anchor="lm")
+        upright = upright.rotate(90, expand=True)
+        sheet.paste("black", (margin + i * side, 0), upright)
+        for j in range(classes if classes <= 20 else 0):
+            if (share := shares[i, j].item()) >= 0.005:
+                colour = "black" if share > 1.5 / (len(RAMP) - 1) else "white"
+                place = margin + (j + 0.5) * side, margin + (i + 0.5) * side
+                pen.text(place, f"{100 * share:.0f}", fill=colour, font=small, anchor="mm")
+    return sheet
+
+
+def table(result: dict[str, Any]) -> Table:
+    """Accuracies, what they cost, and the classes that do worst."""
+    made = Table(box=None, pad_edge=False, show_header=False)
+    worst = sorted(result["per_class"].items(), key=lambda item: item[1]["accuracy"])[:WORST]
+    rows = [
+        ("fine-tuned", f"{result['architecture']}, from {result['weights'] or 'new weights'}, by {result['recipe']}"),
+        ("accuracy", f"{result['accuracy']:.1%} ({result['low']:.1%} to {result['high']:.1%})"),
+        *([("top 5", f"{result['top5']:.1%}")] if "top5" in result else []),
+        ("pictures", f"{result['train']:,} to learn from, {result['test']:,} measured, of {result['data']}"),
+        ("training", f"{result['epochs']} epochs, {result['steps']:,} steps, {result['seconds']:,.0f} s"),
+        ("", f"{result['pictures_per_second']:,.0f} pictures/s"),
+        ("worst classes", ""),
+        *(
+            (f"  {label}", f"{one['accuracy']:.1%} of {one['pictures']:,}" + _taken(one["taken_for"]))
+            for label, one in worst
+        ),
+        ("confusion", str(Path(result["run"]) / "confusion.png")),
+        ("the model", f"timm.create_model('local-dir:{(Path(result['run']) / 'export').absolute()}', pretrained=True)"),
+    ]
+    for row in rows:
+        made.add_row(*map(escape, row))
+    return made
+
+
+def _taken(name: str | None) -> str:
+    return f", most often taken for {name}" if name is not None else ""

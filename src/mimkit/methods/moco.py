@@ -1,0 +1,118 @@
+"""MoCo v1 and v2: a view shall find its other view's slow embedding in a queue. A Batch enters, a Step leaves."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from mimkit.distributed import gather, rank, world
+from mimkit.errors import UserError, at_least
+from mimkit.methods.simclr import check_temperature, describe, other_view
+from mimkit.model.encoder import Backbone
+from mimkit.model.projector import Embedder, Pool, SlowCopy, mlp
+from mimkit.objectives import info_nce
+from mimkit.randomness import uniform
+from mimkit.task import Batch, Gallery, Method, MethodConfig, Step
+
+
+@dataclass(kw_only=True, slots=True)
+class MoCoConfig(MethodConfig):
+    """Momentum contrast (v1: He et al. 2020, arXiv:1911.05722; v2: Chen et al. 2020, arXiv:2003.04297).
+
+    The other view is the first of `images.others`. The defaults are v2's; v1 has a linear head and temperature 0.07.
+    A ResNet's BatchNorm tells which key is whose unless several processes shuffle them: use more than one.
+    """
+
+    windows = convolutions = needs_whole_batch = True
+
+    head: Literal["linear", "mlp"] = "mlp"
+    """`linear`: one layer (v1); `mlp`: two with ReLU between, without BatchNorm (v2)."""
+    temperature: float = 0.2
+    """Cosines are divided by it before the softmax; v1 has 0.07."""
+    momentum: float = 0.999
+    """Share of the slow encoder that stays in each step: 0 copies the encoder, 1 never moves."""
+    queue: int = 65536
+    """Keys to find the own one among; a multiple of the pictures in a step."""
+    outputs: int = 128
+    """Numbers of a key."""
+    pool: Pool | None = None
+    """What of the encoder is projected: `class` token, or `mean` of the patches; by default the class token where there
+    is one."""
+
+    def build(self, encoder: Backbone) -> "MoCo":
+        check_temperature(self.temperature)
+        check_momentum(self.momentum)
+        at_least(1, **{"method.queue": self.queue, "method.outputs": self.outputs})
+        widths = [encoder.width] * (1 if self.head == "linear" else 2) + [self.outputs]
+        return MoCo(Embedder(encoder, self.pool, mlp(widths, norm=False)), self)
+
+
+class MoCo(Method):
+    """Keys of the other view come from a slow copy of encoder and head; the queue of earlier keys are the others.
+
+    The copy moves and the queue takes this step's keys in `after_step`. Moving before the next keys are computed, as
+    the released code does (facebookresearch/moco:moco/builder.py), is the same, for the copy begins equal.
+    """
+
+    queue: Float[Tensor, "K D"]
+    place: Int64[Tensor, ""]
+
+    def __init__(self, embedder: Embedder, config: MoCoConfig) -> None:
+        super().__init__()
+        self.embedder, self.slow = embedder, SlowCopy(embedder)
+        self.temperature, self.momentum = config.temperature, config.momentum
+        self.register_buffer("queue", F.normalize(torch.randn(config.queue, config.outputs), dim=1))
+        self.register_buffer("place", torch.zeros((), dtype=torch.int64))  # where the next keys go
+        self.fresh: Tensor | None = None  # keys of this step
+
+    @property
+    def encoder(self) -> Backbone:  # type: ignore[override]
+        """The encoder that is trained, inside the embedder."""
+        return self.embedder.encoder
+
+    def study(self, gallery: Gallery, begun: bool) -> None:
+        if not begun:
+            self.slow.follow(self.embedder, 0.0)  # released weights were loaded after the copy was made
+
+    def forward(self, batch: Batch, progress: float) -> Step:
+        features = self.embedder.features(batch.images)
+        own, self.fresh = self.keys(other_view(batch), batch.keys)
+        found = info_nce(self.embedder.projector(features), own, self.queue, self.temperature)
+        return Step(found.loss, describe(found, features))
+
+    @torch.no_grad()
+    def keys(
+        self, images: Float[Tensor, "B C H W"], address: Int64[Tensor, " B"]
+    ) -> tuple[Float[Tensor, "B D"], Float[Tensor, "everyone D"]]:
+        """Unit keys of these images, and of those of all processes.
+
+        Each process embeds images of all, shuffled by their random keys, so that BatchNorm tells nothing.
+        """
+        if world() == 1:
+            keys = F.normalize(self.slow(images).float(), dim=1)
+            return keys, keys
+        order = uniform(gather(address).flatten(), 1, stream=1).squeeze(1).argsort()
+        mine = slice(rank() * len(images), (rank() + 1) * len(images))
+        shuffled = gather(images).flatten(0, 1)[order[mine]]
+        keys = gather(F.normalize(self.slow(shuffled).float(), dim=1)).flatten(0, 1)[order.argsort()]
+        return keys[mine], keys
+
+    @torch.no_grad()
+    def after_step(self, progress: float) -> None:
+        self.slow.follow(self.embedder, self.momentum)
+        assert self.fresh is not None
+        count, size = len(self.fresh), len(self.queue)
+        if size % count:
+            near = max(count, round(size / count) * count)
+            raise UserError(f"method.queue {size} is no multiple of the {count} pictures in a step: use {near}")
+        self.queue.index_copy_(0, self.place + torch.arange(count, device=self.queue.device), self.fresh)
+        self.place.copy_((self.place + count) % size)
+
+
+def check_momentum(momentum: float) -> None:
+    """Refuse what is no share."""
+    if not 0 <= momentum <= 1:
+        raise UserError(f"method.momentum is a share between 0 and 1, got {momentum:g}; 0.99 to 0.999 is usual")

@@ -1,0 +1,126 @@
+"""Projector: images enter, points that a contrastive loss compares leave; BatchNorm over all processes is here too."""
+
+import copy
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mimkit.distributed import gather_with_gradient, world
+from mimkit.errors import UserError
+from mimkit.model.encoder import Backbone
+
+Pool = Literal["class", "mean"]
+Last = Literal["none", "plain", "scale"]
+
+
+class GlobalBatchNorm(_BatchNorm):
+    """BatchNorm over the batch of all processes, with gradient, on any device; in one process plain BatchNorm.
+
+    Takes (B, C) and (B, C, ...), as many pictures in each process; statistics are computed in float32.
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        assert input.ndim >= 2
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or world() == 1:
+            return super().forward(input)
+        with torch.autocast(input.device.type, enabled=False):
+            x = input.float()
+            parts = torch.stack(torch.var_mean(x, dim=(0, *range(2, x.ndim)), correction=0))
+            variances, means = gather_with_gradient(parts).unbind(1)
+            mean = means.mean(dim=0)
+            variance = variances.mean(dim=0) + means.var(dim=0, correction=0)
+            if self.running_mean is not None and self.running_var is not None:
+                count, share = world() * x.numel() // x.shape[1], self.momentum or 0.0
+                self.running_mean.lerp_(mean.detach(), share)
+                self.running_var.lerp_(variance.detach() * (count / (count - 1)), share)
+                if self.num_batches_tracked is not None:
+                    self.num_batches_tracked.add_(1)
+            scale = (variance + self.eps).rsqrt() * (1 if self.weight is None else self.weight)
+            shift = (0 if self.bias is None else self.bias) - mean * scale
+            shape = (1, -1, *[1] * (x.ndim - 2))
+            return (x * scale.view(shape) + shift.view(shape)).to(input.dtype)
+
+
+def synchronised(module: nn.Module) -> nn.Module:
+    """The module with every BatchNorm in it replaced by a `GlobalBatchNorm` of the same tensors."""
+    if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+        new = GlobalBatchNorm(module.num_features, module.eps, module.momentum, device="meta")
+        new._parameters, new._buffers = module._parameters, module._buffers
+        return new
+    for name, child in module.named_children():
+        setattr(module, name, synchronised(child))
+    return module
+
+
+def mlp(widths: Sequence[int], *, norm: bool = True, last: Last = "none") -> nn.Sequential:
+    """Linear layers from `widths[0]` over the hidden widths to `widths[-1]`, with ReLU between them.
+
+    Args:
+        norm: BatchNorm before each ReLU, and layers without bias; else layers with bias.
+        last: what follows the last layer: nothing, BatchNorm without parameters (`plain`, MoCo v3) or with a learned
+            scale but no shift (`scale`, SimCLR).
+    """
+    layers: list[nn.Module] = []
+    for i, (inputs, outputs) in enumerate(pairwise(widths)):
+        layers += [nn.ReLU()] if i else []
+        layers.append(nn.Linear(inputs, outputs, bias=not norm))
+        if norm and i < len(widths) - 2:
+            layers.append(GlobalBatchNorm(outputs))
+    if last != "none":
+        layers.append(GlobalBatchNorm(widths[-1], affine=last == "scale"))
+        layers[-1].register_parameter("bias", None)
+    return nn.Sequential(*layers)
+
+
+class Embedder(nn.Module):
+    """An encoder, its pooled tokens, and a projector: what contrastive methods train and keep slow copies of.
+
+    Args:
+        pool: `class` token or `mean` of the patch tokens; None takes the class token where there is one.
+
+    Raises:
+        UserError: `class` of an encoder that has no class token.
+    """
+
+    def __init__(self, encoder: Backbone, pool: Pool | None, projector: nn.Module) -> None:
+        super().__init__()
+        has_class = getattr(encoder.vit, "has_class_token", False)
+        if pool == "class" and not has_class:
+            raise UserError("this encoder has no class token: use --method.pool mean")
+        self.encoder, self.projector = encoder, projector
+        self.takes_class = has_class if pool is None else pool == "class"
+
+    def features(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
+        """What the encoder says about each image, before the projector."""
+        prefix, patches = self.encoder(images)
+        return prefix[:, 0] if self.takes_class else patches.mean(dim=1)
+
+    def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B P"]:
+        return self.projector(self.features(images))
+
+
+class SlowCopy(nn.Module):
+    """A module that follows another one as its exponential moving average; it gets no gradient.
+
+    Parameters alone move; running statistics of BatchNorm come from the copy's own forward passes (MoCo).
+    """
+
+    def __init__(self, of: nn.Module) -> None:
+        super().__init__()
+        self.module = copy.deepcopy(of).requires_grad_(False)
+
+    @torch.no_grad()
+    def forward(self, images: Float[Tensor, "B *shape"]) -> Float[Tensor, "B P"]:
+        return self.module(images)
+
+    @torch.no_grad()
+    def follow(self, of: nn.Module, momentum: float) -> None:
+        """Keep a share of `momentum` of every parameter and take the rest from `of`: 0 copies, 1 stays."""
+        torch._foreach_lerp_([*self.module.parameters()], [*of.parameters()], 1 - momentum)

@@ -1,0 +1,153 @@
+"""Recipes of fine-tuning with labels: nothing enters, a Pretrain leaves, to which a target adds the encoder."""
+
+from mimkit.data.augment import RandAugment
+from mimkit.data.views import RandomResizedCrop
+from mimkit.evaluate.finetune import Start
+from mimkit.methods.finetune import FineTuneConfig
+from mimkit.train.machine import Machine
+from mimkit.train.optimizer import AdamWConfig, SGDConfig
+from mimkit.train.prepare import Images, Pretrain
+from mimkit.train.schedule import WarmupCosine
+
+
+def finetune_mae_vit_b16() -> Pretrain:
+    """MAE's fine-tuning of a ViT-B at 224 px: 100 epochs with 1024 pictures a step.
+
+    He et al. 2022 and facebookresearch/mae:FINETUNE.md: rate 2e-3 (5e-4 x 1024 / 256) on top, 0.65 of it in each layer
+    below, 1e-6 at the end, AdamW (0.9, 0.999), weight decay 0.05, drop path 0.1, 5 epochs of warm-up; mixup 0.8,
+    cutmix 1, label smoothing 0.1, RandAugment of magnitude 9, random erasing 0.25. The paper reports 83.6 % on
+    ImageNet. Not measured by us at this scale.
+    """
+    return Pretrain(
+        method=FineTuneConfig(drop_path=0.1),
+        images=Images(size=224, view=RandomResizedCrop(scale=(0.08, 1.0), augment=RandAugment(), erase=0.25)),
+        optimizer=AdamWConfig(base_rate=5e-4, betas=(0.9, 0.999), layer_decay=0.65),
+        schedule=WarmupCosine(warmup=0.05, final=5e-4),
+        epochs=100,
+        batch_size=1024,
+        machine=Machine(looks=0),
+    )
+
+
+def finetune_mae_vit_l16() -> Pretrain:
+    """MAE's fine-tuning of a ViT-L at 224 px: 50 epochs with 1024 pictures a step.
+
+    As `finetune_mae_vit_b16` with rate 4e-3 (1e-3 x 1024 / 256), layer decay 0.75 and drop path 0.2. The paper reports
+    85.9 % on ImageNet. Not measured by us at this scale.
+    """
+    run = finetune_mae_vit_b16()
+    run.method = FineTuneConfig(drop_path=0.2)
+    run.optimizer = AdamWConfig(base_rate=1e-3, betas=(0.9, 0.999), layer_decay=0.75)
+    run.schedule = WarmupCosine(warmup=0.1, final=2.5e-4)
+    run.epochs = 50
+    return run
+
+
+def finetune_mae_vit_h14() -> Pretrain:
+    """MAE's fine-tuning of a ViT-H at 224 px: 50 epochs with 1024 pictures a step.
+
+    As `finetune_mae_vit_l16` with drop path 0.3. The paper reports 86.9 % on ImageNet. Not measured by us.
+    """
+    run = finetune_mae_vit_l16()
+    run.method = FineTuneConfig(drop_path=0.3)
+    return run
+
+
+def finetune_simmim_vit_b16() -> Pretrain:
+    """SimMIM's fine-tuning of a ViT-B at 224 px: 100 epochs with 2048 pictures a step.
+
+    microsoft/SimMIM:configs: rate 5e-3 (1.25e-3 x 2048 / 512), layer decay 0.65, clipping at 5, 20 epochs of warm-up,
+    else as `finetune_mae_vit_b16`; without SimMIM's colour jitter, which RandAugment replaces in timm. The paper
+    reports 83.8 % on ImageNet. Not measured by us at this scale.
+    """
+    run = finetune_mae_vit_b16()
+    run.optimizer = AdamWConfig(base_rate=1.25e-3, per=512, betas=(0.9, 0.999), clip=5.0, layer_decay=0.65)
+    run.schedule = WarmupCosine(warmup=0.2, first=2e-4, final=2e-4)
+    run.batch_size = 2048
+    return run
+
+
+def finetune_simmim_swin_b() -> Pretrain:
+    """SimMIM's fine-tuning of a Swin-B: 100 epochs with 2048 pictures a step.
+
+    As `finetune_simmim_vit_b16` with layer decay 0.8, the authors' after 800 epochs (0.9 after 100; 0.75 for SwinV2-B).
+    The authors report 84.0 % on ImageNet at 224 px. Not measured by us at this scale.
+    """
+    run = finetune_simmim_vit_b16()
+    run.optimizer.layer_decay = 0.8  # type: ignore[attr-defined]
+    return run
+
+
+def finetune_maskalign_vit_b16() -> Pretrain:
+    """MaskAlign's fine-tuning of a ViT-B at 224 px: 100 epochs with 1024 pictures a step.
+
+    OpenDriveLab/maskalign:README.md: as `finetune_mae_vit_b16` with rate 1.2e-3 (3e-4 x 1024 / 256), layer decay 0.55
+    and drop path 0.2. The authors report 85.4 % on ImageNet. Not measured by us at this scale.
+    """
+    run = finetune_mae_vit_b16()
+    run.method = FineTuneConfig(drop_path=0.2)
+    run.optimizer = AdamWConfig(base_rate=3e-4, betas=(0.9, 0.999), layer_decay=0.55)
+    run.schedule = WarmupCosine(warmup=0.05, final=8e-4)
+    return run
+
+
+def finetune_maskalign_vit_l16() -> Pretrain:
+    """MaskAlign's fine-tuning of a ViT-L at 224 px: 50 epochs with 1024 pictures a step.
+
+    As `finetune_maskalign_vit_b16` with layer decay 0.75 and drop path 0.4. The authors report 87.4 % on ImageNet. Not
+    measured by us at this scale.
+    """
+    run = finetune_maskalign_vit_b16()
+    run.method = FineTuneConfig(drop_path=0.4)
+    run.optimizer.layer_decay = 0.75  # type: ignore[attr-defined]
+    run.schedule = WarmupCosine(warmup=0.1, final=8e-4)
+    run.epochs = 50
+    return run
+
+
+def finetune_resnet50() -> Pretrain:
+    """Fine-tuning of a ResNet with few labels: 30 epochs with 1024 pictures a step.
+
+    Chen et al. 2020 (SimCLR), semi-supervised: SGD with Nesterov momentum 0.9, rate 0.2 (0.05 x 1024 / 256), neither
+    warm-up nor weight decay nor augmentation besides crop and mirror; 60 epochs for 1 % of the labels. Smaller batches
+    than the paper's 4096, and a cosine. Not measured by us at this scale.
+    """
+    run = finetune_mae_vit_b16()
+    run.method = FineTuneConfig(drop_path=0.0, mixup=0.0, cutmix=0.0, smoothing=0.0)
+    run.images.view = RandomResizedCrop(scale=(0.08, 1.0))
+    run.optimizer = SGDConfig(base_rate=0.05, weight_decay=0.0, nesterov=True)
+    run.schedule = WarmupCosine(warmup=0.0)
+    run.epochs = 30
+    return run
+
+
+def finetune_mini_32() -> Pretrain:
+    """Fine-tuning for small pictures (28 to 96 px): 20 epochs with 128 pictures a step.
+
+    Rate 1e-3 (2e-3 x 128 / 256) on top, 0.75 of it in each layer below, AdamW (0.9, 0.999), weight decay 0.05; crops
+    of 0.5 to 1 of the area, mirrored or not, label smoothing 0.1, neither mixup nor cutmix nor drop path.
+    """
+    run = finetune_mae_vit_b16()
+    run.method = FineTuneConfig(drop_path=0.0, mixup=0.0, cutmix=0.0)
+    run.images.view = RandomResizedCrop(scale=(0.5, 1.0))
+    run.optimizer = AdamWConfig(base_rate=2e-3, betas=(0.9, 0.999), layer_decay=0.75)
+    run.epochs, run.batch_size = 20, 128
+    return run
+
+
+def choose_finetuning(start: Start) -> tuple[str, str]:
+    """(name, why): a small recipe for small images, else what the authors of the pre-training used at this size."""
+    name, method = start.encoder.name, start.method
+    if min(start.size) < 128:
+        return "finetune_mini_32", f"its images have {start.size[0]}x{start.size[1]} pixels"
+    if name.startswith("swin"):
+        return "finetune_simmim_swin_b", "it is a Swin"
+    if name.startswith(("resne", "wide_resnet")):
+        return "finetune_resnet50", "it is a ResNet"
+    what = f"it is {start.width} wide" + (f" and was trained by {method}" if method else "")
+    if method == "MaskAlign":
+        return f"finetune_maskalign_vit_{'l16' if start.width >= 1024 else 'b16'}", what
+    if method == "SimMIM":
+        return "finetune_simmim_vit_b16", what
+    size = "h14" if start.width >= 1280 else "l16" if start.width >= 1024 else "b16"
+    return f"finetune_mae_vit_{size}", what

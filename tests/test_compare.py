@@ -1,0 +1,155 @@
+"""Comparing recipes under one budget: what each gets, that it goes on where it was, and what the table says."""
+
+import json
+import shlex
+from concurrent.futures import Future
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy import stats
+
+from commandline import TINY, mimkit, refused
+from mimkit import compare as comparing
+from mimkit.compare import Contender, paired_p, share_out, verdict, weigh
+from mimkit.launch import configured
+from mimkit.train.run import read_json
+
+torch.set_num_threads(1)
+SETTINGS = TINY.replace("--epochs 1 ", "")
+LINE = f"mae_mini_28 {SETTINGS}"
+
+
+@pytest.fixture(scope="module")
+def shades(tmp_path_factory) -> Path:
+    """Forty pictures of two classes that their brightness tells, almost."""
+    folder = tmp_path_factory.mktemp("shades")
+    noise = np.random.default_rng(0)
+    for number in range(40):
+        place = folder / ("dark", "light")[number % 2]
+        place.mkdir(exist_ok=True)
+        values = noise.normal(100 + 40 * (number % 2), 40, (28, 28)).clip(0, 255)
+        Image.fromarray(values.astype(np.uint8)).save(place / f"{number}.png")
+    return folder
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """Runs happen in this process; returns the commands that ran."""
+    ran: list[list[str]] = []
+
+    def run(self, words, log, threads):
+        ran.append(list(words))
+        said = mimkit(shlex.join(words))
+        assert said.status == 0, said
+
+    class Serial(nullcontext):
+        def __enter__(self):
+            return self
+
+        def submit(self, work, *rest):
+            done = Future()
+            done.set_result(work(*rest))
+            return done
+
+    monkeypatch.setattr(comparing.Children, "run", run)
+    monkeypatch.setattr(comparing, "ThreadPoolExecutor", lambda jobs: Serial())
+    return ran
+
+
+def contender(line: str, data: str = "photos") -> Contender:
+    words = line.split()
+    return Contender(line, configured(words, [*words, "--data", data]))
+
+
+def test_work_is_the_matrix_products_of_a_step():
+    # Forward and backward of a linear layer: three products, but two where its input needs no gradient.
+    def block(tokens: int, width: int) -> float:
+        return 24 * tokens * width**2 + 4 * tokens**2 * width
+
+    measured = weigh([contender("mae_mini_32 --encoder.depth 3"), contender("mae_mini_32 --encoder.depth 1")])
+    assert measured[0] - measured[1] == pytest.approx(3 * 2 * block(16 + 1, 128), rel=1e-3)
+
+
+def test_maps_that_are_kept_count_once_in_so_many_steps():
+    often, seldom, never = weigh(
+        [
+            contender("mae_mini_32 --masker self-guided --method.masker.start 0.2"),
+            contender("mae_mini_32 --masker self-guided --method.masker.start 0.2 --method.masker.refresh 10"),
+            contender("mae_mini_32"),
+        ]
+    )
+    assert often > 1.2 * never
+    assert seldom - never == pytest.approx((often - never) / 10, rel=1e-3)
+
+
+def test_a_budget_of_compute_buys_fewer_epochs_of_what_costs_more(tmp_path):
+    lines = ["mae_mini_32", "emae_mini_32", "mae_mini_32 --method.masker.ratio 0.5"]
+    contenders = [contender(line) for line in lines]
+    share_out(contenders, "compute", 24, tmp_path, print)
+    mae, emae, half = contenders
+    assert mae.epochs == 24 and emae.epochs == round(24 * mae.step / emae.step) and half.epochs < 24
+    assert 3 < emae.step / mae.step <= 4  # four parts, of which the patches are cut once
+    equal = [contender(line) for line in lines]
+    share_out(equal, "steps", 24, tmp_path / "steps", print)
+    assert [c.epochs for c in equal] == [24, 24, 24]
+
+
+def test_a_budget_of_time_is_timed_in_turn(tmp_path):
+    flags = "--machine.precision float32 --machine.attention fused --machine.threads 1 --machine.device cpu"
+    contenders = [contender(f"mae_mini_32 {flags}"), contender(f"mae_mini_32 --encoder.depth 24 {flags}")]
+    share_out(contenders, "time", 24, tmp_path, print)
+    assert contenders[0].epochs == 24 and contenders[1].epochs <= 16
+
+
+def test_runs_measures_and_goes_on_where_it_was(shades, tmp_path, monkeypatch, here):
+    monkeypatch.chdir(tmp_path)
+    other = f"{LINE} --optimizer.base-rate 1e-4"
+    command = f"compare '{LINE}' '{other}' --data {shades} --epochs 2 --seeds 2 --measure knn --out out --json out.json"
+    assert mimkit(command).status == 0
+    kinds = [words[0] for words in here]
+    assert kinds.count("pretrain") == 4 and kinds.count("evaluate") == 4
+    result = json.loads(Path("out.json").read_text())
+    first, second = result["contenders"]
+    assert first["epochs"] == second["epochs"] == 2 and second["work"] == 1.0
+    assert len(second["measures"]["knn"]["seeds"]) == 2
+    assert first["measures"]["knn"]["difference"] == 0 and first["measures"]["knn"]["p"] is None
+    found = sorted(Path("out").glob("*/seed-*/measured-knn-*.json"))
+    rows = [one["seeds"] for one in (first["measures"]["knn"], second["measures"]["knn"])]
+    said = [read_json(file)["results"][0]["results"]["mean"]["accuracy"] for file in found]
+    assert sorted(said) == sorted([*rows[0], *rows[1]])
+    assert Path("out/curves.png").stat().st_size > 5000
+    assert Path("out/comparison.md").read_text().count("\n") == 4  # heads, rule, two contenders
+    here.clear()
+    found[0].unlink()
+    assert mimkit(command).status == 0
+    assert [words[0] for words in here] == ["evaluate"]  # what is there is not done again
+    assert "another comparison" in refused(command.replace("--epochs 2", "--epochs 3"))
+
+
+def test_contenders_leave_to_the_comparison_what_is_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "leave --epochs" in refused("compare mae_mini_28 'mae_mini_32 --epochs 3' --data photos")
+    assert "twice" in refused("compare mae_mini_28 mae_mini_28 --data photos")
+    assert "did you mean" in refused("compare mae_mini_28 mae_mini_33 --data photos")
+    assert not Path("comparison").exists()
+
+
+def test_a_run_that_fails_is_named_with_its_log(forty, tmp_path, monkeypatch):
+    children = comparing.Children(print)
+    with pytest.raises(comparing.UserError, match="no recipe 'nothing'"), children:
+        children.run(["pretrain", "nothing", "--data", str(forty)], tmp_path / "log", 1)
+
+
+def test_a_difference_is_judged_by_a_paired_test_over_seeds():
+    mine, base = [0.50, 0.52, 0.51], [0.49, 0.505, 0.502]
+    differences = torch.tensor(mine, dtype=torch.float64) - torch.tensor(base, dtype=torch.float64)
+    t = differences.mean() / (differences.std() / 3**0.5)
+    assert paired_p(mine, base) == pytest.approx(2 * stats.t.sf(t.item(), df=2))
+    assert paired_p(mine[:1], base[:1]) is None
+    assert verdict({"difference": 0.02, "p": 0.01}) == "+2.0%, better (p 0.01)"
+    assert verdict({"difference": -0.02, "p": 0.01}) == "-2.0%, worse (p 0.01)"
+    assert verdict({"difference": 0.02, "p": 0.2}) == "+2.0%, within noise (p 0.20)"
