@@ -45,7 +45,7 @@ CONFIGS = {  # image, ViT (patch, width, depth, heads), decoder (width, depth, h
         2,
         64,
     ),
-    "s16": (192, (16, 384, 12, 6), (512, 4, 16), {"window_size": 6}, 8, 8),
+    "s16": (192, (16, 384, 12, 6), (512, 4, 16), {"window_size": 6}, 8, 4),
     "b16": (192, (16, 768, 12, 12), (512, 8, 16), {"window_size": 6, "embed_dim": 128}, 8, 256),
 }
 HEADS = ("linear", "mlp", "inverse_swin_t", "inverse_swin_b")
@@ -140,12 +140,40 @@ def export_teacher(config: tuple, folder: str) -> None:
     export_timm(encoder, Path(folder), model_args=args, card="", name=chosen.name, **values)
 
 
+def measure(names: list[str], shared: list[str], rounds: int, steps: int) -> tuple[dict, dict]:
+    """Seconds and memory of each in each round, and what each said of itself at the start."""
+    children, about = {}, {}
+    for name in names:
+        child = subprocess.Popen(
+            [sys.executable, __file__, "--worker", name, *shared],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=dict(os.environ, HF_HUB_OFFLINE="1", GOMP_SPINCOUNT="1000"),
+        )
+        line = next((line for line in child.stdout if line.startswith("{")), None)
+        if line is None:
+            sys.exit(f"{name} did not start, see above")
+        children[name], about[name] = child, json.loads(line)
+    rows: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    for _ in range(rounds):
+        for name, child in children.items():
+            child.stdin.write(f"{steps}\n")
+            child.stdin.flush()
+            rows[name].append(json.loads(child.stdout.readline()))
+    for child in children.values():
+        child.stdin.close()
+        child.wait()
+    return rows, about
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="s16", choices=CONFIGS)
     parser.add_argument("--only", nargs="+", help="names of methods; MAE is always there")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=1, help="steps a round")
+    parser.add_argument("--at-once", type=int, default=3, help="methods in memory beside MAE")
     parser.add_argument("--batch", type=int)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--bf16", action="store_true")
@@ -165,38 +193,24 @@ def main() -> None:
         shared += ["--teacher", teacher] + ["--bf16"] * arguments.bf16
         shared += ["--batch", str(arguments.batch)] if arguments.batch else []
         names = [name for name in methods(config, teacher) if not arguments.only or name in ("mae", *arguments.only)]
-        children, about = {}, {}
-        for name in names:
-            child = subprocess.Popen(
-                [sys.executable, __file__, "--worker", name, *shared],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                env=dict(os.environ, HF_HUB_OFFLINE="1", GOMP_SPINCOUNT="1000"),
-            )
-            line = next((line for line in child.stdout if line.startswith("{")), None)
-            if line is None:
-                sys.exit(f"{name} did not start, see above")
-            children[name], about[name] = child, json.loads(line)
-        rows: dict[str, list[dict[str, float]]] = {name: [] for name in names}
-        for _ in range(arguments.rounds):
-            for name, child in children.items():
-                child.stdin.write(f"{arguments.steps}\n")
-                child.stdin.flush()
-                rows[name].append(json.loads(child.stdout.readline()))
-        for child in children.values():
-            child.stdin.close()
-            child.wait()
+        about: dict[str, dict[str, float]] = {}
+        rows: dict[str, list[tuple[dict[str, float], dict[str, float]]]] = {}
+        others = [name for name in names if name != "mae"]
+        for first in range(0, len(others), arguments.at_once):  # with MAE each time: memory holds only so many
+            group = ["mae", *others[first : first + arguments.at_once]]
+            measured, said = measure(group, shared, arguments.rounds, arguments.steps)
+            about |= said
+            rows |= {name: list(zip(measured[name], measured["mae"], strict=True)) for name in group}
     table = []
     for name in names:
-        ratios = [a["seconds"] / b["seconds"] for a, b in zip(rows[name], rows["mae"], strict=True)]
+        ratios = [mine["seconds"] / mae["seconds"] for mine, mae in rows[name]]
         row = {
             "method": name,
             "parameters_m": round(about[name]["millions"], 1),
             "step": round(statistics.median(ratios), 3),
             "least": round(min(ratios), 3),
             "most": round(max(ratios), 3),
-            "peak_mb": round(rows[name][-1]["peak_mb"]),
+            "peak_mb": round(rows[name][-1][0]["peak_mb"]),
             "saved_mb": round(about[name]["saved_mb"], 1),
         }
         table.append(row)
