@@ -28,6 +28,7 @@ ORDER = [
     "train",
     "evaluate",
     "analysis",
+    "report",
     "recipes",
     "draw",
     "doctor",

@@ -4,6 +4,7 @@ import json
 import shlex
 from concurrent.futures import Future
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from scipy import stats
 from commandline import TINY, mimkit, refused
 from mimkit import compare as comparing
 from mimkit.compare import Contender, paired_p, share_out, verdict, weigh
+from mimkit.data.augment import RandAugment
 from mimkit.launch import configured
 from mimkit.train.run import read_json
 
@@ -74,11 +76,12 @@ def test_work_is_the_matrix_products_of_a_step():
     assert measured[0] - measured[1] == pytest.approx(3 * 2 * block(16 + 1, 128), rel=1e-3)
 
 
-def test_maps_that_are_kept_count_once_in_so_many_steps():
+@pytest.mark.parametrize("start", [0.0, 0.2])
+def test_maps_that_are_kept_count_once_in_so_many_steps(start):
     often, seldom, never = weigh(
         [
-            contender("mae_mini_32 --masker self-guided --method.masker.start 0.2"),
-            contender("mae_mini_32 --masker self-guided --method.masker.start 0.2 --method.masker.refresh 10"),
+            contender(f"mae_mini_32 --masker self-guided --method.masker.start {start}"),
+            contender(f"mae_mini_32 --masker self-guided --method.masker.start {start} --method.masker.refresh 10"),
             contender("mae_mini_32"),
         ]
     )
@@ -96,6 +99,9 @@ def test_a_budget_of_compute_buys_fewer_epochs_of_what_costs_more(tmp_path):
     equal = [contender(line) for line in lines]
     share_out(equal, "steps", 24, tmp_path / "steps", print)
     assert [c.epochs for c in equal] == [24, 24, 24]
+    uneven = [contender("mae_mini_32"), contender("mae_mini_32 --batch-size 256")]
+    share_out(uneven, "steps", 24, tmp_path / "uneven", print)
+    assert [c.epochs for c in uneven] == [24, 48]  # as many steps of twice as many pictures
 
 
 def test_a_budget_of_time_is_timed_in_turn(tmp_path):
@@ -103,6 +109,14 @@ def test_a_budget_of_time_is_timed_in_turn(tmp_path):
     contenders = [contender(f"mae_mini_32 {flags}"), contender(f"mae_mini_32 --encoder.depth 24 {flags}")]
     share_out(contenders, "time", 24, tmp_path, print)
     assert contenders[0].epochs == 24 and contenders[1].epochs <= 16
+
+
+def test_what_becomes_of_pictures_before_the_step_takes_time_too():
+    flags = f"{SETTINGS} --batch-size 64"
+    plain, altered = contender(f"mae_mini_28 {flags}"), contender(f"mae_mini_28 {flags} --seed 1")
+    altered.config.images.view = replace(altered.config.images.view, augment=RandAugment())
+    times = comparing.clock([plain, altered])
+    assert times[1] > 1.5 * times[0]
 
 
 def test_runs_measures_and_goes_on_where_it_was(shades, tmp_path, monkeypatch, here):
@@ -128,11 +142,25 @@ def test_runs_measures_and_goes_on_where_it_was(shades, tmp_path, monkeypatch, h
     assert mimkit(command).status == 0
     assert [words[0] for words in here] == ["evaluate"]  # what is there is not done again
     assert "another comparison" in refused(command.replace("--epochs 2", "--epochs 3"))
+    assert "another comparison" in refused(command.replace(str(shades), "photos"))
+
+
+def test_fine_tuning_is_measured_in_a_run_beside(shades, tmp_path, monkeypatch, here):
+    monkeypatch.chdir(tmp_path)
+    lines = f"'{LINE}' '{LINE} --optimizer.base-rate 1e-4'"
+    command = f"compare {lines} --data {shades} --epochs 1 --seeds 1 --measure finetune --out out --json out.json"
+    assert mimkit(command).status == 0
+    found = [read_json(file)["accuracy"] for file in Path("out").glob("*/seed-0-finetuned/result.json")]
+    rows = [one["measures"]["finetune"]["mean"] for one in json.loads(Path("out.json").read_text())["contenders"]]
+    assert len(rows) == 2 and sorted(rows) == sorted(found)
+    here.clear()
+    assert mimkit(command).status == 0 and not here
 
 
 def test_contenders_leave_to_the_comparison_what_is_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert "leave --epochs" in refused("compare mae_mini_28 'mae_mini_32 --epochs 3' --data photos")
+    assert "leave --max_steps" in refused("compare mae_mini_28 'mae_mini_32 --max_steps 3' --data photos")
     assert "twice" in refused("compare mae_mini_28 mae_mini_28 --data photos")
     assert "did you mean" in refused("compare mae_mini_28 mae_mini_33 --data photos")
     assert not Path("comparison").exists()
@@ -142,6 +170,14 @@ def test_a_run_that_fails_is_named_with_its_log(forty, tmp_path, monkeypatch):
     children = comparing.Children(print)
     with pytest.raises(comparing.UserError, match="no recipe 'nothing'"), children:
         children.run(["pretrain", "nothing", "--data", str(forty)], tmp_path / "log", 1)
+
+
+def test_an_error_asks_the_other_runs_to_save_and_starts_no_more(forty, tmp_path):
+    children = comparing.Children(print)
+    with pytest.raises(comparing.UserError, match="broken"), children:
+        raise comparing.UserError("broken")
+    with pytest.raises(comparing.UserError, match="goes on"):
+        children.run(["recipes"], tmp_path / "log", 1)
 
 
 def test_a_difference_is_judged_by_a_paired_test_over_seeds():

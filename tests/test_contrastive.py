@@ -25,6 +25,7 @@ from mimkit.objectives import in_batch, info_nce, nt_xent, spread
 from mimkit.task import Gallery
 from mimkit.train.checkpoint import checkpoints, load_checkpoint
 from mimkit.train.machine import untouched
+from mimkit.train.prepare import Prepared
 from mimkit.train.pretrain import pretrain
 from mimkit.train.run import RunFolder
 
@@ -270,6 +271,14 @@ def test_what_cannot_be_meant_is_refused_with_the_fix(kind):
     with pytest.raises(UserError, match=r"use --method\.pool mean"):
         replace(config, pool="class").build(no_class.build((16, 16), 3))
     assert config.needs_whole_batch
+
+
+@pytest.mark.parametrize("kind", KINDS[::2])
+def test_one_picture_alone_is_compared_with_nothing(kind, forty):
+    config = tiny(forty)
+    config.method, config.batch_size = CONFIGS[kind.partition("-")[0]], 1
+    with pytest.raises(UserError, match="--batch-size 2"):
+        Prepared(config).micro_batch(torch.device("cpu"), 1)
 
 
 def test_a_queue_of_another_size_than_the_batch_permits_is_answered():

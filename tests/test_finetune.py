@@ -394,6 +394,7 @@ def test_few_labels_and_no_training_before(run, data, tmp_path):
     config = RunFolder(tmp_path / "few").read_config()["config"]
     ready, scratch = Prepared(config), Prepared(RunFolder(run).read_config()["config"])
     assert torch.equal(ready.pictures.labels.bincount(), torch.full((6,), 2))
+    assert ready.sample(64).index.max() < 12, "a step that is timed has pictures with labels alone"
     assert torch.equal(ready.encoder.vit.pos_embed, scratch.encoder.vit.pos_embed), "begins where pre-training did"
     assert torch.equal(ready.encoder.vit.blocks[0].attn.qkv.weight, scratch.encoder.vit.blocks[0].attn.qkv.weight)
 

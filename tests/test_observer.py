@@ -278,6 +278,18 @@ def test_the_loader_s_crops_are_those_of_its_pictures(forty):
 # Who looks -------------------------------------------------------------------------------------------------
 
 
+def test_the_moving_average_begins_with_released_weights():
+    method = tiny_mae(Peek(scorer="ema"))
+    slow, weights = method.observer.slow, method.encoder.state_dict()
+    for value in method.encoder.parameters():  # as weights that are loaded after the method was built
+        torch.nn.init.normal_(value)
+    method.before_epoch(0, 0.0, gallery_of(pictures()))
+    torch.testing.assert_close(slow.state_dict(), weights, rtol=0, atol=0)
+    torch.nn.init.normal_(method.encoder.vit.blocks[0].attn.qkv.weight)
+    method.before_epoch(1, 0.5, gallery_of(pictures()))
+    assert not torch.equal(slow.vit.blocks[0].attn.qkv.weight, weights["vit.blocks.0.attn.qkv.weight"])
+
+
 def test_the_moving_average_follows_and_looks():
     method = tiny_mae(Peek(scorer="ema", momentum=0.75))
     observer, encoder = method.observer, method.encoder

@@ -445,3 +445,10 @@ def test_a_tokenizer_learns_photographs_and_simmim_its_ids(outside):
         optimizer.step()
     assert isinstance(ours.target.target, OpenTokens) and first > 0.8 * math.log(512)
     assert ours(given, 0.0).loss.item() < 0.3 * math.log(512)
+
+
+def test_a_tokenizer_is_found_from_any_working_folder(tmp_path, monkeypatch):
+    (tmp_path / "ids").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert Tokens(tokenizer="ids").tokenizer == str(tmp_path / "ids")
+    assert Tokens(tokenizer="my_lab:ids").tokenizer == "my_lab:ids" and Tokens().tokenizer == ""

@@ -18,6 +18,8 @@ COMMANDS = {
     ),
     "compare": ("RECIPE RECIPE ... --data DATA [--budget compute]", "train and measure several under one budget"),
     "analyze": ("TARGET ... --data DATA [--out DIR]", "what each layer and head of a model does"),
+    "report": ("RUN [RUN ...] [--out FILE]", "one page of curves, pictures and metrics, to open anywhere"),
+    "view": ("RUN [--port 0] [--host 127.0.0.1]", "the same page, following a run that still trains"),
     "masks": ("MASKER|RECIPE --data DATA [--from RUN]", "draw masks on your pictures"),
     "export": ("RUN --to timm|huggingface --out DIR", "leave with the model"),
     "doctor": ("DATA [RECIPE]", "what is wrong with a folder before anything trains"),
@@ -103,7 +105,7 @@ def run(command: str, args: list[str]) -> int:
         raise unknown("kind of evaluation", words[0], KINDS)
     if not {"-h", "--help"} & set(args):
         twice = dict.fromkeys(("evaluate", "compare", "diff"), 2)
-        least = (twice | dict.fromkeys(("analyze", "masks", "export", "doctor"), 1)).get(command, 0)
+        least = (twice | dict.fromkeys(("analyze", "report", "view", "masks", "export", "doctor"), 1)).get(command, 0)
         missing = command == "pretrain" and not {arg.split("=")[0] for arg in args} & {"--data", "--run"}
         if len(words) < least or missing:
             raise UserError(f"wanted: mimkit {command} {COMMANDS[command][0]}; 'mimkit {command} --help' explains")

@@ -213,6 +213,20 @@ def analyze(args: list[str]) -> int:
     return 0
 
 
+def report(args: list[str]) -> int:
+    """Write a page about one run or several."""
+    from mimkit.report.command import report as write
+
+    return write(args)
+
+
+def view(args: list[str]) -> int:
+    """Serve the page of a run and follow it."""
+    from mimkit.report.command import view as serve
+
+    return serve(args)
+
+
 @dataclass(kw_only=True)
 class ExportArguments(Arguments):
     """Write the model of a run for timm or for Hugging Face's ViTMAE."""

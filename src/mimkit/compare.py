@@ -16,9 +16,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,9 +28,13 @@ from rich.table import Table
 from scipy.stats import ttest_rel
 from torch.utils.flop_counter import FlopCounterMode
 
+from mimkit.data.pictures import Subset, sample
 from mimkit.errors import UserError, at_least, missing_extra
+from mimkit.evaluate.finetune import unfinished
 from mimkit.launch import configured
-from mimkit.masks.informed import InformedMasker
+from mimkit.model.patches import patchify
+from mimkit.observe import Observer
+from mimkit.task import Batch
 from mimkit.train.machine import Engine
 from mimkit.train.prepare import Prepared, Pretrain
 from mimkit.train.run import RunFolder, read_json, write_json
@@ -38,6 +42,7 @@ from mimkit.train.run import RunFolder, read_json, write_json
 Budget = Literal["steps", "compute", "time"]
 MOMENTS = (0.05, 0.3, 0.55, 0.8, 0.95)  # of training, at which a step is weighed or timed
 WEIGHED = 8  # pictures of the step that is weighed
+READ = 1024  # pictures that timed steps are made of
 SIGNIFICANT = 0.05
 LIKE_ALL = {"--machine.looks": "8", "--machine.tensorboard": "False"}  # unless a contender says otherwise
 
@@ -73,8 +78,6 @@ class Measurement:
     kinds: tuple[str, ...] = ("knn", "probe")
     limit_train: int | None = None
     limit_test: int | None = None
-    more: tuple[str, ...] = ()
-    """Flags for `mimkit evaluate`."""
 
 
 def compare(
@@ -95,9 +98,9 @@ def compare(
         lines: contenders as typed behind `mimkit pretrain`: a recipe and flags, but --data, --run, --seed and --epochs.
         data: as for pretrain; labels measure.
         out: folder of all runs, `comparison.json` and `curves.png`; what is there already is not done again.
-        budget: what all get as much of as the first contender's `epochs` take: `steps` (of equal batches: epochs),
+        budget: what all get as much of as the first contender's `epochs` take: `steps` (with equal batches: epochs),
             `compute` (FLOPs, counted over a step of each at several moments of training) or `time` (seconds, timed in
-            turn on this machine).
+            turn on this machine, with what becomes of the pictures before).
         epochs: of the first contender; its recipe's by default.
         seeds: 0 to seeds - 1, the same for all.
         jobs: runs at the same time, each with its share of the threads.
@@ -117,10 +120,10 @@ def compare(
         raise UserError("a contender is named twice: they differ in their settings, or one is enough")
     share_out(contenders, budget, epochs or contenders[0].config.epochs, out, say)
     work = [(contender, seed) for seed in range(seeds) for contender in contenders]
-    with Children(say) as children, ThreadPoolExecutor(jobs) as pool:
+    with ThreadPoolExecutor(jobs) as pool, Children(say) as children:
         threads = max(1, (os.cpu_count() or 1) // jobs)
         tasks = [pool.submit(_one, children, c, seed, data, out, threads, measurement) for c, seed in work]
-        for task in tasks:
+        for task in as_completed(tasks):
             task.result()
     result = summary(contenders, budget, seeds)
     write_json(out / "comparison.json", result)
@@ -131,17 +134,18 @@ def compare(
 def _config(line: str, data: Sequence[str]) -> Pretrain:
     words = shlex.split(line)
     for word in words:
-        if word.split("=")[0] in ("--data", "--run", "--seed", "--epochs", "--max-steps", "--json"):
+        if word.split("=")[0].replace("_", "-") in ("--data", "--run", "--seed", "--epochs", "--max-steps", "--json"):
             raise UserError(f"'{line}': leave {word} to the comparison, which gives all contenders the same")
     return configured(words, [*words, "--data", *data])
 
 
 def share_out(contenders: list[Contender], budget: Budget, epochs: int, out: Path, say: Callable[[str], None]) -> None:
     """Give every contender the epochs that the first one's budget buys; what was weighed before is kept in `out`."""
-    plan = out / "plan.json"
+    first, plan = contenders[0], out / "plan.json"
     asked: dict[str, Any] = {"budget": budget, "epochs": epochs, "contenders": [c.words for c in contenders]}
+    asked["data"] = list(first.config.data)
     known = read_json(plan) if plan.exists() else {}
-    if known and {name: known[name] for name in asked} != asked:
+    if any(known.get(name, value) != value for name, value in asked.items()):
         raise UserError(f"{out} holds another comparison (see {plan}): give another --out, or the same words as then")
     if not known:
         say(f"weighing a step of {len(contenders)} contenders")
@@ -150,56 +154,68 @@ def share_out(contenders: list[Contender], budget: Budget, epochs: int, out: Pat
         write_json(plan, known := asked | {"steps": steps})
     for contender, step in zip(contenders, known["steps"], strict=True):
         contender.step = step
-        ratio = 1.0 if budget == "steps" else contenders[0].step / step
+        ratio = contender.config.batch_size / first.config.batch_size if budget == "steps" else first.step / step
         contender.epochs = max(1, round(epochs * ratio))
 
 
 def weigh(contenders: list[Contender]) -> list[float]:
-    """FLOPs of forward and backward for one picture, the mean over training, what the maskers look at included.
-
-    Matrix products and convolutions alone. Where a masker keeps its maps for several epochs, a look counts once in so
-    many steps.
-    """
+    """FLOPs of a step for one picture, the mean over training, looks included: matrix products and convolutions."""
     weights = []
     for contender in contenders:
         ready = Prepared(contender.config)
-        task = ready.task
+        task, batch = ready.task, ready.sample(WEIGHED)
         engine = Engine(device=torch.device("cpu"), precision="float32", attention="plain", compile=False, threads=1)
-        engine.set_attention(task)  # the counter knows no fused attention on CPUs
-        batch = ready.sample(WEIGHED)
-
-        def flops(moment: float, task: Any = task, batch: Any = batch) -> float:
-            with FlopCounterMode(display=False) as counter:
-                task(batch, moment).loss.backward()
-            task.zero_grad(set_to_none=True)
-            return counter.get_total_flops() / WEIGHED
-
-        guide = getattr(getattr(contender.config.method, "masker", None), "guide", None)
-        found = [flops(moment) for moment in MOMENTS]
-        refresh = getattr(guide, "refresh", 0) or 1
-        if refresh > 1 and isinstance(guide, InformedMasker) and guide.start > MOMENTS[0]:
-            found = [found[0] + (each - found[0]) / refresh for each in found]
-        weights.append(statistics.mean(found))
+        engine.set_attention(task)  # the counter adds to fused attention what it computes again in the backward pass
+        saved = unlooked(contender.config)
+        steps = (flops(engine.step, task, batch, m, True, 1.0) - saved * flops(look, task, batch, m) for m in MOMENTS)
+        weights.append(statistics.mean(steps))
     return weights
 
 
 def clock(contenders: list[Contender]) -> list[float]:
-    """Seconds of a step for one picture, the median over rounds in which all contenders take turns."""
+    """Seconds of a step for one picture, its views included: the mean over rounds in which all take turns."""
     timed = []
-    for contender in contenders:
-        ready, device = Prepared(contender.config), contender.config.machine.find_device()
-        micro = ready.micro_batch(device, 1)
-        sample = ready.sample(ready.timed(micro))
-        engine = Engine.choose(contender.config.machine, device, ready.task, lambda one=sample: one, None)
-        task = engine.wrap(ready.task)
-        timed.append((engine, task, ready.sample(len(sample.images), device)))
+    for config in (contender.config for contender in contenders):
+        ready, device = Prepared(config), config.machine.find_device()
+        count = ready.timed(ready.micro_batch(device, 1))
+        engine = Engine.choose(config.machine, device, ready.task, lambda one=ready.sample(count): one, None)
+        ready.config = replace(config, batch_size=count)
+        ready.pictures = Subset(ready.pictures, torch.tensor(sample(len(ready.pictures), READ)))
+        task, how = engine.wrap(ready.task), dict(rank=0, world=1, workers=config.machine.readers())
+        loader = ready.loader(device, micro_batch=count, notify=lambda line: None, **how)
+        timed.append((engine, task, loader.micro_batches(0, len(MOMENTS) + 1), unlooked(config)))
     rows: list[list[float]] = [[] for _ in contenders]
-    for number in range(len(MOMENTS) + 1):
-        for row, (engine, task, batch) in zip(rows, timed, strict=True):
+    for moment in (0.0, *MOMENTS):
+        for row, (engine, task, batches, saved) in zip(rows, timed, strict=True):
             start = time.perf_counter()
-            engine.step(task, batch, MOMENTS[number % len(MOMENTS)], True, 1.0).loss.item()
-            row.append((time.perf_counter() - start) / len(batch.images))
+            batch = next(batches)
+            engine.step(task, batch, moment, True, 1.0).loss.item()
+            end = time.perf_counter()
+            with engine.autocast():
+                look(engine.plain(task), batch, moment)
+            torch.empty(1, device=engine.device).fill_(0).item()  # a GPU is waited for
+            looked = time.perf_counter() - end
+            row.append((end - start - saved * looked) / len(batch.images))
     return [statistics.mean(row[1:]) for row in rows]  # the first one warms up
+
+
+def flops(work: Callable[..., Any], *asked: Any) -> float:
+    """What this counts for one picture."""
+    with FlopCounterMode(display=False) as counter:
+        work(*asked)
+    return counter.get_total_flops() / WEIGHED
+
+
+def look(task: Any, batch: Batch, moment: float) -> None:
+    """Only what a masker looks at for this batch, unless the method has looked anyway."""
+    for part in task.modules():
+        if isinstance(part, Observer) and not part.shares(moment):
+            part.maps(task.encoder, patchify(batch.images, task.encoder.patch), replace(batch, crop=None), moment)
+
+
+def unlooked(config: Pretrain) -> float:
+    """Share of the looks that a masker saves when it keeps its maps for several epochs."""
+    return 1 - 1 / max(1, getattr(getattr(getattr(config.method, "masker", None), "guide", None), "refresh", 1))
 
 
 class Children:
@@ -212,11 +228,13 @@ class Children:
         self._before = signal.signal(signal.SIGTERM, self._stop), signal.signal(signal.SIGINT, self._stop)
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if kind is not None:
+            self._stop()
         for number, handler in zip((signal.SIGTERM, signal.SIGINT), self._before, strict=True):
             signal.signal(number, handler)
 
-    def _stop(self, number: int, frame: object) -> None:
+    def _stop(self, *signalled: object) -> None:
         self.stopped = True
         for child in list(self.running):
             with suppress(OSError):
@@ -259,22 +277,28 @@ def _one(
         children.say(f"trained   {contender.words}, seed {seed}: {contender.epochs} epochs")
     found: dict[str, float] = {}
     for kind in how.kinds:
-        asked = [kind, str(how.limit_train), str(how.limit_test), *how.more]
+        if kind == "finetune":
+            tuned = folder.with_name(f"{folder.name}-finetuned")
+            if not RunFolder(tuned).finished or unfinished(tuned):
+                flags = ["--seed", str(seed), "--run", str(tuned), "--machine.threads", str(threads)]
+                children.run(["evaluate", kind, str(folder), "--data", *data, *flags], log, threads)
+            found[kind] = read_json(RunFolder(tuned).result_path)["accuracy"]
+            continue
+        asked = [kind, str(how.limit_train), str(how.limit_test)]
         file = folder / f"measured-{'-'.join(re.sub('[^A-Za-z0-9]+', '', word) for word in asked)}.json"
         if not file.exists():
             limits = {"--limit-train": how.limit_train, "--limit-test": how.limit_test}
             flags = [word for name, value in limits.items() if value for word in (name, str(value))]
             partial = file.with_suffix(".partial")
-            words = ["evaluate", kind, str(folder), "--data", *data, "--json", str(partial), *flags, *how.more]
+            words = ["evaluate", kind, str(folder), "--data", *data, "--json", str(partial), *flags]
             children.run(words, log, threads)
             os.replace(partial, file)
-            children.say(f"measured  {contender.words}, seed {seed}: {kind}")
         for result in read_json(file)["results"]:
             found[kind] = result["results"][result["headline"]]["accuracy"]
     contender.results[seed] = found
-    size = contender.config.batch_size
-    points = [(r["step"] * size * contender.step, r["knn"]) for r in run.metrics() if "knn" in r]
-    contender.curves[seed] = points
+    children.say(f"measured  {contender.words}, seed {seed}: {', '.join(found)}")
+    work = contender.config.batch_size * contender.step
+    contender.curves[seed] = [(r["step"] * work, r["knn"]) for r in run.metrics() if "knn" in r]
 
 
 def summary(contenders: list[Contender], budget: Budget, seeds: int) -> dict[str, Any]:

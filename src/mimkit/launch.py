@@ -158,7 +158,7 @@ def exchange_masker(config: Pretrain, args: list[str]) -> None:
         raise UserError(f"{type(config.method).__name__.removesuffix('Config')} hides no patches: leave --masker out")
     chosen, ratio = maskers()[name](), getattr(before, "ratio", None)
     if hasattr(chosen, "ratio") and isinstance(ratio, float):
-        chosen = replace(chosen, **{"ratio": ratio})
+        chosen = replace(chosen, ratio=ratio)  # type: ignore[unexpected-keyword]
     config.method.masker = chosen  # type: ignore[attr-defined]
 
 

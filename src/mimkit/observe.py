@@ -149,6 +149,8 @@ class Observer(nn.Module):
         `exploit` measures the exploitation rates of the method's decoder on images.
         """
         logs: dict[str, float] = {}
+        if self.slow is not None and progress == 0:  # released weights were loaded after the copy was made
+            self.slow.load_state_dict(encoder.state_dict())
         if isinstance(self.guide, SalienceMasker):
             patches = patchify(gallery.some(), encoder.patch)
             maps = self.guide.maps(observe(Signal.PATCHES, encoder, patches), encoder.grid)

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from mimkit import distributed
+from mimkit.config import absolute
 from mimkit.errors import UserError, at_least
 from mimkit.model.encoder import Backbone
 from mimkit.model.tokenizer import open_tokenizer
@@ -242,6 +243,9 @@ class Tokens(PictureTarget):
     tokenizer: str = ""
     """A run that trained one (`tokenizer_mini_32`), or `package.module:function` of a function that returns a Module
     with `ids(images in [0, 1]) -> (B, h, w)` and `classes`, and for pictures with `pictures(ids)`."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tokenizer", absolute(self.tokenizer))
 
     def open(self, encoder: Backbone) -> "OpenTokens":
         """With the tokenizer, and the side of what an id stands for.

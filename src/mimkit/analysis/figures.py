@@ -42,7 +42,7 @@ def draw(result: dict[str, Any], out: Path) -> None:
     _matrix(cka, targets, out / "cka.png")
 
 
-def _panels(
+def panels(
     count: int, columns: int, *, side: tuple[float, float] = (3.6, 2.8), **how: Any
 ) -> tuple[Figure, list[Axes]]:
     columns = min(columns, count)
@@ -64,17 +64,17 @@ def _heads(rows: Rows, targets: list[str], out: Path) -> None:
     if not names:
         return
     if len(shown) == 1:
-        figure, axes = _panels(len(names), 2, side=(4.4, 2.5), sharex="col")
+        figure, axes = panels(len(names), 2, side=(4.4, 2.5), sharex="col")
         figure.suptitle(_short(shown[0]), fontsize=10)
     else:
-        figure, axes = _panels(len(names) * len(shown), len(shown), side=(4.4, 2.5), sharey="row", sharex="col")
+        figure, axes = panels(len(names) * len(shown), len(shown), side=(4.4, 2.5), sharey="row", sharex="col")
     for place, one in enumerate(axes):
         name, target = names[place // len(shown)], shown[place % len(shown)]
         colour = COLOURS[targets.index(target) % len(COLOURS)]
         some = [r for r in rows if (r["metric"], r["target"]) == (name, target) and r["value"] is not None]
         heads = [r for r in some if r["head"] is not None]
         one.scatter([r["layer"] for r in heads], [r["value"] for r in heads], s=14, color=colour, alpha=0.55, lw=0)
-        _line(one, [r for r in some if r["head"] is None], "layer", color=colour)
+        line(one, [r for r in some if r["head"] is None], "layer", color=colour)
         highest = max((r["value"] for r in rows if r["metric"] == name and r["value"] is not None), default=1.0)
         one.set_ylim(0, 1.06 * highest or 1.0)
         if place < len(shown) > 1:
@@ -87,7 +87,7 @@ def _heads(rows: Rows, targets: list[str], out: Path) -> None:
     figure.savefig(out, dpi=130)
 
 
-def _line(axes: Axes, rows: Rows, key: str, *, band: bool = True, **how: Any) -> None:
+def line(axes: Axes, rows: Rows, key: str, *, band: bool = True, **how: Any) -> None:
     """Values over layers, frequencies or steps, with a band of two standard errors on either side."""
     rows = sorted((row for row in rows if row["value"] is not None), key=lambda row: row[key])
     x, y = [row[key] for row in rows], np.array([row["value"] for row in rows], dtype=float)
@@ -102,12 +102,12 @@ def _curves(rows: Rows, targets: list[str], out: Path) -> None:
     names = [name for name in LAYERS if any(row["metric"] == name for row in rows)]
     if not names:
         return
-    figure, axes = _panels(len(names), 4)
+    figure, axes = panels(len(names), 4)
     for one, name in zip(axes, names, strict=True):
         for number, target in enumerate(targets):
             some = [r for r in rows if (r["metric"], r["target"], r["head"]) == (name, target, None)]
             if some:
-                _line(one, some, "layer", color=COLOURS[number % len(COLOURS)], label=_short(target))
+                line(one, some, "layer", color=COLOURS[number % len(COLOURS)], label=_short(target))
         one.set(xlabel="layer", ylabel=_labelled(name))
         one.locator_params(axis="x", integer=True)
     _legend(figure, targets)
@@ -119,14 +119,14 @@ def _spectra(rows: Rows, targets: list[str], out: Path) -> None:
     targets = [target for target in targets if any(row["target"] == target for row in rows)]
     if not targets:
         return
-    figure, axes = _panels(len(targets), 4, side=(4.2, 3.2), sharey=True)
+    figure, axes = panels(len(targets), 4, side=(4.2, 3.2), sharey=True)
     for one, target in zip(axes, targets, strict=True):
         layers = sorted({row["layer"] for row in rows if row["target"] == target})
         for layer in layers:
             some = [row for row in rows if (row["target"], row["layer"]) == (target, layer)]
             colour = colormaps["viridis"](0.92 * layer / max(1, layers[-1]))
             named = f"layer {layer}" if layer in (layers[0], layers[-1]) else None
-            _line(one, some, "frequency", band=False, color=colour, label=named)
+            line(one, some, "frequency", band=False, color=colour, label=named)
         one.set(xlabel="frequency (pi a patch)", title=_short(target))
         one.legend(frameon=False, fontsize=8)
     axes[0].set_ylabel("log amplitude, relative to 0")
@@ -145,7 +145,7 @@ def _matrix(rows: Rows, targets: list[str], out: Path) -> None:
         matrix[a, b] = matrix[b, a] = np.nan if row["value"] is None else row["value"]
     side = max(3.6, 0.16 * len(places) + 1.6)
     named = 1.6 if len(targets) > 1 else 0  # inches for the names of several targets
-    figure, (axes,) = _panels(1, 1, side=(side + 0.8 + named, side + named / 2))
+    figure, (axes,) = panels(1, 1, side=(side + 0.8 + named, side + named / 2))
     drawn = axes.imshow(matrix, vmin=0, vmax=1, cmap="magma", origin="lower")
     starts = [where[one] for one in places if one[1] == min(layer for target, layer in places if target == one[0])]
     ends = [*starts[1:], len(places)]
@@ -170,14 +170,14 @@ def _film(rows: Rows, out: Path) -> None:
     names = [name for name in FILM if any(row["metric"] == name for row in rows)]
     if not names:
         return
-    figure, axes = _panels(len(names), 2, side=(4.2, 2.8), sharex=True)
+    figure, axes = panels(len(names), 2, side=(4.2, 2.8), sharex=True)
     for one, name in zip(axes, names, strict=True):
         some = [row for row in rows if row["metric"] == name]
         layers = sorted({row["layer"] for row in some})
         for layer in layers:
             colour = colormaps["viridis"](0.92 * layer / max(1, layers[-1]))
             named = f"layer {layer}" if layer in (layers[0], layers[-1]) else None
-            _line(one, [row for row in some if row["layer"] == layer], "step", color=colour, label=named)
+            line(one, [row for row in some if row["layer"] == layer], "step", color=colour, label=named)
         one.set(xlabel="step", ylabel=_labelled(name))
     axes[0].legend(frameon=False, fontsize=8)
     figure.savefig(out, dpi=130)

@@ -202,7 +202,7 @@ class Prepared:
             for view in (self.config.images.view, *self.config.images.others)
         )
         number = torch.arange(count)
-        return Batch(images, keys("sample", number).to(device), number, others=tuple(others))
+        return Batch(images, keys("sample", number).to(device), number % self.count, others=tuple(others))
 
     def timed(self, micro_batch: int) -> int:
         """Pictures to time a step with: fewer large ones, so that it takes seconds."""
@@ -224,6 +224,11 @@ class Prepared:
     def micro_batch(self, device: torch.device, world: int) -> int:
         """Pictures at once: as given, else the largest part of the batch that fits into half the free memory."""
         config = self.config
+        if config.method.needs_whole_batch and config.batch_size < 2:
+            raise UserError(
+                f"{type(config.method).__name__} compares the pictures of a step, so it needs more than one: give "
+                "--batch-size 2 or more"
+            )
         per_process = config.batch_size // world
         if per_process < 1 or config.batch_size % world:
             near = max(1, round(config.batch_size / world)) * world
