@@ -117,6 +117,10 @@ WRONG = {  # end-condition 8 first
         "pretrain mae_mni_28 --data good --run new",
         "did you mean 'mae_mini_28'? 'mimkit recipes'",
     ),
+    "recipe of fine-tuning": (
+        "pretrain finetune_mini_32 --data good",
+        "mimkit evaluate finetune TARGET finetune_mini_32",
+    ),
     "unknown flag": ("pretrain mae_mini_28 --epoch 3 --data good", "did you mean --epochs?"),
     "unknown model": (
         "pretrain mae_mini_28 --data good --run new --encoder.name vit_bass_patch16_224",
@@ -336,12 +340,19 @@ JSON = {
         "analyze done --data good --pictures 8 --metrics rank --device cpu --workers 0",
         lambda found: {row["target"] for row in found["rows"]} == {"done"},
     ),
+    "report": (
+        "report done --out {new}.html --metrics none --pictures 2 --device cpu",
+        lambda found: found["bytes"] > 20_000 and found["out"].endswith(".html"),
+    ),
     "diff": ("diff done begun", lambda found: found["last.step"] == [5, 2]),
 }
 
 
 def test_every_command_is_among_those_with_json():
-    assert set(JSON) == set(COMMANDS) - {"compare"}  # whose runs take long: tests/test_compare.py
+    assert set(JSON) == set(COMMANDS) - {
+        "compare",
+        "view",
+    }  # runs take long: test_compare.py; it serves: test_report.py
 
 
 def strict(text: str):

@@ -349,8 +349,9 @@ def test_images_refuse_views_that_cannot_be_meant():
 
 def test_noise_has_the_shapes_of_all_views():
     config = run()
-    prepared = Prepared(config, {"channels": 3})
-    plain = Prepared(replace(config, images=replace(config.images, others=())), {"channels": 3})
+    known = {"channels": 3, "pictures": 40}
+    prepared = Prepared(config, known)
+    plain = Prepared(replace(config, images=replace(config.images, others=())), known)
     sample = prepared.sample(4)
     assert [tuple(one.shape) for one in sample.others] == [(4, 3, 32, 32), (4, 3, 16, 16), (4, 3, 32, 32)]
     assert torch.equal(sample.images, plain.sample(4).images) and not plain.sample(4).others

@@ -35,6 +35,9 @@ def recipes(finetuning: bool = False) -> dict[str, tuple[str, str]]:
 def check_recipe(name: str, finetuning: bool = False) -> None:
     """Refuse an unknown name at once; import paths are checked when they are imported."""
     if ":" not in name and name not in recipes(finetuning):
+        if name in recipes(not finetuning):
+            use = "mimkit pretrain" if finetuning else "mimkit evaluate finetune TARGET"
+            raise UserError(f"recipe '{name}' is for {use} {name} --data DATA")
         see = "'mimkit recipes' lists them, your own are package.module:function; pictures go behind --data."
         raise unknown("recipe", name, recipes(finetuning), see=see)
 

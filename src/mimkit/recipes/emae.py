@@ -33,7 +33,8 @@ def emae_vit_l16() -> Pretrain:
 def emae_mini_32() -> Pretrain:
     """EMAE for 32 px (CIFAR): four parallel parts, 6 epochs with 128 pictures a step.
 
-    As `mae_mini_32` with a quarter of its epochs, which cost four times as much; rate 1.5e-3. Not measured by us.
+    As `mae_mini_32` with a quarter of its epochs, which cost four times as much; rate 1.5e-3. Compared with
+    the other methods in docs/lab-notebook.md.
     """
     return _emae(mae_mini_32(), 6)
 

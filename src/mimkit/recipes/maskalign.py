@@ -41,7 +41,8 @@ def maskalign_mini_32() -> Pretrain:
     """MaskAlign for 32 px (CIFAR), taught by a run of yours: `--method.teacher runs/mae_mini_32-cifar10`.
 
     24 epochs with 128 pictures a step, rate 1.5e-3 (3e-3 x 128 / 256), else as `mae_mini_32`. The teacher's last 2
-    blocks; `--method.mixture sum` where it has other than 4 blocks. Not measured by us.
+    blocks; `--method.mixture sum` where it has other than 4 blocks. Compared with the other methods in
+    docs/lab-notebook.md.
     """
     run = mae_mini_32()
     run.method = MaskAlignConfig(teacher="", layers=2)

@@ -84,8 +84,8 @@ def simmim_swinv2_b() -> Pretrain:
 def simmim_mini_32() -> Pretrain:
     """SimMIM, 128 x 4 blocks, patches of 4 on 32 px (CIFAR), squares of 8 pixels hidden.
 
-    24 epochs with 128 pictures a step; rate 1.5e-3 (3e-3 x 128 / 256), encoder and views of `mae_mini_32`. Not
-    measured by us.
+    24 epochs with 128 pictures a step; rate 1.5e-3 (3e-3 x 128 / 256), encoder and views of `mae_mini_32`.
+    Compared with the other methods in docs/lab-notebook.md.
     """
     return Pretrain(
         encoder=EncoderConfig(name="vit_tiny_patch16_224", patch=4, width=128, depth=4, heads=4),

@@ -1,0 +1,72 @@
+"""Images of a page: tensors or files enter, small data URIs leave."""
+
+import base64
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image, features
+from torch import Tensor
+
+from mimkit.errors import UserError
+
+SIDE = 128  # pixels of a picture's longer side at most
+_CRISP = 64  # sides up to which pictures are kept exactly: the colours of single pixels would run otherwise
+_KIND = "WEBP" if features.check("webp") else "PNG"
+
+
+def uri(picture: Image.Image, *, exact: bool = False, side: int | None = None) -> str:
+    """A picture inside a page; `exact` when its pixels are numbers. `side`: of the cells, when they are several."""
+    exact = exact or (max(picture.size) if side is None else side) <= _CRISP
+    file = io.BytesIO()
+    if _KIND == "WEBP":
+        picture.save(file, "WEBP", lossless=exact, quality=60 if exact else 84, method=4)
+    else:
+        picture.save(file, "PNG", optimize=True)
+    return f"data:image/{_KIND.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def picture(image: Float[Tensor, "3 H W"], side: int = SIDE) -> Image.Image:
+    """RGB in [0, 1], reduced to `side` where it is larger."""
+    made = Image.fromarray((image * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
+    scale = side / max(made.size)
+    if scale >= 1:
+        return made
+    size = max(1, round(made.width * scale)), max(1, round(made.height * scale))
+    return made.resize(size, Image.Resampling.LANCZOS)
+
+
+def sheet(cells: list[list[Image.Image]]) -> Image.Image:
+    """Rows of equally large pictures without gaps."""
+    width, height = cells[0][0].size
+    made = Image.new("RGB", (width * len(cells[0]), height * len(cells)))
+    for y, line in enumerate(cells):
+        for x, cell in enumerate(line):
+            made.paste(cell, (x * width, y * height))
+    return made
+
+
+def numbers(cells: Float[Tensor, "rows columns h w"]) -> str:
+    """Maps in [0, 1] as one grey sprite of 32 levels."""
+    rows, columns, height, width = cells.shape
+    level = (cells.clamp(0, 1) * 31).round() * 255 / 31
+    grey = level.permute(0, 2, 1, 3).reshape(rows * height, columns * width)
+    return uri(Image.fromarray(grey.round().numpy().astype(np.uint8)), exact=True)
+
+
+def film_frame(path: Path, width: int = 820) -> str:
+    """One picture of a look, small enough for a page.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        with Image.open(path) as file:
+            made = file.convert("RGB")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error}): delete it and make the report again") from error
+    if made.width > width:
+        made = made.resize((width, round(made.height * width / made.width)), Image.Resampling.LANCZOS)
+    return uri(made)

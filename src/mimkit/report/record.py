@@ -1,0 +1,226 @@
+"""Record: a run folder enters; what its files say (settings, curves, film, results) leaves as plain data."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from mimkit.config import flatten
+from mimkit.errors import UserError
+from mimkit.train.run import MEASURED, RunFolder, read_json
+
+POINTS = 400  # of a curve, about
+FRAMES = 24  # of all films of a page together
+CURVES = {  # by key of metrics.jsonl, in the order of the page: (title, what to look for)
+    "loss": ("Loss", "What training minimises. It compares only between runs with the same target and masks."),
+    "knn": ("Online kNN accuracy", "A first word on the features, where the pictures have labels: higher is better."),
+    "effective_rank": ("Effective rank", "How many directions the features use. A fall towards 1 is collapse."),
+    "learning_rate": ("Learning rate", "As scheduled: a warm-up, then usually a slow fall."),
+    "images_per_second": ("Images per second", "Speed of training. Dips are pauses of the machine or waits for data."),
+}
+_ASIDE = ("exports", "export", "checkpoints", "pictures", "tensorboard")  # folders of a run without results
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """All that the small files of a run tell; the classes that its config names need not be importable.
+
+    Returns plain data: recipe, method, facts [[name, text]], settings {dotted name: value}, curves (see `curves`),
+    film [step], results (see `results`), environment [[name, text]], status, progress in [0, 1], batch_size and
+    pictures.
+
+    Raises:
+        UserError: no run lives there, or its config is broken.
+    """
+    run = RunFolder(folder)
+    if not run.exists:
+        raise UserError(f"{folder} holds no run of mimkit: give folders that 'mimkit pretrain' wrote")
+    saved = read_json(run.config_path)
+    if not isinstance(saved, dict) or not all(isinstance(saved.get(key), dict) for key in ("config", "resolved")):
+        raise UserError(f"{run.config_path} is no config of a run: name the folder of a run")
+    config, resolved = saved["config"], saved["resolved"]
+    records = run.metrics()
+    last = records[-1].get("step", 0) if records else 0
+    total = resolved.get("steps") or 0
+    result = read_json(run.result_path) if run.finished else {}
+    seconds = result.get("seconds") or (records[-1].get("seconds") if records else None)
+    status = "finished" if run.finished else f"step {last:,} of {total:,}" if total else f"step {last:,}"
+    encoder, images = config.get("encoder", {}), resolved.get("size", [])
+    shape = [f"{name} {encoder[name]}" for name in ("width", "depth", "heads") if encoder.get(name)]
+    patch = [f"patches of {encoder['patch']} px"] if encoder.get("patch") else []
+    method = str(config.get("method", {}).get("class", "")).rpartition(":")[2].removesuffix("Config")
+    masker = str(config.get("method", {}).get("masker", {}).get("class", "")).rpartition(":")[2]
+    count = resolved.get("pictures")
+    facts = [
+        ("recipe", saved.get("recipe")),
+        ("method", method),
+        ("masker", masker),
+        ("encoder", ", ".join([str(encoder.get("name", "")), *shape, *patch])),
+        ("pictures", f"{count:,} from {short(resolved.get('data', ''))}" if count else None),
+        ("images", " x ".join(map(str, images)) + f" px, {resolved.get('channels')} channels" if images else None),
+        ("schedule", f"{config.get('epochs')} epochs, {total:,} steps of {config.get('batch_size')} pictures"),
+        ("seed", config.get("seed")),
+        ("started", str(saved.get("started", "")).replace("T", " ").replace("+00:00", " UTC")),
+        ("time", None if seconds is None else duration(seconds)),
+        ("state", status),
+    ]
+    engine = resolved.get("engine", {})
+    environment = {"mimkit": saved.get("mimkit"), **saved.get("environment", {}), **engine}
+    return {
+        "name": folder.resolve().name,
+        "recipe": saved.get("recipe"),
+        "method": method,
+        "facts": [[name, str(text)] for name, text in facts if text not in (None, "")],
+        "settings": {key: short(value) for key, value in flatten(config).items()},
+        "data": [str(one) for one in config.get("data", [])],
+        "curves": curves(records),
+        "film": frames(folder),
+        "results": results(folder, records),
+        "environment": [[name, str(value)] for name, value in environment.items() if value is not None],
+        "status": status,
+        "progress": min(1.0, last / total) if total else 0.0,
+        "batch_size": config.get("batch_size"),
+        "pictures": count,
+        "step": last,
+        "steps": total,
+    }
+
+
+def short(value: Any) -> Any:
+    """Without the place of the home folder, which is nobody's business, wherever a path stands."""
+    home = str(Path.home())
+    if isinstance(value, str):
+        return "~" + value[len(home) :] if value == home or value.startswith(home + "/") else value
+    return [short(one) for one in value] if isinstance(value, list) else value
+
+
+def duration(seconds: float) -> str:
+    """Words for a time."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def curves(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Every number of metrics.jsonl over steps: key, title, says, step, seconds and value, thinned to `POINTS`."""
+    found: dict[str, list[tuple[int, float, float]]] = {}
+    for record in records:
+        step, seconds = record.get("step"), record.get("seconds", math.nan)
+        for key, value in record.items():
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if number and isinstance(step, int) and key not in ("step", "seconds", "data_wait"):
+                found.setdefault(key, []).append((step, seconds, value))
+    order = [*(key for key in CURVES if key in found), *sorted(found.keys() - CURVES.keys())]
+    made = []
+    for key in order:
+        title, says = CURVES.get(key, (key.replace("_", " ").capitalize(), ""))
+        step, seconds, value = zip(*thin(found[key]), strict=True)
+        made.append(
+            {"key": key, "title": title, "says": says, "step": step}
+            | {"seconds": [rounded(one) for one in seconds], "value": [rounded(one) for one in value]}
+        )
+    return made
+
+
+def thin(points: list[tuple[int, float, float]]) -> list[tuple[int, float, float]]:
+    """Of each stretch the lowest and the highest point, so that no spike is lost; the first and last stay."""
+    if len(points) <= POINTS:
+        return points
+    width = math.ceil(2 * len(points) / POINTS)
+    kept = {0, len(points) - 1}
+    for start in range(0, len(points), width):
+        part = range(start, min(start + width, len(points)))
+        kept |= {min(part, key=lambda i: points[i][2]), max(part, key=lambda i: points[i][2])}
+    return [points[i] for i in sorted(kept)]
+
+
+def rounded(value: float) -> float | None:
+    """Five digits; None where it is undefined, since JSON has no NaN."""
+    return float(f"{value:.5g}") if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+
+def frames(folder: Path, limit: int = FRAMES) -> list[int]:
+    """Steps of the pictures that were drawn at looks, at most so many, evenly spread with the first and the last."""
+    steps = []
+    for path in (folder / "pictures").glob("step-*.png"):
+        number = path.stem.removeprefix("step-")
+        if number.isascii() and number.isdigit():
+            steps.append(int(number))
+    steps.sort()
+    if len(steps) <= limit:
+        return steps
+    return [steps[round(i * (len(steps) - 1) / (limit - 1))] for i in range(limit)] if limit > 1 else steps[-1:]
+
+
+def frame(folder: Path, step: int) -> Path:
+    """Where the picture of a step lies."""
+    return folder / "pictures" / f"step-{step:09d}.png"
+
+
+def results(folder: Path, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Measured numbers: of result.json, of the last look, and of every JSON that an evaluation left in the folder.
+
+    Each: what, value (text), interval (text), on (the data), by (how), file.
+    """
+    rows: list[dict[str, Any]] = []
+    last: dict[str, Any] = {}
+    for record in records:
+        last |= record
+    measured = {"knn": "online kNN", "effective_rank": "effective rank"}
+    for key in MEASURED:
+        if isinstance(last.get(key), (int, float)):
+            value = f"{last[key]:.1%}" if key == "knn" else f"{last[key]:.1f}"
+            rows.append(row(measured[key], value, by="mean of the patch tokens, while training", file="metrics.jsonl"))
+    for path in sorted([*folder.glob("*.json"), *folder.glob("*/*.json")]):
+        if (path.parent != folder and path.parent.name in _ASIDE) or path.name in ("config.json", "skipped.json"):
+            continue
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(found, dict):
+            rows += _evaluation(found, str(path.relative_to(folder)))
+    return rows
+
+
+def row(what: str, value: str, interval: str = "", on: str = "", by: str = "", file: str = "") -> dict[str, Any]:
+    """One line of the table of results."""
+    return {"what": what, "value": value, "interval": interval, "on": on, "by": by, "file": file}
+
+
+def _evaluation(found: dict[str, Any], file: str) -> list[dict[str, Any]]:
+    rows = []
+    words = {"knn": "kNN", "probe": "linear probe"}
+    many = found.get("results")
+    for one in many if isinstance(many, list) else []:
+        if not isinstance(one, dict) or not isinstance(one.get("results"), dict):
+            continue
+        on = f"{short(str(one.get('data', '')))} ({one.get('train', '?')} / {one.get('test', '?')} pictures)"
+        for pool, scores in one["results"].items():
+            if isinstance(scores, dict) and "accuracy" in scores:
+                by = f"features: {pool}"
+                kind = str(one.get("kind"))
+                rows.append(row(words.get(kind, kind), *_scores(scores), on, by, file))
+    if "accuracy" in found:
+        on = f"{short(str(found.get('data', '')))} ({found.get('train', '?')} / {found.get('test', '?')} pictures)"
+        rows.append(row("fine-tuned accuracy", *_scores(found), on, "whole model, with labels", file))
+        if isinstance(found.get("top5"), (int, float)):
+            rows.append(row("fine-tuned top-5 accuracy", f"{found['top5']:.1%}", "", on, "", file))
+    return rows
+
+
+def _scores(scores: dict[str, Any]) -> tuple[str, str]:
+    def percent(key: str) -> str:
+        return f"{scores[key]:.1%}" if isinstance(scores.get(key), (int, float)) else ""
+
+    low, high = percent("low"), percent("high")
+    return percent("accuracy"), f"{low} to {high}" if low and high else ""
+
+
+def differing(runs: list[dict[str, Any]]) -> list[list[Any]]:
+    """Settings that are not the same in all runs: [name, value of each run as text]."""
+    rows = []
+    for key in sorted(set().union(*(run["settings"] for run in runs))):
+        values = [json.dumps(run["settings"][key]) if key in run["settings"] else "-" for run in runs]
+        if len(set(values)) > 1:
+            rows.append([key, *values])
+    return rows
