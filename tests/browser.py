@@ -29,7 +29,7 @@ class Browser:
         flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--remote-debugging-pipe"]
         flags += [f"--user-data-dir={profile}", "--no-first-run", "--disable-extensions", "about:blank"]
         self._process = subprocess.Popen(
-            ["sh", "-c", f'exec "$0" "$@" 3<&{inner} 4>&{outer}', CHROMIUM, *flags],
+            ["bash", "-c", f'exec "$0" "$@" 3<&{inner} 4>&{outer}', CHROMIUM, *flags],
             pass_fds=(inner, outer),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

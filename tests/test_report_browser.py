@@ -96,11 +96,11 @@ def test_curves_answer_to_pointer_and_keys(page):
     assert page.run("document.querySelector('#tip').innerText") != first
     page.run("document.querySelector('#charts svg').blur()")
     assert page.run("document.querySelector('#tip').hidden")
-    page.run("document.querySelector('#charts svg').scrollIntoView()")
+    page.run("document.querySelector('#charts svg').scrollIntoView({behavior: 'instant'})")
     box = page.run("document.querySelector('#charts svg').getBoundingClientRect().toJSON()")
     x, y = box["x"] + box["width"] / 2, box["y"] + 50
     page.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
-    assert page.run("!document.querySelector('#tip').hidden")
+    page.wait("!document.querySelector('#tip').hidden")
     page.run("{ const a = document.querySelector('#axis'); a.value = 'epoch'; a.dispatchEvent(new Event('change')) }")
     assert "epochs" in page.run("document.querySelector('#charts svg').textContent")
 
@@ -142,7 +142,7 @@ def test_layers_heads_and_patches_change_attention(page):
     page.press("Enter")
     assert page.run("document.querySelector('#head-out').value + document.activeElement.ariaLabel") == "1head 1"
     page.run("document.querySelector('.pick').dispatchEvent(new MouseEvent('click', {clientX: 0, clientY: 0}))")
-    assert "patch in row" in page.run("document.querySelector('[data-panels=attention] figure > figcaption').innerText")
+    assert "patch in row" in page.run("document.querySelector('[data-panels=attention] .heads + figcaption').innerText")
     page.run(
         "{ const q = document.querySelector('#query'); q.selectedIndex = 1; q.dispatchEvent(new Event('change')) }"
     )
