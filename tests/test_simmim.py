@@ -220,7 +220,7 @@ def test_loss_reconstruction_and_gradients_are_hugging_faces(family):
     expected.loss.backward()
     gradients = hugging_face({k: v.grad for k, v in ours.named_parameters()}, family, 16)
     for name, value in theirs.named_parameters():
-        torch.testing.assert_close(gradients[name], value.grad, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(gradients[name], value.grad, rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def test_on_a_vit_the_token_stands_before_positions_are_added():
