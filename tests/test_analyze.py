@@ -455,13 +455,13 @@ def test_refusals(run, forty, tmp_path):
 
 
 def test_targets_that_read_different_pictures_are_not_compared(run, forty, monkeypatch):
-    real, calls = run_module.evaluation_batches, []
+    real, calls = run_module.batches_for, []
 
     def lossy(*args, **how):
         calls.append(1)
         for pictures, labels, index in real(*args, **how):
             yield (pictures, labels, index) if len(calls) < 2 else (pictures[1:], labels, index[1:])
 
-    monkeypatch.setattr(run_module, "evaluation_batches", lossy)
+    monkeypatch.setattr(run_module, "batches_for", lossy)
     with pytest.raises(UserError, match="could not read the same pictures"):
         analyze([str(run), f"untrained:{run}"], [str(forty)], pictures=8, metrics=["cka"])

@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import track
 
 from mimkit.analysis.collect import known
 from mimkit.analysis.decoder import refusal
@@ -16,11 +14,12 @@ from mimkit.analysis.metrics import GROUPS, METRICS, USUAL
 from mimkit.analysis.network import Network
 from mimkit.analysis.similarity import linear_cka
 from mimkit.analysis.study import Relations, Study
-from mimkit.data.loader import evaluation_batches, statistics
-from mimkit.data.pictures import Pictures, sample
+from mimkit.data.loader import statistics
+from mimkit.data.pictures import Pictures
 from mimkit.data.sources import open_pictures
 from mimkit.data.stream import all_bad
 from mimkit.errors import UserError, at_least, unknown
+from mimkit.evaluate.features import batches_for
 from mimkit.evaluate.run import usual_size
 from mimkit.evaluate.target import Extractor, export_folder, open_target
 from mimkit.task import Method
@@ -203,23 +202,9 @@ def _look(study: Study, subject: Subject, shown: Pictures, count: int, where: to
     """Show the pictures to a study; returns how many could not be read."""
     extractor = subject.extractor
     skipped: dict[int, str] = {}
-    batches = evaluation_batches(
-        shown,
-        size=extractor.size,
-        mean=extractor.mean,
-        std=extractor.std,
-        device=where,
-        view=extractor.view,
-        batch_size=BATCH,
-        workers=workers,
-        limit=count,
-        skipped=skipped,
-    )
-    console = Console(stderr=True)
-    total = -(-len(sample(len(shown), count)) // BATCH)
     what = f"layers of {escape(extractor.name)}" + ("" if subject.step is None else f", step {subject.step}")
-    shut = not console.is_terminal
-    study.batches(track(batches, what, total=total, console=console, transient=True, disable=shut), shown.labels)
+    settings: dict[str, Any] = dict(device=where, batch_size=BATCH, limit=count, skipped=skipped)
+    study.batches(batches_for(extractor, shown, what, workers=workers, **settings), shown.labels)
     if not study.index:
         raise all_bad(shown, skipped)
     return len(skipped)

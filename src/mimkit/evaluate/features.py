@@ -1,9 +1,11 @@
 """Features: an extractor and pictures enter, one row a picture for each pool leaves; kept in a cache."""
 
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -68,6 +70,35 @@ def extract(
     return Features(with_both(found), labels, wanted - len(index))
 
 
+def batches_for(
+    extractor: Extractor,
+    pictures: Pictures,
+    what: str,
+    *,
+    device: torch.device,
+    batch_size: int,
+    workers: int,
+    limit: int,
+    skipped: dict[int, str],
+) -> Iterable[tuple[Tensor, Tensor | None, Tensor]]:
+    """Batches of `evaluation_batches` as the extractor wants them, under a bar called `what` where one can be seen."""
+    batches = evaluation_batches(
+        pictures,
+        size=extractor.size,
+        mean=extractor.mean,
+        std=extractor.std,
+        device=device,
+        view=extractor.view,
+        batch_size=batch_size,
+        workers=workers,
+        limit=limit,
+        skipped=skipped,
+    )
+    console = Console(stderr=True)
+    total = -(-min(limit, len(pictures)) // batch_size)
+    return track(batches, what, total=total, console=console, transient=True, disable=not console.is_terminal)
+
+
 @torch.inference_mode()
 def _compute(
     extractor: Extractor,
@@ -82,29 +113,11 @@ def _compute(
         extractor.model.to(device)
     wanted = len(sample(len(pictures), len(pictures) if limit is None else limit))
     skipped: dict[int, str] = {}
-    batches = evaluation_batches(
-        pictures,
-        size=extractor.size,
-        mean=extractor.mean,
-        std=extractor.std,
-        device=device,
-        view=extractor.view,
-        batch_size=batch_size,
-        workers=workers,
-        limit=limit,
-        skipped=skipped,
-    )
-    console = Console(stderr=True)
     rows: dict[str, Tensor] = {}
     done = 0
-    for images, _, index in track(
-        batches,
-        f"features of {escape(pictures.name)}",
-        total=-(-wanted // batch_size),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ):
+    settings: dict[str, Any] = dict(device=device, batch_size=batch_size, limit=wanted, skipped=skipped)
+    what = f"features of {escape(pictures.name)}"
+    for images, _, index in batches_for(extractor, pictures, what, workers=workers, **settings):
         found = extractor(images)
         found.pop("both", None)
         for name, values in (found | {"index": index}).items():
