@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from commandline import SMALL, TINY, mimkit, refused
+from mimkit import launch
 from mimkit.cli import COMMANDS
 from mimkit.console import Arguments, parse
 from mimkit.errors import UserError
@@ -240,7 +241,7 @@ def test_wrong_input_is_answered_with_the_fix(inside, command, fix):
     assert everything(inside) == before  # nothing is created or lost
 
 
-WRONG_SETTINGS = """--epochs 0; --epochs -1; --batch-size 0; --batch-size -8; --max-steps 0; --images.size 0
+WRONG_SETTINGS = """--epochs 0; --minutes 0; --epochs -1; --batch-size 0; --batch-size -8; --max-steps 0; --images.size 0
 --images.size 7; --images.size -28; --images.channels 0; --images.mean 0.5; --images.std 0 1 1
 --images.std nan nan nan; --images.value-range 5 1; --images.bad-share -1; --images.view.flip 3
 --encoder.patch 0; --encoder.heads 3; --encoder.heads 0; --encoder.width 0; --encoder.depth 0
@@ -368,6 +369,21 @@ def test_json_to_the_standard_output_and_to_a_file(inside, tmp_path, command, ri
     said = mimkit(command.format(new=tmp_path / "two") + f" --json {tmp_path / 'result.json'}")
     assert said.status == 0 and said.out
     assert right(strict((tmp_path / "result.json").read_text()))
+
+
+def test_minutes_plan_fewer_epochs_and_the_same_command_goes_on(forty, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(launch, "clock", lambda configs: [0.5])  # 40 pictures: 20 s an epoch
+    command = f"pretrain mae_mini_28 --data {forty} --run run {TINY.replace('--epochs 1', '--epochs 9')} --minutes 1.1"
+    assert "3 of 9 epochs fit into 1.1 min" in mimkit(f"{command} --max-steps 2").err
+    monkeypatch.setattr(launch, "clock", lambda configs: [0.1])  # the machine is quicker now: the plan stays
+    assert mimkit(command).status == 0
+    assert RunFolder(Path("run")).read_config()["config"].epochs == 3
+    assert json.loads(Path("run/result.json").read_text())["steps"] == 15
+    much = mimkit(command.replace("--run run", "--run other").replace("1.1", "100"))
+    assert "fit into" not in much.err and RunFolder(Path("other")).read_config()["config"].epochs == 9
+    monkeypatch.setattr(launch.distributed, "world", lambda: 2)
+    assert "give --epochs instead" in refused(command.replace("--run run", "--run third"))
 
 
 def test_max_steps_then_the_same_command_goes_on(forty, tmp_path, monkeypatch):

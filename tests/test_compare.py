@@ -15,10 +15,12 @@ from scipy import stats
 
 from commandline import TINY, mimkit, refused
 from mimkit import compare as comparing
-from mimkit.compare import Contender, paired_p, share_out, verdict, weigh
+from mimkit.compare import Contender, paired_p, share_out, verdict
 from mimkit.data.augment import RandAugment
 from mimkit.launch import configured
+from mimkit.train.prepare import Pretrain
 from mimkit.train.run import read_json
+from mimkit.train.work import clock, weigh
 
 torch.set_num_threads(1)
 SETTINGS = TINY.replace("--epochs 1 ", "")
@@ -67,12 +69,16 @@ def contender(line: str, data: str = "photos") -> Contender:
     return Contender(line, configured(words, [*words, "--data", data]))
 
 
+def config(line: str) -> Pretrain:
+    return contender(line).config
+
+
 def test_work_is_the_matrix_products_of_a_step():
     # Forward and backward of a linear layer: three products, but two where its input needs no gradient.
     def block(tokens: int, width: int) -> float:
         return 24 * tokens * width**2 + 4 * tokens**2 * width
 
-    measured = weigh([contender("mae_mini_32 --encoder.depth 3"), contender("mae_mini_32 --encoder.depth 1")])
+    measured = weigh([config("mae_mini_32 --encoder.depth 3"), config("mae_mini_32 --encoder.depth 1")])
     assert measured[0] - measured[1] == pytest.approx(3 * 2 * block(16 + 1, 128), rel=1e-3)
 
 
@@ -80,9 +86,9 @@ def test_work_is_the_matrix_products_of_a_step():
 def test_maps_that_are_kept_count_once_in_so_many_steps(start):
     often, seldom, never = weigh(
         [
-            contender(f"mae_mini_32 --masker self-guided --method.masker.start {start}"),
-            contender(f"mae_mini_32 --masker self-guided --method.masker.start {start} --method.masker.refresh 10"),
-            contender("mae_mini_32"),
+            config(f"mae_mini_32 --masker self-guided --method.masker.start {start}"),
+            config(f"mae_mini_32 --masker self-guided --method.masker.start {start} --method.masker.refresh 10"),
+            config("mae_mini_32"),
         ]
     )
     assert often > 1.2 * never
@@ -113,9 +119,9 @@ def test_a_budget_of_time_is_timed_in_turn(tmp_path):
 
 def test_what_becomes_of_pictures_before_the_step_takes_time_too():
     flags = f"{SETTINGS} --batch-size 64"
-    plain, altered = contender(f"mae_mini_28 {flags}"), contender(f"mae_mini_28 {flags} --seed 1")
-    altered.config.images.view = replace(altered.config.images.view, augment=RandAugment())
-    times = comparing.clock([plain, altered])
+    plain, altered = config(f"mae_mini_28 {flags}"), config(f"mae_mini_28 {flags} --seed 1")
+    altered.images.view = replace(altered.images.view, augment=RandAugment())
+    times = clock([plain, altered])
     assert times[1] > 1.5 * times[0]
 
 
@@ -145,14 +151,27 @@ def test_runs_measures_and_goes_on_where_it_was(shades, tmp_path, monkeypatch, h
     assert "another comparison" in refused(command.replace(str(shades), "photos"))
 
 
-def test_fine_tuning_is_measured_in_a_run_beside(shades, tmp_path, monkeypatch, here):
+def test_fine_tunings_are_measured_in_runs_beside_and_from_scratch(shades, tmp_path, monkeypatch, here):
     monkeypatch.chdir(tmp_path)
     lines = f"'{LINE}' '{LINE} --optimizer.base-rate 1e-4'"
-    command = f"compare {lines} --data {shades} --epochs 1 --seeds 1 --measure finetune --out out --json out.json"
+    command = f"compare {lines} --data {shades} --epochs 1 --seeds 1 --measure knn finetune --untrained True"
+    command += " --finetune 'finetune_mini_32 --share 0.5 --epochs 2' --out out --json out.json"
     assert mimkit(command).status == 0
-    found = [read_json(file)["accuracy"] for file in Path("out").glob("*/seed-0-finetuned/result.json")]
-    rows = [one["measures"]["finetune"]["mean"] for one in json.loads(Path("out.json").read_text())["contenders"]]
-    assert len(rows) == 2 and sorted(rows) == sorted(found)
+    first, second, untrained = json.loads(Path("out.json").read_text())["contenders"]
+    assert untrained["epochs"] == untrained["work"] == 0 and untrained["contender"] == f"untrained {LINE}"
+    few = "finetune finetune_mini_32 --share 0.5 --epochs 2"
+    assert list(first["measures"]) == ["knn", "finetune", few]
+    for pattern, kind in (("seed-0-finetuned", "finetune"), ("seed-0-finetuned-finetune-mini-32-share*", few)):
+        found = {file.parent.parent.name: read_json(file) for file in Path("out").glob(f"*/{pattern}/result.json")}
+        assert len(found) == 3
+        rows = [one["measures"][kind]["mean"] for one in (first, second, untrained)]
+        assert sorted(one["accuracy"] for one in found.values()) == sorted(rows)
+        scratch = found["untrained"]
+        assert scratch["weights"] is None and scratch["accuracy"] == untrained["measures"][kind]["mean"]
+        assert scratch["train"] == (16 if kind == few else 32)  # of 40 pictures 80 % are to learn from
+        assert scratch["epochs"] == (2 if kind == few else 20)
+    kept = read_json(Path("out/untrained/seed-0/measured-knn-None-None.json"))["results"][0]
+    assert kept["target"].startswith("untrained:out/mae-mini-28")
     here.clear()
     assert mimkit(command).status == 0 and not here
 

@@ -133,6 +133,10 @@ class CompareArguments(Arguments):
     """Folder of the runs and of the table; the same command goes on there."""
     measure: tuple[Literal["knn", "probe", "finetune"], ...] = ("knn", "probe")
     """What is measured of each run."""
+    finetune: tuple[str, ...] = ()
+    """And fine-tunings, each as typed behind `mimkit evaluate finetune TARGET`: "finetune_mini_32 --share 0.1"."""
+    untrained: bool = False
+    """Measure the first contender's network before training too; fine-tuned, that is training from scratch."""
     limit_train: int | None = None
     """Measure with so many training pictures, spread over the set."""
     limit_test: int | None = None
@@ -150,6 +154,7 @@ def compare(args: list[str]) -> int:
     from mimkit.compare import Measurement, comparison_table, markdown
     from mimkit.compare import compare as run_all
 
+    kinds = (*chosen.measure, *(f"finetune {one}" for one in chosen.finetune))
     result = run_all(
         words,
         chosen.data,
@@ -158,7 +163,8 @@ def compare(args: list[str]) -> int:
         epochs=chosen.epochs,
         seeds=chosen.seeds,
         jobs=chosen.jobs,
-        measurement=Measurement(kinds=chosen.measure, limit_train=chosen.limit_train, limit_test=chosen.limit_test),
+        untrained=chosen.untrained,
+        measurement=Measurement(kinds=kinds, limit_train=chosen.limit_train, limit_test=chosen.limit_test),
         say=lambda line: print(line, file=sys.stderr, flush=True),
     )
     (chosen.out / "comparison.md").write_text(markdown(result) + "\n", encoding="utf-8")

@@ -14,11 +14,10 @@ import statistics
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,23 +25,15 @@ import torch
 from rich.markup import escape
 from rich.table import Table
 from scipy.stats import ttest_rel
-from torch.utils.flop_counter import FlopCounterMode
 
-from mimkit.data.pictures import Subset, sample
 from mimkit.errors import UserError, at_least, missing_extra
 from mimkit.evaluate.finetune import unfinished
 from mimkit.launch import configured
-from mimkit.model.patches import patchify
-from mimkit.observe import Observer
-from mimkit.task import Batch
-from mimkit.train.machine import Engine
-from mimkit.train.prepare import Prepared, Pretrain
+from mimkit.train.prepare import Pretrain
 from mimkit.train.run import RunFolder, read_json, write_json
+from mimkit.train.work import clock, weigh
 
 Budget = Literal["steps", "compute", "time"]
-MOMENTS = (0.05, 0.3, 0.55, 0.8, 0.95)  # of training, at which a step is weighed or timed
-WEIGHED = 8  # pictures of the step that is weighed
-READ = 1024  # pictures that timed steps are made of
 SIGNIFICANT = 0.05
 LIKE_ALL = {"--machine.looks": "8", "--machine.tensorboard": "False"}  # unless a contender says otherwise
 
@@ -62,9 +53,13 @@ class Contender:
     """Accuracies by seed."""
     curves: dict[int, list[tuple[float, float]]] = field(default_factory=dict)
     """By seed, (work in units of the budget, online kNN) while it trained."""
+    before: "Contender | None" = None
+    """Whose network this is before training; None for one that trains."""
 
     def folder(self, out: Path, seed: int) -> Path:
-        """Where the run with this seed lives."""
+        """Where the run with this seed lives, or what is measured of an untrained one."""
+        if self.before is not None:
+            return out / "untrained" / f"seed-{seed}"
         name = re.sub(r"[^A-Za-z0-9.]+", "-", self.words.replace("--", "")).strip("-")
         if len(name) > 80:  # file systems end at 255
             name = f"{name[:70]}-{hashlib.sha256(self.words.encode()).hexdigest()[:8]}"
@@ -76,6 +71,7 @@ class Measurement:
     """What is done with every finished run."""
 
     kinds: tuple[str, ...] = ("knn", "probe")
+    """`knn`, `probe`, `finetune`, or `finetune` and what one would type behind `mimkit evaluate finetune TARGET`."""
     limit_train: int | None = None
     limit_test: int | None = None
 
@@ -90,6 +86,7 @@ def compare(
     seeds: int = 3,
     jobs: int = 1,
     measurement: Measurement = Measurement(),
+    untrained: bool = False,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Train and measure every contender with every seed under the budget of the first.
@@ -104,6 +101,8 @@ def compare(
         epochs: of the first contender; its recipe's by default.
         seeds: 0 to seeds - 1, the same for all.
         jobs: runs at the same time, each with its share of the threads.
+        untrained: measure the first contender's network before training too, each seed's own; fine-tuned, that is
+            training from scratch.
 
     Returns:
         JSON: budget, contenders with their epochs, relative work, results by seed, and for each measure mean, standard
@@ -119,12 +118,17 @@ def compare(
     if len({c.words for c in contenders}) < len(contenders):
         raise UserError("a contender is named twice: they differ in their settings, or one is enough")
     share_out(contenders, budget, epochs or contenders[0].config.epochs, out, say)
-    work = [(contender, seed) for seed in range(seeds) for contender in contenders]
+    rows = [contenders]
+    if untrained:
+        rows.append([Contender(f"untrained {contenders[0].words}", contenders[0].config, before=contenders[0])])
     with ThreadPoolExecutor(jobs) as pool, Children(say) as children:
         threads = max(1, (os.cpu_count() or 1) // jobs)
-        tasks = [pool.submit(_one, children, c, seed, data, out, threads, measurement) for c, seed in work]
-        for task in as_completed(tasks):
-            task.result()
+        for row in rows:  # what is untrained has the shape of a trained one
+            work = [(contender, seed) for seed in range(seeds) for contender in row]
+            tasks = [pool.submit(_one, children, c, seed, data, out, threads, measurement) for c, seed in work]
+            for task in as_completed(tasks):
+                task.result()
+    contenders = [contender for row in rows for contender in row]
     result = summary(contenders, budget, seeds)
     write_json(out / "comparison.json", result)
     draw_curves(contenders, out / "curves.png", budget)
@@ -149,73 +153,14 @@ def share_out(contenders: list[Contender], budget: Budget, epochs: int, out: Pat
         raise UserError(f"{out} holds another comparison (see {plan}): give another --out, or the same words as then")
     if not known:
         say(f"weighing a step of {len(contenders)} contenders")
-        steps = weigh(contenders) if budget != "time" else clock(contenders)
+        configs = [c.config for c in contenders]
+        steps = weigh(configs) if budget != "time" else clock(configs)
         out.mkdir(parents=True, exist_ok=True)
         write_json(plan, known := asked | {"steps": steps})
     for contender, step in zip(contenders, known["steps"], strict=True):
         contender.step = step
         ratio = contender.config.batch_size / first.config.batch_size if budget == "steps" else first.step / step
         contender.epochs = max(1, round(epochs * ratio))
-
-
-def weigh(contenders: list[Contender]) -> list[float]:
-    """FLOPs of a step for one picture, the mean over training, looks included: matrix products and convolutions."""
-    weights = []
-    for contender in contenders:
-        ready = Prepared(contender.config)
-        task, batch = ready.task, ready.sample(WEIGHED)
-        engine = Engine(device=torch.device("cpu"), precision="float32", attention="plain", compile=False, threads=1)
-        engine.set_attention(task)  # the counter adds to fused attention what it computes again in the backward pass
-        saved = unlooked(contender.config)
-        steps = (flops(engine.step, task, batch, m, True, 1.0) - saved * flops(look, task, batch, m) for m in MOMENTS)
-        weights.append(statistics.mean(steps))
-    return weights
-
-
-def clock(contenders: list[Contender]) -> list[float]:
-    """Seconds of a step for one picture, its views included: the mean over rounds in which all take turns."""
-    timed = []
-    for config in (contender.config for contender in contenders):
-        ready, device = Prepared(config), config.machine.find_device()
-        count = ready.timed(ready.micro_batch(device, 1))
-        engine = Engine.choose(config.machine, device, ready.task, lambda one=ready.sample(count): one, None)
-        ready.config = replace(config, batch_size=count)
-        ready.pictures = Subset(ready.pictures, torch.tensor(sample(len(ready.pictures), READ)))
-        task, how = engine.wrap(ready.task), dict(rank=0, world=1, workers=config.machine.readers())
-        loader = ready.loader(device, micro_batch=count, notify=lambda line: None, **how)
-        timed.append((engine, task, loader.micro_batches(0, len(MOMENTS) + 1), unlooked(config)))
-    rows: list[list[float]] = [[] for _ in contenders]
-    for moment in (0.0, *MOMENTS):
-        for row, (engine, task, batches, saved) in zip(rows, timed, strict=True):
-            start = time.perf_counter()
-            batch = next(batches)
-            engine.step(task, batch, moment, True, 1.0).loss.item()
-            end = time.perf_counter()
-            with engine.autocast():
-                look(engine.plain(task), batch, moment)
-            torch.empty(1, device=engine.device).fill_(0).item()  # a GPU is waited for
-            looked = time.perf_counter() - end
-            row.append((end - start - saved * looked) / len(batch.images))
-    return [statistics.mean(row[1:]) for row in rows]  # the first one warms up
-
-
-def flops(work: Callable[..., Any], *asked: Any) -> float:
-    """What this counts for one picture."""
-    with FlopCounterMode(display=False) as counter:
-        work(*asked)
-    return counter.get_total_flops() / WEIGHED
-
-
-def look(task: Any, batch: Batch, moment: float) -> None:
-    """Only what a masker looks at for this batch, unless the method has looked anyway."""
-    for part in task.modules():
-        if isinstance(part, Observer) and not part.shares(moment):
-            part.maps(task.encoder, patchify(batch.images, task.encoder.patch), replace(batch, crop=None), moment)
-
-
-def unlooked(config: Pretrain) -> float:
-    """Share of the looks that a masker saves when it keeps its maps for several epochs."""
-    return 1 - 1 / max(1, getattr(getattr(getattr(config.method, "masker", None), "guide", None), "refresh", 1))
 
 
 class Children:
@@ -264,41 +209,73 @@ def _one(
 ) -> None:
     """Train and measure one contender with one seed, as far as that is not done; fill in what was found."""
     folder = contender.folder(out, seed)
-    log = folder.parent / f"seed-{seed}.log"
     run = RunFolder(folder)
-    words = shlex.split(contender.words)
-    if not run.finished:
+    target = str(folder)
+    if contender.before is not None:
+        target = f"untrained:{contender.before.folder(out, seed)}"
+    elif not run.finished:
+        words = shlex.split(contender.words)
         flags = ["--data", *data, "--epochs", str(contender.epochs), "--seed", str(seed), "--run", str(folder)]
         given = {word.split("=")[0] for word in words}
         flags += [word for pair in LIKE_ALL.items() if pair[0] not in given for word in pair]
         if "--machine.threads" not in given:
             flags += ["--machine.threads", str(threads)]
-        children.run(["pretrain", *words, *flags], log, threads)
+        children.run(["pretrain", *words, *flags], _log(folder), threads)
         children.say(f"trained   {contender.words}, seed {seed}: {contender.epochs} epochs")
     found: dict[str, float] = {}
     for kind in how.kinds:
-        if kind == "finetune":
-            tuned = folder.with_name(f"{folder.name}-finetuned")
-            if not RunFolder(tuned).finished or unfinished(tuned):
-                flags = ["--seed", str(seed), "--run", str(tuned), "--machine.threads", str(threads)]
-                children.run(["evaluate", kind, str(folder), "--data", *data, *flags], log, threads)
-            found[kind] = read_json(RunFolder(tuned).result_path)["accuracy"]
-            continue
-        asked = [kind, str(how.limit_train), str(how.limit_test)]
-        file = folder / f"measured-{'-'.join(re.sub('[^A-Za-z0-9]+', '', word) for word in asked)}.json"
-        if not file.exists():
-            limits = {"--limit-train": how.limit_train, "--limit-test": how.limit_test}
-            flags = [word for name, value in limits.items() if value for word in (name, str(value))]
-            partial = file.with_suffix(".partial")
-            words = ["evaluate", kind, str(folder), "--data", *data, "--json", str(partial), *flags]
-            children.run(words, log, threads)
-            os.replace(partial, file)
-        for result in read_json(file)["results"]:
-            found[kind] = result["results"][result["headline"]]["accuracy"]
+        tuning = kind.startswith("finetune")
+        measure = _fine_tuned if tuning else _frozen
+        found[kind] = measure(children, kind, target, folder, seed, data, threads, how)
     contender.results[seed] = found
     children.say(f"measured  {contender.words}, seed {seed}: {', '.join(found)}")
-    work = contender.config.batch_size * contender.step
-    contender.curves[seed] = [(r["step"] * work, r["knn"]) for r in run.metrics() if "knn" in r]
+    if contender.before is None:
+        work = contender.config.batch_size * contender.step
+        contender.curves[seed] = [(r["step"] * work, r["knn"]) for r in run.metrics() if "knn" in r]
+
+
+def _log(folder: Path) -> Path:
+    """Where the processes of a run write."""
+    return folder.with_name(f"{folder.name}.log")
+
+
+def _fine_tuned(
+    children: Children, kind: str, target: str, folder: Path, seed: int, data: Sequence[str], threads: int, _: Any
+) -> float:
+    """Accuracy after fine-tuning with labels, in a run beside that of the target."""
+    words = shlex.split(kind)[1:]
+    name = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(words).replace("--", ""))
+    tuned = folder.with_name("-".join(filter(None, [folder.name, "finetuned", name])))
+    if not RunFolder(tuned).finished or unfinished(tuned):
+        recipe = words[:1] if words and not words[0].startswith("-") else []
+        flags = ["--seed", str(seed), "--run", str(tuned), "--machine.threads", str(threads), *words[len(recipe) :]]
+        children.run(["evaluate", "finetune", target, *recipe, "--data", *data, *flags], _log(folder), threads)
+    return read_json(RunFolder(tuned).result_path)["accuracy"]
+
+
+def _frozen(
+    children: Children,
+    kind: str,
+    target: str,
+    folder: Path,
+    seed: int,
+    data: Sequence[str],
+    threads: int,
+    how: Measurement,
+) -> float:
+    """Accuracy of kNN or a probe on frozen features; the result is kept beside the run."""
+    asked = [kind, str(how.limit_train), str(how.limit_test)]
+    file = folder / f"measured-{'-'.join(re.sub('[^A-Za-z0-9]+', '', word) for word in asked)}.json"
+    if not file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        limits = {"--limit-train": how.limit_train, "--limit-test": how.limit_test}
+        flags = [word for name, value in limits.items() if value for word in (name, str(value))]
+        partial = file.with_suffix(".partial")
+        words = ["evaluate", kind, target, "--data", *data, "--json", str(partial), *flags]
+        children.run(words, _log(folder), threads)
+        os.replace(partial, file)
+    (result,) = read_json(file)["results"]
+    return result["results"][result["headline"]]["accuracy"]
 
 
 def summary(contenders: list[Contender], budget: Budget, seeds: int) -> dict[str, Any]:
@@ -344,14 +321,14 @@ def verdict(measure: dict[str, Any]) -> str:
 def comparison_table(result: dict[str, Any]) -> Table:
     """One row for each contender: accuracies in percent with their spread over seeds, and what the difference means."""
     kinds = list(result["contenders"][0]["measures"])
-    names = {"knn": "kNN", "probe": "probe", "finetune": "fine-tuned"}
+    names = {kind: kind.replace("knn", "kNN").replace("finetune", "fine-tuned", 1) for kind in kinds}
     seeds = f"mean and deviation of {result['seeds']} seeds" if result["seeds"] > 1 else "one seed"
     made = Table(title=f"equal {result['budget']}, {seeds}", title_justify="left")
     made.add_column("contender", overflow="fold")
     made.add_column("epochs", justify="right")
     made.add_column("compute" if result["budget"] != "time" else "time", justify="right")
     for kind in kinds:
-        made.add_column(names.get(kind, kind))
+        made.add_column(names[kind])
         made.add_column("against the first")
     for row in result["contenders"]:
         cells = [escape(row["contender"]), str(row["epochs"]), f"{row['work']:.2f}"]

@@ -19,7 +19,9 @@ from mimkit.recipes.choose import choose_recipe
 from mimkit.recipes.finetune import choose_finetuning
 from mimkit.train.prepare import Prepared, Pretrain
 from mimkit.train.pretrain import pretrain
+from mimkit.train.progress import duration
 from mimkit.train.run import RunFolder
+from mimkit.train.work import clock
 
 
 @dataclass(kw_only=True)
@@ -30,6 +32,8 @@ class PretrainArguments(Arguments):
     """Folder of the run; by default runs/RECIPE-DATA."""
     max_steps: int | None = None
     """Stop after so many steps of the planned schedule; the same command goes on."""
+    minutes: float | None = None
+    """Plan fewer epochs where all would take longer than this on this machine, by timing a few steps."""
     masker: str | None = None
     """Hide patches otherwise than the recipe does: with `salience` (SBAM), `self-guided`, ...; see 'mimkit masks'."""
     config: Annotated[Pretrain, tyro.conf.arg(name="")]
@@ -66,10 +70,32 @@ def launch(args: list[str]) -> tuple[dict[str, Any], str, str | None]:
             default.epochs = epochs
             chosen = read(default)
             _say(f"chose the recipe {recipe} since {why}; 'mimkit recipes' lists others")
+        if chosen.minutes is not None:
+            plan_epochs(chosen.config, chosen.minutes, chosen.run)
         name = recipe
         folder = chosen.run or distributed.on_main(lambda: free_folder(name, chosen.config), device)
         result = pretrain(chosen.config, folder, recipe=name, max_steps=chosen.max_steps, say=_say)
     return result, _words(result, folder, chosen.config), chosen.json
+
+
+def plan_epochs(config: Pretrain, minutes: float, folder: Path | None) -> None:
+    """Lower the epochs to what fits into the minutes; a run in `folder` that has begun keeps those it was planned with.
+
+    Raises UserError when there is no time at all, or under torchrun, where one process alone cannot time a step.
+    """
+    if not minutes > 0:
+        raise UserError(f"--minutes must be above 0, got {minutes:g}")
+    if distributed.world() > 1:
+        raise UserError("--minutes times steps in one process: under torchrun give --epochs instead")
+    if folder is not None and RunFolder(folder).exists:
+        config.epochs = RunFolder(folder).read_config()["config"].epochs
+        return
+    (seconds,) = clock([config])
+    epoch = seconds * len(Prepared(config).pictures)
+    fits = max(1, int(60 * minutes / epoch))
+    if fits < config.epochs:
+        _say(f"an epoch takes about {duration(epoch)} here: {fits} of {config.epochs} epochs fit into {minutes:g} min")
+        config.epochs = fits
 
 
 def configured(words: list[str], args: list[str]) -> Pretrain:
