@@ -1,22 +1,27 @@
 """The report: escaping, size, several runs, what is missing, the cache, and the server that follows a run."""
 
 import http.client
+import io
 import json
 import re
 import shutil
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from commandline import mimkit, refused
 from conftest import structured
 from mimkit.analysis.metrics import METRICS
 from mimkit.errors import UserError
+from mimkit.pictures import GAP, TITLE, titled_grid
 from mimkit.report import page as page_module
+from mimkit.report.images import clear
 from mimkit.report.page import Depth, cached, embedded, render, report
-from mimkit.report.record import POINTS, curves, differing, frames, read_run, results, short, thin
+from mimkit.report.record import CURVES, POINTS, curves, differing, frames, names, read_run, results, short, thin
 from mimkit.report.serve import Follower, Server
 from mimkit.report.words import READINGS
 
@@ -97,7 +102,7 @@ def test_two_runs_stand_side_by_side(run, tmp_path):
     (other / "config.json").write_text(json.dumps(config))
     text, about = report([run, other], pictures=4, metrics="none")
     found = data_of(text)
-    assert [one["name"] for one in found["runs"]] == ["run (1)", "run (2)"]
+    assert [one["name"] for one in found["runs"]] == [run.parent.name, tmp_path.name]
     assert ["seed", "0", "7"] in found["differing"] and "<h3>Differences</h3>" in text
     assert about["bytes"] == len(text.encode())
 
@@ -193,13 +198,52 @@ def test_the_home_folder_is_nobodys_business(monkeypatch):
     assert short(["/home/ann/pets", "/home/anna", 3]) == ["~/pets", "/home/anna", 3]
 
 
+def test_runs_of_one_name_are_told_apart_by_the_folders_above(monkeypatch):
+    def called(*folders: str) -> list[str]:
+        return names([Path(one) for one in folders])
+
+    assert called("/runs/mae") == ["mae"] and called("/runs/mae", "/other/emae") == ["mae", "emae"]
+    assert called("/study/mae/seed-0", "/study/simclr/seed-0") == ["mae", "simclr"]
+    assert called("/study/mae/seed-0") == ["mae"] and called("/study/mae/seed-0", "/runs/emae") == ["mae", "emae"]
+    assert called("/study/mae/seed-0", "/study/mae/seed-1") == ["seed-0", "seed-1"]
+    assert called("/s/mae/seed-0", "/s/mae/seed-1", "/s/emae/seed-0") == ["mae/seed-0", "mae/seed-1", "emae/seed-0"]
+    assert called("/runs/mae", "/runs/mae") == ["mae", "mae"]  # which `assemble` numbers
+    monkeypatch.setenv("HOME", "/home/ann")
+    assert called("/home/ann/run", "/data/run") == ["~", "data"]
+
+
+def test_a_sheet_of_looks_has_no_white_of_its_own():
+    grey = torch.full((4, 3, 8, 8), 0.5)
+    grey[0, :, 2:6, 2:6] = 1.0  # white inside a picture stays
+    sheet = clear(titled_grid([("original", grey), ("masked", grey)], sets=2))
+    pixels = np.asarray(sheet)
+    assert sheet.mode == "RGBA" and not pixels[TITLE:, :GAP, 3].any() and not pixels[-GAP:, :, 3].any()
+    assert pixels[TITLE + 30, GAP + 50].tolist() == [255, 255, 255, 255]
+    assert 0 < (pixels[:TITLE, :, 3] > 0).mean() < 0.3 and (pixels[:TITLE, :, :3] == pixels[0, 0, 0]).all()
+
+
+def test_the_table_of_results_names_each_run_once_measured(run):
+    found = read_run(run)
+    found |= {"film": [], "look": {"failed": "none", "left": {}}}
+    row = {"what": "kNN", "value": "31.1%", "interval": "", "on": "here", "by": "mean", "file": "evaluation.json"}
+    one, two, three = (
+        found | {"name": name, "results": rows} for name, rows in (("a", [row]), ("b", [row]), ("c", []))
+    )
+    table = render(page_module.assemble([one, two, three])).split('id="evaluation"')[1].split("</section>")[0]
+    assert table.count("<table") == 1 and table.count("31.1%") == 2 and table.count('<th scope="row">') == 2
+    assert "<b>c</b>: Not evaluated yet" in table and table.count("Not evaluated") == 1
+    alone = render(page_module.assemble([one])).split('id="evaluation"')[1].split("</section>")[0]
+    assert '<th scope="col">run</th>' in table and '<th scope="col">run</th>' not in alone
+
+
 def test_differences_name_what_one_run_lacks():
     assert differing([{"settings": {"a": 1, "b": 2}}, {"settings": {"a": 1}}]) == [["b", "2", "-"]]
 
 
 def test_every_metric_has_its_words():
     assert set(READINGS) == set(METRICS)
-    assert all(one.read and one.read.endswith(".") for one in READINGS.values())
+    assert all(text.endswith(".") for one in READINGS.values() for text in one)
+    assert all(title and says.endswith(".") for title, says in CURVES.values())
 
 
 @pytest.mark.parametrize("recipe", ["simclr", "swin"])
@@ -271,7 +315,11 @@ def test_a_served_page_follows_its_run(server):
     shutil.copy(folder / "pictures" / "reconstruction.png", folder / "pictures" / "step-000000099.png")
     now = json.loads(ask(server, "/live.json")[1])
     assert now["curves"][0]["step"][-1] == 99 and now["film"] == [*before["film"], 99]
-    assert ask(server, "/film/99")[1] == (folder / "pictures" / "step-000000099.png").read_bytes()
+    with (
+        Image.open(io.BytesIO(ask(server, "/film/99")[1])) as given,
+        Image.open(folder / "pictures" / "step-000000099.png") as drawn,
+    ):
+        assert given.mode == "RGBA" and given.size == drawn.size
     assert ask(server, "/look.json")[0] == 200
     server.follower._work.join(300)
     now = json.loads(ask(server, "/live.json")[1])

@@ -3,6 +3,7 @@
 import json
 import shutil
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,18 @@ def page(runs, browser) -> Browser:
     return browser
 
 
+@pytest.fixture(scope="module")
+def four(runs, browser) -> Path:
+    """A page of four runs with long names."""
+    folders = []
+    for number in range(4):
+        folders.append(runs[0].parent / f"a_run_whose_name_nobody_can_break_anywhere_{number}")
+        shutil.copytree(runs[number % 2], folders[-1])
+    file = runs[0].parent / "four.html"
+    file.write_text(report(folders, pictures=4)[0])
+    return file
+
+
 def change(page: Browser, control: str, value: int) -> None:
     page.run(
         f"{{ const c = document.querySelector('{control}'); c.value = {value}; c.dispatchEvent(new Event('input')) }}"
@@ -99,8 +112,12 @@ def test_curves_answer_to_pointer_and_keys(page):
     page.run("document.querySelector('#charts svg').scrollIntoView({behavior: 'instant'})")
     box = page.run("document.querySelector('#charts svg').getBoundingClientRect().toJSON()")
     x, y = box["x"] + box["width"] / 2, box["y"] + 50
-    page.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
-    page.wait("!document.querySelector('#tip').hidden")
+    for by in range(50):  # a mouse moves more than once, and a busy browser loses single moves
+        page.call("Input.dispatchMouseEvent", type="mouseMoved", x=x + by, y=y)
+        if shown := page.run("!document.querySelector('#tip').hidden"):
+            break
+        time.sleep(0.1)
+    assert shown
     page.run("{ const a = document.querySelector('#axis'); a.value = 'epoch'; a.dispatchEvent(new Event('change')) }")
     assert "epochs" in page.run("document.querySelector('#charts svg').textContent")
 
@@ -151,13 +168,166 @@ def test_layers_heads_and_patches_change_attention(page):
     assert "Layer 1 of 2" in page.run("document.querySelector('[data-panels=clusters]').innerText")
 
 
-@pytest.mark.parametrize("width", [1280, 390])
+KNOWN = (  # where each control is used: a new one is added here when a test clicks it
+    ".skip, nav a",  # goes to its part
+    ".legend button, #axis, #more summary, svg[tabindex]",  # legend, curves, details
+    ".film input, .film button, .scroll[tabindex]",  # film, arrow keys scroll
+    ".choice input, #seed, #depth, #layer, #head, #query, .heads button, .pick",  # masks, attention, clusters
+    "#run summary",  # details
+)
+
+
+def test_every_control_is_known(page):
+    every = "a, button, input, select, textarea, summary, [tabindex], .pick, [onclick]"
+    strange = f"[...document.querySelectorAll('{every}')].filter((c) => !c.matches('{', '.join(KNOWN)}'))"
+    assert page.run(f"{strange}.map((c) => c.outerHTML.slice(0, 200)).join()") == ""
+
+
+def test_links_go_to_their_parts(page):
+    parts = page.run("[...document.querySelectorAll('nav a, .skip')].map((a) => a.hash)")
+    assert len(parts) == 11
+    page.run("document.documentElement.style.scrollBehavior = 'auto'")
+    for place, part in enumerate(parts):
+        page.run(f"document.querySelectorAll('nav a, .skip')[{0 if part == '#run' else place}].click()")
+        top = page.run(f"document.querySelector('{part}').getBoundingClientRect().top")
+        assert -1 <= top < 900 and page.run("location.hash") == part
+
+
+def test_details_open(page):
+    assert page.run("document.querySelectorAll('details').length") == 4  # settings of two runs, differences, curves
+    for place in range(4):
+        summary = f"document.querySelectorAll('summary')[{place}]"
+        before = page.run(f"{summary}.parentElement.open")
+        page.run(f"{summary}.click()")
+        assert page.run(f"{summary}.parentElement.open") != before
+        if page.run(f"{summary}.parentElement.id === 'more'"):
+            page.wait("document.querySelector('#more-charts svg').viewBox.baseVal.width > 300")  # drawn for its place
+        page.run(f"{summary}.parentElement.open = {json.dumps(before)}")
+
+
+def test_attention_has_its_own_choice_of_pictures(page):
+    shown = "document.querySelector('[data-panels=attention] canvas').ariaLabel"
+    before = page.run(shown)
+    page.run("document.querySelector('[data-choice=attention] input:not(:checked)').click()")
+    assert page.run(shown) != before
+    assert page.run(
+        "document.querySelector('[data-choice=masks] input:checked').value"
+        " === document.querySelector('[data-choice=attention] input:checked').value"
+    )
+
+
+def test_similarities_of_layers_answer_to_the_pointer(page):
+    page.run("document.querySelector('#cka rect').dispatchEvent(new PointerEvent('pointermove', {clientX: 9}))")
+    assert page.run("document.querySelector('#tip').innerText").startswith("layers 1 and 1")
+    page.run("document.querySelector('#cka rect').dispatchEvent(new PointerEvent('pointerleave'))")
+    assert page.run("document.querySelector('#tip').hidden")
+
+
+def test_curves_share_their_end_and_layers_are_whole(page):
+    page.run("{ const a = document.querySelector('#axis'); a.value = 'step'; a.dispatchEvent(new Event('change')) }")
+    for holder in ("[data-metric=attention_distance]", "[data-metric=exploitation_masked]"):
+        words = page.run(
+            f"[...document.querySelectorAll('{holder} text[text-anchor=middle]')].map((t) => t.textContent)"
+        )
+        assert words[:-1] == [str(layer + 1) for layer in range(len(words) - 1)], words  # no layer that there is not
+    ends = (
+        "[...document.querySelectorAll('#charts figure')].map((f) => Math.max(...[...f.querySelectorAll({})].map({})))"
+    )
+    lines = page.run(ends.format("'path'", "(p) => p.getBBox().x + p.getBBox().width"))
+    widths = page.run("[...document.querySelectorAll('#charts svg')].map((s) => s.viewBox.baseVal.width - 10)")
+    assert all(line <= width + 1 for line, width in zip(lines, widths, strict=True))
+    assert abs(max(lines) - widths[0]) < 1
+
+
+def test_charts_are_drawn_for_their_places(page):
+    page.open(page.run("location.href.split('#')[0]"))
+    shown = (
+        "[...document.querySelectorAll('#charts svg, .chart svg')].map((s) => s.clientWidth / s.viewBox.baseVal.width)"
+    )
+    assert all(abs(scale - 1) < 0.01 for scale in page.run(shown))  # letters of another size otherwise
+
+
+def test_four_runs_stand_in_two_columns_on_paper(page, four):
+    page.resize(1280, 900)
+    page.open(four.as_uri())
+    columns = "getComputedStyle(document.querySelector('[data-panels=clusters]')).gridTemplateColumns.split(' ').length"
+    page.call("Emulation.setEmulatedMedia", media="print")
+    page.call("Emulation.setDeviceMetricsOverride", width=718, height=1000, deviceScaleFactor=1, mobile=False)
+    found = page.run(columns), page.run("document.documentElement.scrollWidth")
+    page.call("Emulation.setEmulatedMedia", media="")
+    page.resize(1280, 900)
+    page.open(four.with_name("page.html").as_uri())
+    assert found[0] == 2 and found[1] <= 718
+
+
+def test_paper_keeps_the_legend_and_draws_charts_for_its_width(page):
+    media = lambda kind: page.call("Emulation.setEmulatedMedia", media=kind)  # noqa: E731
+    media("print")
+    page.run("dispatchEvent(new Event('beforeprint'))")
+    seen = "[...document.querySelectorAll('{}')].filter((e) => e.getClientRects().length).length"
+    assert page.run(seen.format(".legend button")) == 4 and page.run(seen.format("select, input, nav, .choice")) == 0
+    assert page.run("document.querySelector('#charts svg').viewBox.baseVal.width") == 340
+    assert page.run("document.querySelector('#more').open")
+    page.run("dispatchEvent(new Event('afterprint'))")
+    media("")
+    assert page.run("document.querySelector('#charts svg').viewBox.baseVal.width") > 340
+    page.run("document.querySelector('#more').open = false")
+
+
+# The lowest contrast of what is written on the page, and where, as WCAG 2 counts it.
+CONTRAST = """(() => {
+  const numbers = (colour) => colour.match(/[\\d.]+/g).map(Number);
+  const light = (colour) => numbers(colour).slice(0, 3).map((c) => c / 255)
+    .map((c) => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+  const solid = (colour) => (numbers(colour)[3] ?? 1) > 0;
+  let worst = [99, ""];
+  for (const one of document.querySelectorAll("body, body *")) {
+    if (!one.getClientRects().length || ![...one.childNodes].some((n) => n.nodeType === 3 && n.data.trim())) continue;
+    let under = one;
+    while (!solid(getComputedStyle(under).backgroundColor)) under = under.parentElement;
+    const style = getComputedStyle(one), written = one.closest("svg") ? style.fill : style.color;
+    const [a, b] = [written, getComputedStyle(under).backgroundColor].map(light);
+    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    if (ratio < worst[0]) worst = [ratio, one.outerHTML.slice(0, 120)];
+  }
+  return worst;
+})()"""
+
+
 @pytest.mark.parametrize("dark", [False, True])
-def test_nothing_is_wider_than_the_window(page, width, dark):
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("count", ["two", "four"])
+def test_nothing_is_wider_than_the_window_and_all_is_legible(page, four, count, width, dark):
     page.resize(width, 844, dark=dark)
-    assert page.run("document.documentElement.scrollWidth") <= width
+    page.open((four if count == "four" else four.with_name("page.html")).as_uri())
+    assert page.run("runs.length") == {"two": 2, "four": 4}[count]
+    for opened in (False, True):
+        page.run(f"for (const one of document.querySelectorAll('details')) one.open = {json.dumps(opened)}")
+        assert page.run("document.documentElement.scrollWidth") <= width
     paper = page.run("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, paper.removeprefix("rgb(").rstrip(")").split(","))) < 200) == dark
+    ratio, where = page.run(CONTRAST)
+    assert 4.5 <= ratio < 99, where
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_one_run_fits_a_phone_and_opens_with_networking_off(runs, browser, dark):
+    file = runs[0].parent / "alone.html"
+    file.write_text(report(runs[:1], pictures=4)[0])
+    browser.resize(390, 844, dark=dark)
+    browser.call("Network.emulateNetworkConditions", offline=True, latency=0, downloadThroughput=0, uploadThroughput=0)
+    browser.open(file.as_uri())
+    browser.run("for (const one of document.querySelectorAll('details')) one.open = true")
+    browser.run("for (const one of document.querySelectorAll('button, #seed, #depth, .choice input')) one.click()")
+    browser.wait("[...document.images].every((one) => one.complete && one.naturalWidth > 0)")
+    browser.call(
+        "Network.emulateNetworkConditions", offline=False, latency=0, downloadThroughput=-1, uploadThroughput=-1
+    )
+    assert not browser.asked and not browser.said
+    assert browser.run("document.documentElement.scrollWidth") <= 390
+    assert browser.run(CONTRAST)[0] >= 4.5
+    assert browser.run("document.querySelectorAll('.legend button').length") == 0  # one run needs no key
 
 
 def test_a_served_page_follows_without_reload_and_looks_when_asked(runs, browser, tmp_path):

@@ -11,21 +11,30 @@ from PIL import Image, features
 from torch import Tensor
 
 from mimkit.errors import UserError
+from mimkit.pictures import TITLE
 
 SIDE = 128  # pixels of a picture's longer side at most
 _CRISP = 64  # sides up to which pictures are kept exactly: the colours of single pixels would run otherwise
 _KIND = "WEBP" if features.check("webp") else "PNG"
+MIME = f"image/{_KIND.lower()}"
+_LETTERS = 128  # grey of titles that reads on light and on dark
 
 
 def uri(picture: Image.Image, *, exact: bool = False, side: int | None = None) -> str:
     """A picture inside a page; `exact` when its pixels are numbers. `side`: of the cells, when they are several."""
+    data = base64.b64encode(encoded(picture, exact=exact, side=side)).decode()
+    return f"data:{MIME};base64,{data}"
+
+
+def encoded(picture: Image.Image, *, exact: bool = False, side: int | None = None) -> bytes:
+    """The bytes of `uri`, of type `MIME`."""
     exact = exact or (max(picture.size) if side is None else side) <= _CRISP
     file = io.BytesIO()
     if _KIND == "WEBP":
         picture.save(file, "WEBP", lossless=exact, quality=60 if exact else 84, method=4)
     else:
         picture.save(file, "PNG", optimize=True)
-    return f"data:image/{_KIND.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
+    return file.getvalue()
 
 
 def picture(image: Float[Tensor, "3 H W"], side: int = SIDE) -> Image.Image:
@@ -56,17 +65,28 @@ def numbers(cells: Float[Tensor, "rows columns h w"]) -> str:
     return uri(Image.fromarray(grey.round().numpy().astype(np.uint8)), exact=True)
 
 
-def film_frame(path: Path, width: int = 820) -> str:
-    """One picture of a look, small enough for a page.
+def film_frame(path: Path, width: int = 820) -> Image.Image:
+    """One picture of a look, small enough for a page, with nothing where its sheet is white.
 
     Raises:
         UserError: it cannot be read.
     """
     try:
         with Image.open(path) as file:
-            made = file.convert("RGB")
+            made = clear(file.convert("RGB"))
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error}): delete it and make the report again") from error
     if made.width > width:
         made = made.resize((width, round(made.height * width / made.width)), Image.Resampling.LANCZOS)
-    return uri(made)
+    return made
+
+
+def clear(sheet: Image.Image) -> Image.Image:
+    """A `titled_grid` whose gaps are transparent and whose titles are grey: it lies on light and on dark pages."""
+    pixels = np.asarray(sheet)
+    white = (pixels[TITLE:] == 255).all(axis=2)
+    gaps = white.all(axis=0, keepdims=True) | white.all(axis=1, keepdims=True)
+    titles = np.full((*pixels[:TITLE].shape[:2], 4), _LETTERS, np.uint8)
+    titles[:, :, 3] = np.minimum(255, 1.6 * (255.0 - pixels[:TITLE].min(axis=2)))  # thin strokes fade when reduced
+    grid = np.dstack([pixels[TITLE:], np.where(gaps, 0, 255).astype(np.uint8)])
+    return Image.fromarray(np.concatenate([titles, grid]))

@@ -2,6 +2,7 @@
 const page = JSON.parse(document.getElementById("data").textContent);
 const runs = page.runs;
 const off = new Set(); // numbers of runs that the legend hides
+let paper = false; // while the page is printed
 const state = { picture: 0, seed: 0, depth: 0, layer: 0, head: 0, query: 0 };
 const DASHES = ["", "7 3", "2 3", "9 3 2 3", "4 2", "1 2", "12 4", "5 2 1 2"];
 const RAMP = [[69, 0, 84], [59, 82, 140], [33, 145, 140], [94, 201, 97], [252, 232, 36]];
@@ -46,10 +47,10 @@ function ticks(low, high, count) {
   return found;
 }
 
-// lines: [{run, name, points: [[x, y]], errors: [..], dots: [[x, y]]}]
-function chart(holder, { lines, title, what, whole, zero }) {
+// lines: [{run, name, points: [[x, y]], errors: [..], dots: [[x, y]]}]; whole: x are layers; until: where x ends
+function chart(holder, { lines, title, what, whole, until }) {
   const seen = lines.filter((line) => !off.has(line.run));
-  const width = Math.max(260, holder.clientWidth), height = 230, left = 52, right = 10, top = 10, bottom = 34;
+  const width = paper ? 340 : Math.max(260, holder.clientWidth), height = paper ? 200 : 230, left = 52, right = 10, top = 10, bottom = 34;
   const ends = (line) => (line.errors || []).flatMap((error, i) => [-2, 2].map((by) => [line.points[i][0], line.points[i][1] + by * (error || 0)]));
   const all = seen.flatMap((line) => [...line.points, ...(line.dots || []), ...ends(line)]).filter((p) => p[1] !== null);
   const svg = draw("svg", { viewBox: `0 0 ${width} ${height}`, height, role: "img", tabindex: 0 });
@@ -59,8 +60,10 @@ function chart(holder, { lines, title, what, whole, zero }) {
   if (!all.length) return;
   let [x0, x1, y0, y1] = [Infinity, -Infinity, Infinity, -Infinity];
   for (const [x, y] of all) { x0 = Math.min(x0, x); x1 = Math.max(x1, x); y0 = Math.min(y0, y); y1 = Math.max(y1, y); }
-  if (zero) x0 = 0;
-  if (x0 === x1) { x0 -= 1; x1 += 1; }
+  if (until !== undefined) [x0, x1] = [0, until];
+  const [first, last] = [Math.round(x0), Math.round(x1)];
+  if (whole) [x0, x1] = [first - 0.3, last + 0.3];
+  if (x0 === x1) x1 += 1;
   const room = (y1 - y0) * 0.06 || Math.abs(y1) * 0.1 || 1;
   if (y0 >= 0 && y0 < (y1 - y0) * 0.4) y0 = 0; else y0 -= room;
   y1 += room;
@@ -70,7 +73,8 @@ function chart(holder, { lines, title, what, whole, zero }) {
     svg.append(draw("line", { class: "grid", x1: left, x2: width - right, y1: py(y), y2: py(y) }));
     svg.append(draw("text", { x: left - 7, y: py(y) + 4, "text-anchor": "end" }, show(y)));
   }
-  const marks = ticks(x0, x1, Math.max(3, Math.floor(width / 90))).filter((x) => !whole || Number.isInteger(x));
+  const apart = whole && Math.ceil((last - first + 1) / Math.floor(width / 28));
+  const marks = whole ? Array.from({ length: Math.ceil((last - first + 1) / apart) }, (_, i) => first + i * apart) : ticks(x0, x1, Math.max(3, Math.floor(width / 90)));
   for (const x of marks) svg.append(draw("text", { x: px(x), y: height - bottom + 17, "text-anchor": "middle" }, show(x)));
   svg.append(draw("text", { x: (left + width - right) / 2, y: height - 3, "text-anchor": "middle" }, what));
   for (const line of seen) {
@@ -79,7 +83,7 @@ function chart(holder, { lines, title, what, whole, zero }) {
     const known = line.points.filter((p) => p[1] !== null);
     const path = known.map((p) => `${px(p[0]).toFixed(1)} ${py(p[1]).toFixed(1)}`).join("L");
     if (known.length > 1) svg.append(draw("path", { class: "curve", d: `M${path}`, stroke, "stroke-dasharray": DASHES[line.run % 8] }));
-    if (known.length < 25) for (const [x, y] of known) svg.append(draw("circle", { cx: px(x), cy: py(y), r: 3.2, fill: stroke }));
+    if (known.length < 4 || px(known.at(-1)[0]) - px(known[0][0]) > 11 * known.length) for (const [x, y] of known) svg.append(draw("circle", { cx: px(x), cy: py(y), r: 3.2, fill: stroke }));
     (line.errors || []).forEach((error, i) => {
       const [x, y] = line.points[i];
       if (error && y !== null) svg.append(draw("line", { x1: px(x), x2: px(x), y1: py(y - 2 * error), y2: py(y + 2 * error), stroke, "stroke-width": 1.3 }));
@@ -87,7 +91,7 @@ function chart(holder, { lines, title, what, whole, zero }) {
   }
   const cursor = draw("line", { class: "cursor", y1: top, y2: height - bottom, visibility: "hidden" });
   svg.append(cursor);
-  const places = [...new Set(all.map((p) => p[0]))].sort((a, b) => a - b);
+  const places = [...new Set(seen.flatMap((line) => line.points.map((p) => p[0])))].sort((a, b) => a - b);
   let at = -1;
   const point = (number) => {
     at = Math.max(0, Math.min(places.length - 1, number));
@@ -128,11 +132,13 @@ function tip(text, x, y) {
 }
 
 function curves() {
-  const axis = byId("axis").value, first = ["loss", "knn", "effective_rank", "learning_rate", "images_per_second"];
+  const axis = byId("axis").value, first = ["loss", "knn", "effective_rank", "feature_spread", "learning_rate", "images_per_second"];
   const keys = [...new Set(runs.flatMap((run) => run.curves.map((one) => one.key)))];
   const ordered = [...first.filter((key) => keys.includes(key)), ...keys.filter((key) => !first.includes(key))];
   const what = { step: "steps", epoch: "epochs", minutes: "minutes" }[axis];
-  for (const key of ordered) {
+  const place = (run, curve, i) => axis === "minutes" ? (curve.seconds[i] ?? 0) / 60 : axis === "epoch" ? curve.step[i] * run.batch_size / run.pictures : curve.step[i];
+  const until = Math.max(0, ...runs.filter((_, run) => !off.has(run)).flatMap((run) => run.curves.map((curve) => place(run, curve, curve.step.length - 1))));
+  const drawn = ordered.map((key) => { // all figures stand before one is drawn: its width depends on its neighbours
     const some = runs.map((run) => run.curves.find((one) => one.key === key));
     const about = some.find(Boolean);
     let figure = document.querySelector(`figure[data-key="${CSS.escape(key)}"]`);
@@ -144,12 +150,11 @@ function curves() {
     }
     const lines = some.flatMap((curve, run) => {
       if (!curve) return [];
-      const { batch_size: batch, pictures } = runs[run];
-      const place = (i) => axis === "minutes" ? (curve.seconds[i] ?? 0) / 60 : axis === "epoch" ? curve.step[i] * batch / pictures : curve.step[i];
-      return [{ run, name: runs[run].name, points: curve.value.map((y, i) => [place(i), y]) }];
+      return [{ run, name: runs[run].name, points: curve.value.map((y, i) => [place(runs[run], curve, i), y]) }];
     });
-    chart(figure.children[1], { lines, title: about.title, what, zero: true });
-  }
+    return () => chart(figure.children[1], { lines, title: about.title, what, until });
+  });
+  for (const one of drawn) one();
   if (!ordered.length) byId("charts").replaceChildren(make("p", { class: "left", text: "No step was logged yet." }));
 }
 
@@ -158,9 +163,9 @@ function metrics() {
     const key = holder.dataset.metric, about = page.metrics.find((one) => one.key === key);
     const found = runs.map((run) => run.metrics?.metrics?.[key]);
     if (found.some((one) => one && one.layer[0] === null)) { // one number for the whole model
-      const rows = found.map((one, run) => one && make("div", {}, make("dt", { text: runs[run].name }),
-        make("dd", { text: `${show(one.value[0])}${one.stderr[0] ? " \u00b1 " + show(one.stderr[0]) : ""} ${about.unit}` })));
-      holder.replaceChildren(make("dl", { class: "pairs" }, ...rows.filter(Boolean)));
+      const rows = found.map((one, run) => one && make("div", {}, make("dt", {}, make("span", { class: `swatch run${run % 8}` }), runs[run].name),
+        make("dd", { text: `${show(one.value[0])}${one.stderr[0] ? " \u00b1 " + Number((2 * one.stderr[0]).toPrecision(2)) : ""} ${about.unit}` })));
+      holder.replaceChildren(make("dl", { class: "pairs single" }, ...rows.filter(Boolean)));
       continue;
     }
     const lines = found.flatMap((one, run) => one ? [{
@@ -270,7 +275,7 @@ function film() {
     const slider = make("input", { type: "range", min: 0, max: frames.length - 1, value: frames.length - 1, "aria-label": `step of the film of ${run.name}`, "data-film": number });
     const turn = () => {
       const one = frames[clip(Number(slider.value), frames.length)];
-      const share = run.steps ? ` (${Math.round(100 * one.step / run.steps)} % of training)` : "";
+      const share = run.steps ? ` (${Math.round(100 * one.step / run.steps)}% of training)` : "";
       img.src = one.src;
       img.alt = `original, masked and reconstructed pictures at step ${one.step}`;
       words.textContent = `Step ${one.step.toLocaleString("en")}${share}, look ${Number(slider.value) + 1} of ${frames.length}.`;
@@ -311,7 +316,7 @@ function masks() {
     });
     const parts = found.views > 1 ? ` The first of ${found.views} parallel parts.` : "";
     return make("figure", {}, make("div", { class: "triple" }, captioned(original, "original"), ...cells),
-      make("figcaption", { text: `${name}. ${(100 * found.hidden).toFixed(0)} % of the patches are hidden.${parts}` }));
+      make("figcaption", { text: `${name}. ${(100 * found.hidden).toFixed(0)}% of the patches are hidden.${parts}` }));
   });
 }
 
@@ -325,23 +330,24 @@ function clusters() {
     const number = clip(state.depth, layers.length), layer = layers[number], [rows, columns] = layer.grid;
     const tiles = run.look.pictures.map((one, picture) => {
       const name = named(run, picture), where = `layer ${number + 1}, ${name}`;
-      const cut = canvas(`cut: ${where}`, 1, 1), groups = canvas(`k-means clusters: ${where}`, columns, rows), pca = canvas(`principal components: ${where}`, columns, rows);
+      const cut = canvas(`cut: ${where}`, 1, 1), groups = canvas(`k-means clusters over the picture: ${where}`, 1, 1), pca = canvas(`principal components: ${where}`, columns, rows);
       image(one.src).then((whole) => {
         const [width, height] = [whole.naturalWidth, whole.naturalHeight];
-        cut.width = width; cut.height = height;
-        const pen = cut.getContext("2d");
-        pen.drawImage(whole, 0, 0);
-        pen.fillStyle = "rgba(128, 128, 128, 0.8)";
         const x = (i) => Math.round(i * width / columns), y = (i) => Math.round(i * height / rows);
-        [...layer.cut[picture]].forEach((side, i) => {
-          const c = i % columns, r = Math.floor(i / columns);
-          if (side === "0") pen.fillRect(x(c), y(r), x(c + 1) - x(c), y(r + 1) - y(r));
-        });
-      });
-      const pen = groups.getContext("2d");
-      [...layer.kmeans[picture]].forEach((group, i) => {
-        pen.fillStyle = `rgb(${CLUSTERS[Number(group) % CLUSTERS.length].join(",")})`;
-        pen.fillRect(i % columns, Math.floor(i / columns), 1, 1);
+        const over = (target, digits, paint, grey) => {
+          target.width = width; target.height = height;
+          const pen = target.getContext("2d");
+          pen.drawImage(whole, 0, 0);
+          if (grey) { pen.globalCompositeOperation = "saturation"; pen.fillStyle = "#888"; pen.fillRect(0, 0, width, height); }
+          pen.globalCompositeOperation = "source-over";
+          [...digits].forEach((digit, i) => {
+            const c = i % columns, r = Math.floor(i / columns);
+            pen.fillStyle = paint(Number(digit));
+            pen.fillRect(x(c), y(r), x(c + 1) - x(c), y(r + 1) - y(r));
+          });
+        };
+        over(cut, layer.cut[picture], (side) => side ? "transparent" : "rgba(128, 128, 128, 0.8)");
+        over(groups, layer.kmeans[picture], (group) => `rgba(${CLUSTERS[group % CLUSTERS.length].join(",")}, 0.7)`, true);
       });
       cell(pca, layer.pca, picture, 0, run.look.pictures.length, 1);
       const original = make("img", { class: "pixels", src: one.src, alt: name });
@@ -395,9 +401,9 @@ function attention() {
       cell(one, found.src[number], column, before + i, columns, rows, true);
       return make("button", { type: "button", "aria-pressed": String(i === head), "aria-label": `head ${i + 1}`, onclick: () => set("head", i) }, one, String(i + 1));
     });
-    return make("figure", {}, make("div", { class: "pair" }, captioned(shown, name), captioned(large, `layer ${layer + 1}, head ${head + 1}`)),
+    return make("figure", {}, make("div", { class: "pair" }, captioned(shown, run.look.pictures[number].label || name), captioned(large, `layer ${layer + 1}, head ${head + 1}, over the patches`)),
       make("div", { class: "heads" }, ...small),
-      make("figcaption", { text: `Who looks: ${who}. Below: all heads of layer ${layer + 1} of ${found.heads.length}.` }));
+      make("figcaption", { text: `Who looks: ${who}. Above: the ${found.heads[layer]} heads of layer ${layer + 1} of ${found.heads.length}.` }));
   });
 }
 
@@ -409,7 +415,7 @@ function choose(query) {
     const [row, column] = query.map((share) => Math.round(share * 100));
     const option = select.querySelector("[data-single]");
     option.value = query.join(" ");
-    option.textContent = `patch at ${column} %, ${row} %`;
+    option.textContent = `patch at ${column}% from left, ${row}% from top`;
     select.value = option.value;
   }
   attention();
@@ -471,7 +477,7 @@ function similarities() {
       });
     });
     const spread = all.flat().filter((one) => one !== null);
-    return make("figure", {}, svg, make("figcaption", { text: `From ${show(Math.min(...spread))} to ${show(Math.max(...spread))}; dark 0, bright 1.` }));
+    return make("figure", {}, svg, make("figcaption", { text: `Layers against layers, from ${show(Math.min(...spread))} to ${show(Math.max(...spread))}.` }));
   });
 }
 
@@ -524,7 +530,7 @@ byId("layer").max = most;
 byId("head").max = Math.max(1, ...attending.flatMap((one) => one.heads));
 Object.assign(state, { depth: deepest - 1, layer: most - 1, query: attending[0]?.queries[0] ?? 0 });
 byId("query").replaceChildren(...[...new Set(attending.flatMap((one) => one.queries))].map((words) => make("option", { value: words, text: words })),
-  make("option", { value: "0.5 0.5", "data-single": true, text: "patch at 50 %, 50 %" }));
+  make("option", { value: "0.5 0.5", "data-single": true, text: "patch in the middle" }));
 byId("query").addEventListener("change", (event) => choose(event.target.selectedOptions[0].dataset.single === undefined ? event.target.value : event.target.value.split(" ").map(Number)));
 for (const name of ["seed", "depth", "layer", "head"]) {
   const input = byId(name), first = Number(input.min);
@@ -533,7 +539,12 @@ for (const name of ["seed", "depth", "layer", "head"]) {
 }
 byId("axis").addEventListener("change", curves);
 byId("more").addEventListener("toggle", curves);
-addEventListener("beforeprint", () => { for (const one of document.querySelectorAll("details:not(.card details)")) one.open = true; });
+for (const [event, begins] of [["beforeprint", true], ["afterprint", false]]) addEventListener(event, () => {
+  paper = begins; // drawn anew for the width of paper, or their letters would shrink
+  if (begins) for (const one of document.querySelectorAll("details:not(.card details)")) one.open = true;
+  curves();
+  metrics();
+});
 let asked = 0;
 addEventListener("resize", () => { cancelAnimationFrame(asked); asked = requestAnimationFrame(() => { curves(); metrics(); }); });
 legends();

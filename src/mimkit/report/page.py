@@ -24,9 +24,9 @@ from mimkit.analysis.run import analyze
 from mimkit.data.folders import cache_folder
 from mimkit.data.pictures import digest
 from mimkit.errors import UserError, at_least, unknown
-from mimkit.report.images import film_frame
+from mimkit.report.images import film_frame, uri
 from mimkit.report.look import look
-from mimkit.report.record import FRAMES, differing, frame, frames, read_run
+from mimkit.report.record import FRAMES, differing, frame, frames, names, read_run
 from mimkit.report.words import CKA, reading
 from mimkit.train.machine import Machine
 from mimkit.train.run import write_json
@@ -61,10 +61,11 @@ def report(
     """
     depth = Depth(data=tuple(data), pictures=pictures, metrics=metrics, device=device)
     runs = [read_run(folder) for folder in folders]
-    for folder, run in zip(folders, runs, strict=True):
+    for folder, run, name in zip(folders, runs, names(folders), strict=True):
+        run["name"] = name
         run |= depth.parts(folder, run["data"], say)
         most = max(2, FRAMES // len(folders))
-        run["film"] = [{"step": step, "src": film_frame(frame(folder, step))} for step in frames(folder, most)]
+        run["film"] = [{"step": step, "src": uri(film_frame(frame(folder, step)))} for step in frames(folder, most)]
     text = fit(assemble(runs))
     left = {run["name"]: {**run["look"].get("left", {}), **failures(run)} for run in runs}
     return text, {"runs": [str(folder) for folder in folders], "bytes": len(text.encode()), "left_out": left}

@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,28 @@ POINTS = 400  # of a curve, about
 FRAMES = 24  # of all films of a page together
 CURVES = {  # by key of metrics.jsonl, in the order of the page: (title, what to look for)
     "loss": ("Loss", "What training minimises. It compares only between runs with the same target and masks."),
-    "knn": ("Online kNN accuracy", "A first word on the features, where the pictures have labels: higher is better."),
+    "knn": (
+        "Online kNN accuracy",
+        "Share of held-out pictures whose class their neighbours name: a first word on the features, higher is better.",
+    ),
     "effective_rank": ("Effective rank", "How many directions the features use. A fall towards 1 is collapse."),
+    "feature_spread": (
+        "Spread of features",
+        "How far features of whole pictures point apart: 1 evenly over all directions, 0 all alike, which is collapse.",
+    ),
     "learning_rate": ("Learning rate", "As scheduled: a warm-up, then usually a slow fall."),
     "images_per_second": ("Images per second", "Speed of training. Dips are pauses of the machine or waits for data."),
+    "gradient_norm": ("Gradient norm", "Length of the gradient before it is clipped. Growing spikes precede trouble."),
+    "hidden": ("Hidden patches", "Share of the patches that the masks hide."),
+    "reconstruction": ("Reconstruction", "The part of the loss that predicts hidden patches."),
+    "disagreement": ("Disagreement", "The part of the loss that compares predictions of a patch under two masks."),
+    "positive": ("Cosine of positives", "Two views of one picture: towards 1 is what a contrastive loss asks for."),
+    "negative": ("Cosine of negatives", "Views of other pictures: near 0 or below; near 1 is collapse."),
+    "spread": ("Spread", "How far the directions of features fill their sphere: near 1 evenly, 0 is collapse."),
+    "entropy": (
+        "Entropy of the teacher",
+        "In nats. 0: every picture gets one label; the logarithm of K: it says nothing.",
+    ),
 }
 _ASIDE = ("exports", "export", "checkpoints", "pictures", "tensorboard")  # folders of a run without results
 
@@ -49,7 +69,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     patch = [f"patches of {encoder['patch']} px"] if encoder.get("patch") else []
     method = str(config.get("method", {}).get("class", "")).rpartition(":")[2].removesuffix("Config")
     masker = str(config.get("method", {}).get("masker", {}).get("class", "")).rpartition(":")[2]
-    count = resolved.get("pictures")
+    count, epochs = resolved.get("pictures"), config.get("epochs")
     facts = [
         ("recipe", saved.get("recipe")),
         ("method", method),
@@ -57,11 +77,12 @@ def read_run(folder: Path) -> dict[str, Any]:
         ("encoder", ", ".join([str(encoder.get("name", "")), *shape, *patch])),
         ("pictures", f"{count:,} from {short(resolved.get('data', ''))}" if count else None),
         ("images", " x ".join(map(str, images)) + f" px, {resolved.get('channels')} channels" if images else None),
-        ("schedule", f"{config.get('epochs')} epochs, {total:,} steps of {config.get('batch_size')} pictures"),
+        ("schedule", f"{epochs} epoch{'s' * (epochs != 1)}, {total:,} steps of {config.get('batch_size')} pictures"),
         ("seed", config.get("seed")),
         ("started", str(saved.get("started", "")).replace("T", " ").replace("+00:00", " UTC")),
         ("time", None if seconds is None else duration(seconds)),
         ("state", status),
+        ("warning", next((record["warning"] for record in records if record.get("warning")), None)),
     ]
     engine = resolved.get("engine", {})
     environment = {"mimkit": saved.get("mimkit"), **saved.get("environment", {}), **engine}
@@ -83,6 +104,21 @@ def read_run(folder: Path) -> dict[str, Any]:
         "step": last,
         "steps": total,
     }
+
+
+def names(folders: Sequence[Path]) -> list[str]:
+    """What tells runs apart: the name of the folder or, where several share it as in a study, of those above it."""
+    paths = [Path(short(str(folder.resolve()))).parts for folder in folders]
+    plain = [path[-2] if re.fullmatch(r"seed-\d+", path[-1]) and len(path) > 1 else path[-1] for path in paths]
+    if len(set(plain)) == len(plain):
+        return plain
+    for depth in range(1, 4):
+        tails = [path[-depth:] for path in paths]
+        if len(set(tails)) == len(tails):
+            while depth > 1 and len({tail[-1] for tail in tails}) == 1:
+                tails, depth = [tail[:-1] for tail in tails], depth - 1
+            return ["/".join(tail) for tail in tails]
+    return [path[-1] for path in paths]
 
 
 def short(value: Any) -> Any:
@@ -165,10 +201,10 @@ def results(folder: Path, records: list[dict[str, Any]]) -> list[dict[str, Any]]
     last: dict[str, Any] = {}
     for record in records:
         last |= record
-    measured = {"knn": "online kNN", "effective_rank": "effective rank"}
+    measured = {"knn": "online kNN", "effective_rank": "effective rank", "feature_spread": "spread of features"}
     for key in MEASURED:
         if isinstance(last.get(key), (int, float)):
-            value = f"{last[key]:.1%}" if key == "knn" else f"{last[key]:.1f}"
+            value = format(last[key], {"knn": ".1%", "effective_rank": ".1f"}.get(key, ".3f"))
             rows.append(row(measured[key], value, by="mean of the patch tokens, while training", file="metrics.jsonl"))
     for path in sorted([*folder.glob("*.json"), *folder.glob("*/*.json")]):
         if (path.parent != folder and path.parent.name in _ASIDE) or path.name in ("config.json", "skipped.json"):

@@ -12,8 +12,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from mimkit.errors import UserError
+from mimkit.report.images import MIME, encoded, film_frame
 from mimkit.report.page import Depth, assemble, render, stamp
-from mimkit.report.record import FRAMES, frame, frames, read_run
+from mimkit.report.record import FRAMES, frame, frames, names, read_run
 
 
 class Follower:
@@ -64,7 +65,7 @@ class Follower:
 
     def page(self) -> str:
         """The whole page as it is now."""
-        run = read_run(self.folder) | self._parts
+        run = read_run(self.folder) | self._parts | {"name": names([self.folder])[0]}
         run["film"] = [{"step": step, "src": f"film/{step}"} for step in frames(self.folder, FRAMES)]
         return render(assemble([run], live=True) | {"looked": self._parts["look"]["stamp"]})
 
@@ -98,8 +99,8 @@ class Handler(BaseHTTPRequestHandler):
                     return
                 follower.begin()
                 self._give(b'{"working": true}', "application/json")
-            elif film:
-                self._give(frame(follower.folder, int(film[1])).read_bytes(), "image/png")
+            elif film and (sheet := frame(follower.folder, int(film[1]))).is_file():
+                self._give(encoded(film_frame(sheet)), MIME)
             else:
                 self.send_error(HTTPStatus.NOT_FOUND)
         except FileNotFoundError:

@@ -54,8 +54,14 @@ READINGS = {
         "High where some patches of a picture belong together and others do not.",
         f"Higher in masked models than in contrastive and supervised ones ({_SHIN}).",
     ),
-    "similarity_intra": Reading("Mean cosine of patches on one side of the normalised cut; read it with the gap.", ""),
-    "similarity_inter": Reading("Mean cosine of patches on different sides of the cut; read it with the gap.", ""),
+    "similarity_intra": Reading(
+        "Mean cosine of patches on one side of the normalised cut; read it with the gap.",
+        f"Above the one across the cut wherever patches cluster ({_SHIN}).",
+    ),
+    "similarity_inter": Reading(
+        "Mean cosine of patches on different sides of the cut; read it with the gap.",
+        f"Below the one within a side wherever patches cluster ({_SHIN}).",
+    ),
     "similarity_gap": Reading(
         "How much more alike patches on one side of the cut are than patches across: how clearly patches cluster.",
         f"Grows in training, and early ({_SHIN}). It is large for random weights already: compare with the start.",
