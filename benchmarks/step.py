@@ -11,6 +11,7 @@ implementation's time over this one's. Same shapes, mask ratio 0.75, standardise
 import argparse
 import json
 import os
+import platform
 import resource
 import statistics
 import subprocess
@@ -152,19 +153,11 @@ def worker(arguments) -> None:
                 return model(inputs, 0.0).loss
             return model(images) if name == "lightly" else model(pixel_values=images).loss
 
-    saved, own = {}, {p.data_ptr() for p in model.parameters()}
-
-    def note(tensor):
-        if tensor.data_ptr() not in own:
-            saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
     if "compile" in options:
         model.compile()
+        saved = 0.0
     else:
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            held = loss_of()  # the graph stays alive, so that no storage address is counted twice
-        del held
+        saved = saved_mb(model, loss_of)
 
     def step():
         loss = loss_of()
@@ -174,8 +167,30 @@ def worker(arguments) -> None:
         return loss
 
     for _ in range(3):
-        loss = step()
-    print(json.dumps({"saved_mb": sum(saved.values()) / 2**20}), flush=True)
+        step()
+    answer(step, device, before, saved_mb=saved)
+
+
+def saved_mb(model, loss_of) -> float:
+    """What autograd keeps of one forward pass for the backward pass, besides the parameters."""
+    import torch
+
+    saved, own = {}, {p.data_ptr() for p in model.parameters()}
+
+    def note(tensor):
+        if tensor.data_ptr() not in own:
+            saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        held = loss_of()  # the graph stays alive, so that no storage address is counted twice
+    del held
+    return sum(saved.values()) / 2**20
+
+
+def answer(step, device: str, before: float, **about: float) -> None:
+    """A worker's part of `take_turns`: say what is known, then take as many steps as each line asks for."""
+    print(json.dumps(about), flush=True)
     for line in sys.stdin:
         wall, cpu = time.perf_counter(), time.process_time()
         for _ in range(int(line)):
@@ -194,6 +209,78 @@ def peak(device: str) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def take_turns(script: str, names: list[str], shared: list[str], rounds: int, steps: int) -> tuple[dict, dict]:
+    """Run a worker of `script` for each name and let them step in turns: each one's rounds, and what each is like."""
+    environment = dict(os.environ, HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", GOMP_SPINCOUNT="1000")
+    children, info = {}, {}
+    for name in names:
+        child = subprocess.Popen(
+            [sys.executable, script, "--worker", name, *shared],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        line = next((line for line in child.stdout if line.startswith("{")), None)
+        if line is None:
+            sys.exit(f"{name} did not start, see above")
+        children[name], info[name] = child, json.loads(line)
+    rows = {name: [] for name in children}
+    for _ in range(rounds):
+        for name, child in children.items():
+            child.stdin.write(f"{steps}\n")
+            child.stdin.flush()
+            rows[name].append(json.loads(child.stdout.readline()))
+    for child in children.values():
+        child.stdin.close()
+        child.wait()
+    return rows, info
+
+
+def compare(rows: dict, info: dict, batch: int) -> list[dict]:
+    """A row for each implementation, with medians over rounds of the first one's time over its own.
+
+    `least` and `most` are those of the rounds' CPU ratios.
+    """
+    first, table = next(iter(rows.values())), []
+    for name, mine in rows.items():
+        speed = batch / statistics.median(row["wall"] for row in mine)
+        row = {"implementation": name, "images_per_second": round(speed, 1)}
+        for clock in ("wall", "cpu"):
+            ratios = [a[clock] / b[clock] for a, b in zip(first, mine, strict=True)]
+            row[f"ratio_{clock}"] = round(statistics.median(ratios), 3)
+        row |= {"least": round(min(ratios), 3), "most": round(max(ratios), 3)}
+        row |= {"peak_mb": round(mine[-1]["peak_mb"]), "saved_mb": round(info[name]["saved_mb"], 1)}
+        table.append(row)
+    return table
+
+
+def show(table: list[dict]) -> None:
+    """Print it as Markdown."""
+    print("| " + " | ".join(table[0]) + " |\n|" + "-|" * len(table[0]))
+    for row in table:
+        print("| " + " | ".join(map(str, row.values())) + " |")
+
+
+def append(path: str, row: dict) -> None:
+    """Add a line of JSON to a file."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def cpu_kind() -> str:
+    """Which kind of processor this is, not which machine: family and model, and the instructions torch uses."""
+    import torch
+
+    kind = platform.machine()
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            said = dict(map(str.strip, line.split(":", 1)) for line in file if ":" in line)
+        wanted = ("vendor_id", "cpu family", "model")
+        kind = " ".join([kind, *(said[name] for name in wanted if name in said)])
+    return f"{kind} {torch.backends.cpu.get_cpu_capability()}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="tiny4", choices=CONFIGS)
@@ -209,57 +296,21 @@ def main() -> None:
     if arguments.worker:
         worker(arguments)
         return
-    environment = dict(os.environ, HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", GOMP_SPINCOUNT="1000")
     shared = ["--config", arguments.config, "--threads", str(arguments.threads), "--device", arguments.device]
     shared += ["--batch", str(arguments.batch)] if arguments.batch else []
-    children, info = {}, {}
-    for name in arguments.impl:
-        child = subprocess.Popen(
-            [sys.executable, __file__, "--worker", name, *shared],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        line = next((line for line in child.stdout if line.startswith("{")), None)
-        if line is None:
-            sys.exit(f"{name} did not start, see above")
-        children[name], info[name] = child, json.loads(line)
-    rows = {name: [] for name in children}
-    for _ in range(arguments.rounds):
-        for name, child in children.items():
-            child.stdin.write(f"{arguments.steps}\n")
-            child.stdin.flush()
-            rows[name].append(json.loads(child.stdout.readline()))
-    for child in children.values():
-        child.stdin.close()
-        child.wait()
+    rows, info = take_turns(__file__, arguments.impl, shared, arguments.rounds, arguments.steps)
     config = CONFIGS[arguments.config]
     batch = arguments.batch or config[-1]
-    first, work = rows[arguments.impl[0]], flops(config)
-    table = []
-    for name, mine in rows.items():
-        speed = batch / statistics.median(row["wall"] for row in mine)
-        row = {
-            "implementation": name,
-            "images_per_second": round(speed, 1),
-            "ratio_wall": round(statistics.median(a["wall"] / b["wall"] for a, b in zip(first, mine, strict=True)), 3),
-            "ratio_cpu": round(statistics.median(a["cpu"] / b["cpu"] for a, b in zip(first, mine, strict=True)), 3),
-            "peak_mb": round(mine[-1]["peak_mb"]),
-            "saved_mb": round(info[name]["saved_mb"], 1),
-        }
-        if arguments.device in PEAK:
-            row["share_of_peak"] = round(speed * work / PEAK[arguments.device], 3)
-        table.append(row)
+    work, table = flops(config), compare(rows, info, batch)
+    if arguments.device in PEAK:
+        for row in table:
+            row["share_of_peak"] = round(row["images_per_second"] * work / PEAK[arguments.device], 3)
     work_each = f"{work / 1e9:.1f} GFLOP a picture"
     print(f"{arguments.config}, batch {batch}, {arguments.device}, {arguments.threads} threads, {work_each}")
-    print("| " + " | ".join(table[0]) + " |\n|" + "-|" * len(table[0]))
-    for row in table:
-        print("| " + " | ".join(map(str, row.values())) + " |")
+    show(table)
     if arguments.json:
-        with open(arguments.json, "a", encoding="utf-8") as file:
-            shown = {"config": arguments.config, "batch": batch, "device": arguments.device, "rows": table}
-            file.write(json.dumps(shown) + "\n")
+        shown = {"config": arguments.config, "batch": batch, "device": arguments.device, "cpu": cpu_kind()}
+        append(arguments.json, shown | {"rounds": arguments.rounds, "rows": table})
 
 
 if __name__ == "__main__":
