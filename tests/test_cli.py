@@ -241,8 +241,8 @@ def test_wrong_input_is_answered_with_the_fix(inside, command, fix):
     assert everything(inside) == before  # nothing is created or lost
 
 
-WRONG_SETTINGS = """--epochs 0; --minutes 0; --epochs -1; --batch-size 0; --batch-size -8; --max-steps 0; --images.size 0
---images.size 7; --images.size -28; --images.channels 0; --images.mean 0.5; --images.std 0 1 1
+WRONG_SETTINGS = """--epochs 0; --minutes 0; --epochs -1; --batch-size 0; --batch-size -8; --max-steps 0
+--images.size 0; --images.size 7; --images.size -28; --images.channels 0; --images.mean 0.5; --images.std 0 1 1
 --images.std nan nan nan; --images.value-range 5 1; --images.bad-share -1; --images.view.flip 3
 --encoder.patch 0; --encoder.heads 3; --encoder.heads 0; --encoder.width 0; --encoder.depth 0
 --encoder.width 30 --encoder.heads 2; --encoder.positions rotary; --method.decoder.heads 3

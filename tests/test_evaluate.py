@@ -31,6 +31,7 @@ from mimkit.randomness import integer, keys
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 DATA = {"size": (16, 16), "channels": 3, "mean": (0.1, 0.2, 0.3), "std": (0.3, 0.2, 0.1)}
+POOLS = ("mean", "class", "both", "grid", "blocks")
 TINY = {"name": "vit_tiny_patch16_224", "patch": 4, "width": 24, "depth": 2, "heads": 3}
 
 
@@ -138,7 +139,8 @@ def test_untrained_timm_names_take_the_size_and_statistics_of_the_data():
     assert (vit.size, vit.channels, vit.mean) == ((32, 48), 1, (0.5,))  # the next size in whole patches
     with torch.inference_mode():
         found = vit(torch.randn(2, 1, 32, 48))
-    assert {k: v.shape[1] for k, v in found.items()} == {"class": 192, "mean": 192, "both": 384}
+    widths = {"class": 192, "mean": 192, "both": 384, "grid": 768, "blocks": 1536}
+    assert {k: v.shape[1] for k, v in found.items()} == widths
     again = open_target(
         "untrained:vit_tiny_patch16_224",
         **DATA | {"size": (32, 40), "channels": 1, "mean": (0.5,), "std": (0.2,)},
@@ -146,7 +148,7 @@ def test_untrained_timm_names_take_the_size_and_statistics_of_the_data():
     assert again.fingerprint == vit.fingerprint
 
 
-def test_registers_stay_out_and_models_without_class_token_give_the_mean_alone():
+def test_registers_stay_out_and_models_without_class_token_have_no_pool_of_it():
     size = {**DATA, "size": (28, 28)}
     registers = open_target("untrained:vit_small_patch14_reg4_dinov2", **size)
     x = images(2, (28, 28))
@@ -156,7 +158,7 @@ def test_registers_stay_out_and_models_without_class_token_give_the_mean_alone()
     resnet = open_target("untrained:resnet10t", **DATA)
     with torch.inference_mode():
         found = resnet(images(2))
-        assert list(found) == ["mean"]
+        assert set(found) == set(resnet.pools) == {"mean", "grid"}
         assert torch.allclose(found["mean"], resnet.model.forward_features(images(2)).mean((2, 3)), atol=1e-5)
 
 
@@ -232,7 +234,7 @@ def test_features_come_from_the_cache_until_weights_or_pictures_change(tmp_path,
 
     first, second = features(), features()
     assert len(calls) == 1
-    assert first.values.keys() == second.values.keys() == {"class", "mean", "both"}
+    assert first.values.keys() == second.values.keys() == {"class", "mean", "both", "grid", "blocks"}
     assert all(torch.equal(first.values[pool], second.values[pool]) for pool in first.values)
     assert torch.equal(first.labels, second.labels) and len(first) == 30
     limited = features(limit=10)
@@ -269,7 +271,7 @@ def test_cache_drops_the_least_recently_used(tmp_path, monkeypatch):
     for i, file in enumerate(files[:3]):
         cache._save(file, {"mean": torch.zeros(60)})  # 240 bytes and a header
         os.utime(file, (1000 + i, 1000 + i))
-    assert cache._load(files[0]) is not None  # used now
+    assert cache._load(files[0], ["mean"]) is not None  # used now
     cache._save(files[3], {"mean": torch.zeros(60)})
     assert [file.exists() for file in files] == [True, False, True, True]
     cache._save(tmp_path / "f/large.safetensors", {"mean": torch.zeros(600)})
@@ -423,7 +425,7 @@ def test_evaluate_on_a_folder_of_classes(tmp_path, folder):
     results = [
         evaluate("knn", "pixels", [str(folder)], device="cpu"),
         evaluate("knn", str(tmp_path / "export"), [str(folder)], device="cpu", pools=["both"]),
-        evaluate("probe", str(tmp_path / "export"), [str(folder)], device="cpu", limit_train=30),
+        evaluate("probe", str(tmp_path / "export"), [str(folder)], device="cpu", limit_train=30, pools=["all"]),
     ]
     assert json.loads(json.dumps(results)) == results
     pixels, both, linear = results
@@ -431,7 +433,7 @@ def test_evaluate_on_a_folder_of_classes(tmp_path, folder):
     assert pixels["train"] + pixels["test"] == 59 and pixels["skipped"] == 1
     assert "80 %" in pixels["split_note"]
     assert (both["headline"], list(both["results"])) == ("both", ["both"])
-    assert linear["headline"] == "mean" and set(linear["results"]) == {"mean", "class", "both"}
+    assert linear["headline"] == "mean" and set(linear["results"]) == set(POOLS)
     assert linear["train"] in (29, 30) and "penalty" in linear["results"]["mean"]
     console = Console(width=160)
     with console.capture() as captured:

@@ -7,13 +7,13 @@ import sys
 
 from mimkit.errors import UserError, unknown
 
-KINDS = ("knn", "probe", "all", "finetune")
+KINDS = ("knn", "probe", "attentive", "all", "finetune")
 
 COMMANDS = {
     "recipes": ("[--json FILE]", "list the recipes"),
     "pretrain": ("[RECIPE] --data DATA [--run DIR] [--epochs N] ...", "learn from pictures without labels"),
     "evaluate": (
-        "knn|probe|all|finetune TARGET ... --data DATA",
+        "knn|probe|attentive|all|finetune TARGET ... --data DATA",
         "measure a run, an export, a timm model or a baseline",
     ),
     "compare": ("RECIPE RECIPE ... --data DATA [--budget compute]", "train and measure several under one budget"),
@@ -40,7 +40,7 @@ A first run, no data needed:   mimkit pretrain --data photos
 
 def usage() -> str:
     """The text of `mimkit --help`."""
-    lines = (f"  {name:<9} {args:<53} {what}" for name, (args, what) in COMMANDS.items())
+    lines = (f"  {name:<9} {args:<55} {what}" for name, (args, what) in COMMANDS.items())
     return USAGE.format(commands="\n".join(lines))
 
 

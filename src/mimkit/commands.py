@@ -56,14 +56,18 @@ class EvaluateArguments(Arguments):
 
     data: tuple[str, ...]
     """Pictures with labels: as for pretrain."""
-    pool: Literal["mean", "class", "both", "all"] = "mean"
-    """Features: mean of the patch tokens, class token, both side by side, or each of them."""
+    pool: Literal["auto", "mean", "class", "both", "grid", "blocks", "all"] = "auto"
+    """Features (knn, probe): mean of the patch tokens, class token, both side by side, means of 2 x 2 cells, class
+    token and mean of each of the last 4 blocks, or all of these; `auto`: what was trained, class token or mean."""
     k: int = 20
     """Neighbours (knn)."""
     temperature: float = 0.07
     """Of the neighbours' votes (knn)."""
-    method: Literal["auto", "lars", "logistic"] = "auto"
-    """Of the probe: MAE's linear one, or logistic regression; `auto`: the latter up to 10,000 pictures."""
+    method: Literal["auto", "logistic", "lars", "maskalign", "moco", "moco_v3", "simclr", "dino"] = "auto"
+    """Of the probe: logistic regression, or a paper's linear one (`lars`: MAE's); `auto`: logistic regression up to
+    10,000 pictures, then MAE's."""
+    attentive: bool = False
+    """With `all`: the attentive probe too, which takes longer."""
     limit_train: int | None = None
     """Use so many training pictures, spread over the set."""
     limit_test: int | None = None
@@ -75,18 +79,23 @@ class EvaluateArguments(Arguments):
 
 
 def evaluate(args: list[str]) -> int:
-    """kNN, linear probe or both, of one target or several, in one table."""
+    """kNN, linear probe, attentive probe or `all`, of one target or several, in one table."""
     words = []
     while args and not args[0].startswith("-"):
         words.append(args.pop(0))
     if words[:1] == ["finetune"]:
         return _finetune(words[1:], args)
-    chosen = parse(EvaluateArguments, args, f"mimkit evaluate {' '.join(words) or 'knn|probe|all TARGET ...'}")
+    chosen = parse(
+        EvaluateArguments, args, f"mimkit evaluate {' '.join(words) or 'knn|probe|attentive|all TARGET ...'}"
+    )
     from mimkit.evaluate.run import evaluate as measure
     from mimkit.evaluate.run import table
 
     at_least(0, workers=chosen.workers)
     kind, *targets = words
+    if chosen.attentive and kind != "all":
+        raise UserError("--attentive goes with 'mimkit evaluate all'; alone it is 'mimkit evaluate attentive'")
+    kinds = ("knn", "probe", *(("attentive",) if chosen.attentive else ())) if kind == "all" else (kind,)
     results = [
         measure(
             one,
@@ -99,10 +108,11 @@ def evaluate(args: list[str]) -> int:
             k=chosen.k,
             temperature=chosen.temperature,
             method=chosen.method,
-            pools=None if chosen.pool == "all" else [chosen.pool],
+            pools=[chosen.pool],
         )
-        for one in (("knn", "probe") if kind == "all" else (kind,))
         for target in targets
+        for one in kinds
+        if (kind, one, target) != ("all", "attentive", "pixels")  # which have no tokens
     ]
     show({"results": results}, chosen.json, table(results))
     return 0
@@ -131,7 +141,7 @@ class CompareArguments(Arguments):
     """Each contender trains with each of the seeds 0 to N - 1."""
     out: Path = Path("comparison")
     """Folder of the runs and of the table; the same command goes on there."""
-    measure: tuple[Literal["knn", "probe", "finetune"], ...] = ("knn", "probe")
+    measure: tuple[Literal["knn", "probe", "attentive", "finetune"], ...] = ("knn", "probe")
     """What is measured of each run."""
     finetune: tuple[str, ...] = ()
     """And fine-tunings, each as typed behind `mimkit evaluate finetune TARGET`: "finetune_mini_32 --share 0.1"."""

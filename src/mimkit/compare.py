@@ -71,7 +71,8 @@ class Measurement:
     """What is done with every finished run."""
 
     kinds: tuple[str, ...] = ("knn", "probe")
-    """`knn`, `probe`, `finetune`, or `finetune` and what one would type behind `mimkit evaluate finetune TARGET`."""
+    """`knn`, `probe`, `attentive`, `finetune`, or `finetune` and what one would type behind `mimkit evaluate finetune
+    TARGET`."""
     limit_train: int | None = None
     limit_test: int | None = None
 

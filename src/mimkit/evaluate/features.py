@@ -1,7 +1,7 @@
 """Features: an extractor and pictures enter, one row a picture for each pool leaves; kept in a cache."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +17,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mimkit.data.folders import cache_folder
-from mimkit.data.loader import evaluation_batches
+from mimkit.data.loader import evaluation_batches, memory_share
 from mimkit.data.pictures import Pictures, digest, sample
 from mimkit.data.stream import all_bad
-from mimkit.evaluate.target import Extractor, with_both
+from mimkit.errors import UserError
+from mimkit.evaluate.pools import WIDE, with_both
+from mimkit.evaluate.target import Extractor
 
-VERSION = 1  # of what this file computes; raise it when the numbers change
+VERSION = 2  # of what this file computes; raise it when the numbers change
 CACHE_LIMIT = 4 << 30  # bytes
 
 
@@ -45,29 +47,36 @@ def extract(
     pictures: Pictures,
     *,
     device: torch.device | str,
+    pools: Collection[str] | None = None,
     limit: int | None = None,
     batch_size: int = 256,
     workers: int = 0,
 ) -> Features:
-    """Features of `pictures`, of `limit` of them spread over the set if given.
+    """Features of `pictures`, of `limit` of them spread over the set if given, in these pools or in all.
 
     They are kept in `mimkit/features` of the user's cache, by the fingerprints of weights and pictures, up to
-    4 GB; pixels are not kept, because reading the pictures is all there is to them.
+    4 GB; pixels are not kept, because reading the pictures is all there is to them. One pass makes them all, but
+    `grid` and `blocks`, which take 4 and 8 times the room, are kept from the first time they are asked for.
 
-    Raises UserError when no picture can be read.
+    Raises UserError when no picture can be read, or half of the memory does not hold the features.
     """
-    asked = (pictures.fingerprint, len(pictures), pictures.channels, pictures.value_range, limit)
-    key = digest(VERSION, extractor.fingerprint, extractor.view, *asked)
+    of = (pictures.fingerprint, len(pictures), pictures.channels, pictures.value_range, limit)
+    key = digest(VERSION, extractor.fingerprint, extractor.view, *of)
     file = None if extractor.model is None else cache_folder() / "features" / f"{key}.safetensors"
-    found = None if file is None else _load(file)
+    asked = extractor.pools if pools is None else tuple(pools)
+    needed = {part for pool in asked for part in (("class", "mean") if pool == "both" else (pool,))}
+    found = None if file is None else _load(file, needed | {"index"})
     if found is None:
-        found = _compute(extractor, pictures, torch.device(device), limit, batch_size, workers)
+        kept = needed | {pool for pool in extractor.pools if pool not in (*WIDE, "both")}
+        kept |= set() if file is None else _kept(file)
+        found = _compute(extractor, pictures, torch.device(device), kept, limit, batch_size, workers)
         if file is not None:
             _save(file, found)
-    index = found.pop("index")
+    index = found["index"]
     labels = None if pictures.labels is None else pictures.labels[index]
     wanted = len(pictures) if limit is None else min(limit, len(pictures))
-    return Features(with_both(found), labels, wanted - len(index))
+    rows = with_both(found) if "both" in asked else found
+    return Features({pool: rows[pool] for pool in asked}, labels, wanted - len(index))
 
 
 def batches_for(
@@ -104,11 +113,12 @@ def _compute(
     extractor: Extractor,
     pictures: Pictures,
     device: torch.device,
+    pools: Collection[str],
     limit: int | None,
     batch_size: int,
     workers: int,
 ) -> dict[str, Tensor]:
-    """Features by pool, except `both`, and under `index` the numbers of the pictures."""
+    """Features by pool, and under `index` the numbers of the pictures."""
     if extractor.model is not None:
         extractor.model.to(device)
     wanted = len(sample(len(pictures), len(pictures) if limit is None else limit))
@@ -118,8 +128,9 @@ def _compute(
     settings: dict[str, Any] = dict(device=device, batch_size=batch_size, limit=wanted, skipped=skipped)
     what = f"features of {escape(pictures.name)}"
     for images, _, index in batches_for(extractor, pictures, what, workers=workers, **settings):
-        found = extractor(images)
-        found.pop("both", None)
+        found = {pool: values for pool, values in extractor(images).items() if pool in pools}
+        if not rows:
+            refuse_too_large("features", wanted, sum(values[0].nbytes for values in found.values()), 2 * memory_share())
         for name, values in (found | {"index": index}).items():
             if name not in rows:
                 rows[name] = torch.empty(wanted, *values.shape[1:], dtype=values.dtype)
@@ -130,11 +141,29 @@ def _compute(
     return {name: values[:done] for name, values in rows.items()}
 
 
-def _load(file: Path) -> dict[str, Tensor] | None:
-    """What was kept, or None when there is nothing or it is damaged."""
+def refuse_too_large(what: str, pictures: int, each: int, room: int) -> None:
+    """Refuse what takes more bytes than there is room for in memory, and say how many pictures do not."""
+    if pictures * each > room:
+        raise UserError(
+            f"the {what} of {pictures:,} pictures take {pictures * each / 1e9:,.1f} GB, and this machine has "
+            f"{room / 1e9:,.1f} GB for them: take {max(1, room // each):,} with --limit-train and --limit-test"
+        )
+
+
+def _kept(file: Path) -> set[str]:
+    """Names of what a file holds, none when there is no file or it is damaged."""
+    with suppress(OSError, SafetensorError), safe_open(file, framework="pt") as opened:
+        return {name for name in opened.keys() if name != "index"}  # noqa: SIM118
+    return set()
+
+
+def _load(file: Path, names: Collection[str]) -> dict[str, Tensor] | None:
+    """What was kept under these names, or None when something is not there or damaged."""
     try:
         with safe_open(file, framework="pt") as opened:
-            found = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            if not set(names) <= set(opened.keys()):
+                return None
+            found = {name: opened.get_tensor(name) for name in names}
         with suppress(OSError):
             os.utime(file)
         return found

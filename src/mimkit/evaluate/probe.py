@@ -1,12 +1,14 @@
 """Linear probe: features of two sets with labels enter, a linear classifier's accuracy for each pool leaves.
 
-Two ways: MAE's own protocol for many pictures, scikit-learn's logistic regression for few. Both choose their
-one setting (learning rate, penalty) on a tenth of the train features; the test features are looked at once.
+Two ways: the protocol of a paper for many pictures, scikit-learn's logistic regression for few. Both choose their
+one setting (learning rate, penalty) on a tenth of the train features; the test features are looked at once. Features
+are fixed: where a paper trains its classifier on random crops, it sees each picture's one central view here.
 """
 
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -26,14 +28,62 @@ from mimkit.evaluate.features import Features
 from mimkit.measures import accuracy_interval
 from mimkit.randomness import integer, keys
 
-ProbeMethod = Literal["auto", "lars", "logistic"]
-RATES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # base rates, for a batch of 256; MAE's own is 0.1
+ProbeMethod = Literal["auto", "logistic", "lars", "maskalign", "moco", "moco_v3", "simclr", "dino"]
+RATES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # base rates of LARS, for a batch of 256; MAE's own is 0.1
+AROUND = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # times the published rate of SGD
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # scikit-learn's C: the smaller, the stronger
-EPOCHS, WARMUP = 90, 0.1
 HELD_OUT = 0.1  # share of the train features on which the setting is chosen
 WIDE = 1024  # numbers of a feature beyond which logistic regression sees principal components
 COMPONENTS = 512
 FEW = 10_000  # train features up to which `auto` takes logistic regression
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """How a paper trains its linear classifier on frozen features, momentum 0.9 and no weight decay in all of them.
+
+    Rates are multiplied by batch / 256. The papers train one classifier with the published rate, here several are
+    trained around it.
+    """
+
+    rates: tuple[float, ...]
+    """Base learning rates, tried in parallel."""
+    epochs: int
+    lars: bool = False
+    """LARS instead of SGD."""
+    nesterov: bool = False
+    """Of SGD."""
+    norm: bool = False
+    """BatchNorm without parameters before the classifier."""
+    std: float = 0.01
+    """Of the classifier's first weights, from a normal distribution; biases begin at 0."""
+    warmup: float = 0.0
+    """Share of the training in which the rate rises from 0."""
+    falls: tuple[float, ...] = ()
+    """Shares of the training after which the rate is a tenth of what it was; none: half a cosine to 0, step by step."""
+
+    def share(self, done: float) -> float:
+        """Of the highest learning rate, when a share of the training is `done`, in [0, 1)."""
+        if done < self.warmup:
+            return done / self.warmup
+        if self.falls:
+            return 0.1 ** sum(done >= fall for fall in self.falls)
+        return 0.5 + 0.5 * math.cos(math.pi * (done - self.warmup) / (1 - self.warmup))
+
+
+def _around(rate: float) -> tuple[float, ...]:
+    return tuple(float(f"{rate * factor:.6g}") for factor in AROUND)
+
+
+_MAE = Protocol(rates=RATES, epochs=90, lars=True, norm=True, warmup=0.1)
+PROTOCOLS = {
+    "lars": _MAE,  # He et al. 2022, appendix A.1; facebookresearch/mae:main_linprobe.py, util/lars.py
+    "maskalign": replace(_MAE, rates=tuple(rate / 4 for rate in RATES)),  # 0.025; OpenDriveLab/maskalign
+    "moco": Protocol(rates=_around(30.0), epochs=100, falls=(0.6, 0.8)),  # v1, v2; facebookresearch/moco:main_lincls.py
+    "moco_v3": Protocol(rates=_around(3.0), epochs=90),  # of ViTs; facebookresearch/moco-v3:main_lincls.py
+    "simclr": Protocol(rates=_around(0.1), epochs=90, nesterov=True, std=0.0),  # google-research/simclr
+    "dino": Protocol(rates=_around(0.001), epochs=100),  # facebookresearch/dino:eval_linear.py
+}
 
 
 def evaluate_probe(
@@ -49,8 +99,8 @@ def evaluate_probe(
 
     Args:
         train, test: with labels.
-        method: `lars` (`train_heads`), `logistic` (`fit_logistic`), or `auto`: `logistic` up to 10,000 train
-            features.
+        method: `logistic` (`fit_logistic`), a key of `PROTOCOLS` (`train_heads`), or `auto`: `logistic` up to 10,000
+            train features, `lars` (MAE's) beyond.
         pools: all that the features have, by default.
 
     Returns:
@@ -62,34 +112,49 @@ def evaluate_probe(
     labels, truth = train.labels, test.labels
     if method == "auto":
         method = "logistic" if len(train) <= FEW else "lars"
-    order = keys("held-out", seed, torch.arange(len(train))).argsort()
-    held = order[: max(1, round(HELD_OUT * len(train)))].sort().values
-    fit = order[len(held) :].sort().values
-    if len(labels[fit].unique()) < 2:
-        raise UserError(f"{len(train)} pictures to learn from are too few for a probe: give more, or measure with knn")
+    fit, held = split_held_out(labels, seed)
     results = {}
     for pool in train.values if pools is None else pools:
         values, unseen = train.values[pool], test.values[pool]
         if method == "logistic":
             predicted, chosen = fit_logistic(values, labels, unseen, fit=fit, held=held)
         else:
-            predicted, chosen = _best_head(values, labels, unseen, fit, held, seed, torch.device(device))
+            predicted, chosen = _best_head(
+                values, labels, unseen, fit, held, PROTOCOLS[method], seed, torch.device(device)
+            )
         accuracy, low, high = accuracy_interval(predicted == truth)
         results[pool] = {"accuracy": accuracy, "low": low, "high": high, "method": method, **chosen}
     return results
 
 
-class Heads(nn.Module):
-    """Several linear classifiers on the same features: BatchNorm without affine, then one layer each."""
+def split_held_out(labels: Int64[Tensor, " N"], seed: int) -> tuple[Int64[Tensor, " F"], Int64[Tensor, " H"]]:
+    """Numbers of the pictures to fit to, and of the tenth on which a setting is chosen.
 
-    def __init__(self, width: int, classes: int, count: int, seed: int) -> None:
+    Raises UserError when the former have fewer than two classes.
+    """
+    order = keys("held-out", seed, torch.arange(len(labels))).argsort()
+    held = order[: max(1, round(HELD_OUT * len(labels)))].sort().values
+    fit = order[len(held) :].sort().values
+    if len(labels[fit].unique()) < 2:
+        raise UserError(f"{len(labels)} pictures to learn from are too few for a probe: give more, or measure with knn")
+    return fit, held
+
+
+class Heads(nn.Module):
+    """Several linear classifiers on the same features, behind one BatchNorm without affine or none."""
+
+    def __init__(
+        self, width: int, classes: int, count: int, seed: int, *, norm: bool = True, std: float = 0.01
+    ) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm1d(width, affine=False, eps=1e-6)
+        self.norm = nn.BatchNorm1d(width, affine=False, eps=1e-6) if norm else nn.Identity()
         self.layers = nn.ModuleList(nn.utils.skip_init(nn.Linear, width, classes) for _ in range(count))
         for layer in self.layers:  # all alike, so that they differ by their learning rates alone
             generator = torch.Generator().manual_seed(integer("probe", seed))
-            nn.init.trunc_normal_(layer.get_parameter("weight"), std=0.01, generator=generator)
             nn.init.zeros_(layer.get_parameter("bias"))
+            nn.init.zeros_(layer.get_parameter("weight"))
+            if std > 0:
+                nn.init.trunc_normal_(layer.get_parameter("weight"), std=std, generator=generator)
 
     def forward(self, features: Float[Tensor, "B D"]) -> Float[Tensor, "B L K"]:
         """Logits of every head."""
@@ -105,9 +170,15 @@ def lars(heads: Heads, rates: Sequence[float]) -> Lars:
     """
     groups = []
     for layer, rate in zip(heads.layers, rates, strict=True):
-        groups.append({"params": [layer.weight], "lr": rate, "peak": rate, "always_adapt": True})
-        groups.append({"params": [layer.bias], "lr": rate, "peak": rate, "always_adapt": False})
+        groups.append({"params": [layer.weight], "lr": rate, "always_adapt": True})
+        groups.append({"params": [layer.bias], "lr": rate, "always_adapt": False})
     return Lars(groups, momentum=0.9, weight_decay=0.0, trust_coeff=0.001, eps=0.0)
+
+
+def sgd(heads: Heads, rates: Sequence[float], *, nesterov: bool = False) -> torch.optim.SGD:
+    """SGD with momentum 0.9 and without weight decay, each head with its own learning rate."""
+    groups: list[Any] = [{"params": layer.parameters(), "lr": r} for layer, r in zip(heads.layers, rates, strict=True)]
+    return torch.optim.SGD(groups, lr=0.0, momentum=0.9, nesterov=nesterov)
 
 
 def batch_size(pictures: int) -> int:
@@ -123,52 +194,93 @@ def train_heads(
     labels: Int64[Tensor, " N"],
     *,
     classes: int,
-    rates: Sequence[float] = RATES,
-    epochs: int = EPOCHS,
+    protocol: Protocol = PROTOCOLS["lars"],
+    rates: Sequence[float] | None = None,
+    epochs: int | None = None,
     seed: int = 0,
 ) -> Heads:
-    """MAE's linear probe on fixed features, for several base learning rates at once.
+    """A paper's linear probe on fixed features, for several base learning rates at once, each times batch / 256.
 
-    LARS with rate x batch / 256, ten percent of linear warm-up, then a cosine to 0; the order of an epoch is
-    a function of (seed, epoch), and the last incomplete batch is left out. He et al. 2022, appendix A.1;
-    facebookresearch/mae:main_linprobe.py. The heads share batches and normalisation, nothing else.
+    The heads share batches and normalisation, nothing else. `rates` and `epochs` are the protocol's by default.
     """
-    size = batch_size(len(features))
-    steps = len(features) // size
-    heads = Heads(features.shape[1], classes, len(rates), seed).to(features.device)
-    optimizer = lars(heads, [rate * size / 256 for rate in rates])
+    rates, size = protocol.rates if rates is None else rates, batch_size(len(features))
+    heads = Heads(features.shape[1], classes, len(rates), seed, norm=protocol.norm, std=protocol.std)
+    heads.to(features.device)
+    scaled = [rate * size / 256 for rate in rates]
+    optimizer = lars(heads, scaled) if protocol.lars else sgd(heads, scaled, nesterov=protocol.nesterov)
+    epochs = protocol.epochs if epochs is None else epochs
+    rows = torch.arange(len(features), device=features.device)
+    fit_heads(heads, optimizer, features, labels, rows, size=size, epochs=epochs, share=protocol.share, seed=seed)
+    return heads.eval()
+
+
+def fit_heads(
+    heads: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    features: Float[Tensor, "N *shape"],
+    labels: Int64[Tensor, " N"],
+    rows: Int64[Tensor, " F"],
+    *,
+    size: int,
+    epochs: int,
+    share: Callable[[float], float],
+    seed: int,
+) -> None:
+    """Train classifiers side by side on some `rows`: `heads` make logits (B, heads, classes) of a batch of features.
+
+    The optimiser begins with the highest learning rates, of which `share(done)` counts when a share of the training
+    is done. The order of an epoch is a function of (seed, epoch), and the last incomplete batch is left out.
+    """
+    steps, weight = len(rows) // size, next(heads.parameters())
+    peaks = [group["lr"] for group in optimizer.param_groups]
     for epoch in range(epochs):
-        order = keys("probe", seed, epoch, torch.arange(len(features))).argsort().to(features.device)
+        order = rows[keys("probe", seed, epoch, torch.arange(len(rows))).argsort().to(rows.device)]
         for step in range(steps):
-            done = (epoch + step / steps) / epochs
-            share = done / WARMUP if done < WARMUP else 0.5 + 0.5 * math.cos(math.pi * (done - WARMUP) / (1 - WARMUP))
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * share
+            part = share((epoch + step / steps) / epochs)
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * part
             chosen = order[step * size : (step + 1) * size]
-            logits = heads(features[chosen])
-            wanted = labels[chosen].unsqueeze(1).expand(-1, len(rates))
+            logits = heads(features[chosen].to(weight.device, weight.dtype))
+            wanted = labels[chosen].to(weight.device).unsqueeze(1).expand(logits.shape[:2])
             # A sum over heads: each gets the gradient of its own mean.
             loss = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="sum") / size
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    return heads.eval()
 
 
 def _best_head(
-    values: Tensor, labels: Tensor, unseen: Tensor, fit: Tensor, held: Tensor, seed: int, device: torch.device
+    values: Tensor,
+    labels: Tensor,
+    unseen: Tensor,
+    fit: Tensor,
+    held: Tensor,
+    protocol: Protocol,
+    seed: int,
+    device: torch.device,
 ) -> tuple[Int64[Tensor, " Q"], dict[str, Any]]:
     values, here = values.to(device), labels.to(device)
     fit, held = fit.to(device), held.to(device)
-    heads = train_heads(values[fit], here[fit], classes=int(labels.max()) + 1, seed=seed)
+    heads = train_heads(values[fit], here[fit], classes=int(labels.max()) + 1, protocol=protocol, seed=seed)
+    best, right = choose_head(heads, values[held], here[held])
+    predicted = torch.cat([predict(heads, part.to(device))[:, best] for part in unseen.split(4096)])
+    return predicted.cpu(), {"rate": protocol.rates[best], "held_out": right}
 
-    @torch.inference_mode()
-    def predict(features: Tensor) -> Tensor:
-        return torch.cat([heads(part.to(device)).argmax(dim=2) for part in features.split(4096)])
 
-    right = (predict(values[held]) == here[held].unsqueeze(1)).double().mean(dim=0)
-    best = int(right.argmax())
-    return predict(unseen)[:, best].cpu(), {"rate": RATES[best], "held_out": right[best].item()}
+@torch.inference_mode()
+def predict(heads: nn.Module, features: Float[Tensor, "B *shape"]) -> Int64[Tensor, "B L"]:
+    """The class that each head takes a picture for."""
+    weight = next(heads.parameters())
+    return heads(features.to(weight.device, weight.dtype)).argmax(dim=2)
+
+
+def choose_head(
+    heads: nn.Module, features: Float[Tensor, "H *shape"], labels: Int64[Tensor, " H"], at_once: int = 4096
+) -> tuple[int, float]:
+    """The head that is right most often on features it did not learn from, and how often; of equals the first."""
+    found = torch.cat([predict(heads, part) for part in features.split(at_once)])
+    right = (found == labels.to(found.device).unsqueeze(1)).double().mean(dim=0)
+    return int(right.argmax()), right.max().item()
 
 
 def fit_logistic(
@@ -181,8 +293,8 @@ def fit_logistic(
 ) -> tuple[Int64[Tensor, " Q"], dict[str, Any]]:
     """Logistic regression on standardised features: penalty chosen on `held`, then fitted to all of `values`.
 
-    Features of more than 1,024 numbers (pixels) are reduced to their 512 leading principal components first,
-    found without labels: some thousand pictures do not determine more, and it takes seconds, not minutes.
+    Features of more than 1,024 numbers (pixels, wide pools) are reduced to their 512 leading principal components
+    first, found without labels: some thousand pictures do not determine more, and it takes seconds, not minutes.
 
     Returns the classes of `unseen`, and what was chosen.
     """

@@ -11,13 +11,17 @@ from mimkit.data.loader import statistics
 from mimkit.data.pictures import Pictures, Split, sample
 from mimkit.data.sources import open_pictures
 from mimkit.errors import UserError, unknown
-from mimkit.evaluate.features import Features, extract
+from mimkit.evaluate.attentive import evaluate_attentive
+from mimkit.evaluate.features import extract
 from mimkit.evaluate.knn import evaluate_knn
+from mimkit.evaluate.pools import Pool
 from mimkit.evaluate.probe import ProbeMethod, evaluate_probe
-from mimkit.evaluate.target import Extractor, Pool, export_folder, open_target
+from mimkit.evaluate.target import Extractor, export_folder, open_target
 from mimkit.train.machine import Machine
 
-Kind = Literal["knn", "probe"]
+Kind = Literal["knn", "probe", "attentive"]
+Choice = Pool | Literal["auto", "all"]
+NAMES = {"knn": "kNN", "probe": "linear probe", "attentive": "attentive probe"}
 _LARGE = 256  # pixels; pictures beyond it, or of several sizes, are looked at in MAE's size
 _USUAL = (224, 224)
 
@@ -34,12 +38,12 @@ def evaluate(
     k: int = 20,
     temperature: float = 0.07,
     method: str = "auto",
-    pools: Sequence[Pool] | None = None,
+    pools: Sequence[Choice] = ("auto",),
 ) -> dict[str, Any]:
     """Measure a target on pictures with labels.
 
     Args:
-        kind: `knn` (`measures.knn`) or `probe` (`evaluate_probe`).
+        kind: `knn` (`measures.knn`), `probe` (`evaluate_probe`) or `attentive` (`evaluate_attentive`).
         target: see `open_target`.
         data: see `open_pictures`; without a test split of its own, 20 % are set apart by address.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
@@ -47,8 +51,10 @@ def evaluate(
         limit_train, limit_test: how many pictures to take, spread over the set; all by default.
         k, temperature: of kNN.
         method: of the probe.
-        pools: of `mean`, `class`, `both`; the first is the headline. By default all that the target has, and
-            `mean`. `pixels` have but themselves.
+        pools: of kNN and probe, see `evaluate.pools`; the first is the headline. `auto` is what the target was trained
+            for: the class token where its method trained that one (SimCLR, MoCo, DINO, fine-tuning by it), else the
+            mean of the patch tokens. `all` is this one and all others that the target has. `pixels` have but
+            themselves; an attentive probe sees all tokens.
 
     Returns:
         JSON: kind, target, data, train and test (pictures used), classes, skipped (pictures that cannot be
@@ -69,62 +75,72 @@ def evaluate(
         raise UserError(f"temperature must be above 0, got {temperature}; 0.07 is usual")
     where = Machine(device=device).find_device()
     train, test, extractor = _open(target, [data] if isinstance(data, str) else list(data))
-    features = [
-        extract(extractor, pictures, device=where, limit=limit, workers=workers)
-        for pictures, limit in ((train, limit_train), (test, limit_test))
-    ]
-    known, unseen = features
-    assert known.labels is not None
-    if len(known.labels.unique()) < 2:
-        raise UserError(
-            f"{train.name}: all {len(known)} pictures to learn from have one label: give two classes or more"
-        )
-    chosen = _pools(extractor, known, pools)
-    if kind == "knn":
-        results: dict[str, Any] = dict(
-            evaluate_knn(*features, k=k, temperature=temperature, pools=chosen, device=where)
-        )
-        settings: dict[str, Any] = {"k": k, "temperature": temperature}
+    limits: Any = dict(limit_train=limit_train, limit_test=limit_test)
+    settings: dict[str, Any] = {"size": list(extractor.size)}
+    if kind == "attentive":
+        measured: dict[str, Any] = evaluate_attentive(extractor, train, test, device=where, workers=workers, **limits)
     else:
-        results = evaluate_probe(*features, method=cast(ProbeMethod, method), pools=chosen, device=where)
-        settings = {"method": method}
+        chosen = _pools(extractor, pools)
+        features = [
+            extract(extractor, pictures, device=where, pools=chosen, limit=limit, workers=workers)
+            for pictures, limit in ((train, limit_train), (test, limit_test))
+        ]
+        known, unseen = features
+        assert known.labels is not None
+        if len(known.labels.unique()) < 2:
+            raise UserError(
+                f"{train.name}: all {len(known)} pictures to learn from have one label: give two classes or more"
+            )
+        measured = {"train": len(known), "test": len(unseen), "skipped": known.skipped + unseen.skipped}
+        if kind == "knn":
+            measured["results"] = evaluate_knn(*features, k=k, temperature=temperature, pools=chosen, device=where)
+            settings |= {"k": k, "temperature": temperature}
+        else:
+            how = cast(ProbeMethod, method)
+            measured["results"] = evaluate_probe(*features, method=how, pools=chosen, device=where)
+            settings |= {"method": method}
     return {
         "kind": kind,
         "target": target,
         "data": train.name,
-        "train": len(known),
-        "test": len(unseen),
         "classes": len(train.classes) if train.classes else int(train.labels.max()) + 1,  # type: ignore[union-attr]
-        "skipped": known.skipped + unseen.skipped,
         "split_note": "" if train.has_test else "no test split of its own: 80 % train, 20 % test, by address",
-        "headline": chosen[0],
-        "results": results,
-        "settings": settings | {"size": list(extractor.size)},
+        "headline": next(iter(measured["results"])),
+        "settings": settings,
+        **measured,
     }
 
 
 def table(results: Iterable[dict[str, Any]]) -> Table:
-    """Accuracies in percent with intervals, one row for each target, kind and pool; headlines in bold."""
-    made = Table("target", "measure", "features", "accuracy", "95 % interval", "with")
+    """Accuracies in percent with intervals: a part for each target, a row for each kind and pool; headlines in bold."""
+    made, names = Table("target", "measure", "features", "accuracy", "95 % interval", "with"), {}
     for result in results:
-        for pool, one in result["results"].items():
-            chosen = [
-                f"{text} {one[name]:g}"
-                for name, text in (("rate", "LARS, base rate"), ("penalty", "logistic regression, C"))
-                if name in one
-            ]
-            if result["kind"] == "knn":
-                chosen = [f"k {result['settings']['k']}"]
-            made.add_row(
-                escape(result["target"]),
-                {"knn": "kNN", "probe": "linear probe"}[result["kind"]],
-                pool,
-                f"{one['accuracy']:.1%}",
-                f"{one['low']:.1%} to {one['high']:.1%}",
-                *chosen,
-                style="bold" if pool == result["headline"] else None,
-            )
+        names.setdefault(result["target"], []).append(result)
+    for target, found in names.items():
+        for result in found:
+            for pool, one in result["results"].items():
+                made.add_row(
+                    escape(target),
+                    NAMES[result["kind"]],
+                    pool,
+                    f"{one['accuracy']:.1%}",
+                    f"{one['low']:.1%} to {one['high']:.1%}",
+                    _with(result, one),
+                    style="bold" if pool == result["headline"] else None,
+                )
+        made.add_section()
     return made
+
+
+def _with(result: dict[str, Any], one: dict[str, Any]) -> str:
+    """The settings of a measurement, given or chosen on held-out pictures."""
+    if result["kind"] == "knn":
+        return f"k {result['settings']['k']}"
+    if result["kind"] == "attentive":
+        return f"{one['heads']} head{'s' if one['heads'] > 1 else ''}, rate {one['rate']:g}"
+    if one["method"] == "logistic":
+        return f"logistic regression, C {one['penalty']:g}"
+    return f"{'LARS' if one['method'] == 'lars' else one['method']}, base rate {one['rate']:g}"
 
 
 def _open(target: str, data: list[str]) -> tuple[Pictures, Pictures, Extractor]:
@@ -165,14 +181,19 @@ def usual_size(pictures: Pictures) -> tuple[int, int]:
     return one if max(one) <= _LARGE else _USUAL
 
 
-def _pools(extractor: Extractor, features: Features, asked: Sequence[Pool] | None) -> list[str]:
+def _pools(extractor: Extractor, asked: Sequence[Choice]) -> list[Pool]:
     """The pools to measure, the headline first."""
-    valid = list(features.values)
-    if asked is None or extractor.model is None:
-        return sorted(valid, key=lambda pool: pool != "mean")
+    valid = extractor.pools
+    if extractor.model is None:
+        return list(valid)
+    chosen: list[Pool] = []
     for pool in asked:
-        if pool in ("class", "both") and pool not in valid:
+        if pool in ("auto", "all"):
+            chosen += [extractor.headline, *(valid if pool == "all" else ())]
+        elif pool in valid:
+            chosen.append(pool)
+        elif pool in ("class", "both"):
             raise UserError(f"{extractor.name} has no class token: ask for the pool 'mean'")
-        if pool not in valid:
-            raise unknown("pool", pool, valid)
-    return list(dict.fromkeys(asked)) or valid
+        else:
+            raise unknown(f"pool of {extractor.name}", pool, ["auto", "all", *valid])
+    return list(dict.fromkeys(chosen)) or [extractor.headline]

@@ -2,9 +2,9 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import timm
 import torch
@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from mimkit.data.pictures import digest
 from mimkit.data.views import CenterCrop, Interpolation
 from mimkit.errors import UserError, unknown
+from mimkit.evaluate.pools import Pool, pooled, pools_of, tokens_of
 from mimkit.model.encoder import initialise
 from mimkit.model.patches import sincos_positions
 from mimkit.randomness import integer
 
-Pool = Literal["mean", "class", "both", "pixels"]
 _PIXELS = 48  # longest side at which pixels are compared; wider vectors cost much and tell no more
 UNTRAINED = "untrained:"
 
@@ -43,38 +43,26 @@ class Extractor:
     """What was black and white in 16-bit and float pictures when a run was trained."""
     model: nn.Module | None = None
     """None for the pixels themselves."""
+    headline: Pool = "mean"
+    """The pool that training was about: `class` where it trained the class token to stand for the picture."""
 
     @property
     def view(self) -> CenterCrop:
         """What of a picture is looked at: all that the aspect permits below 128 pixels, else MAE's crop."""
         return CenterCrop(fraction=1.0 if min(self.size) < 128 else 0.875, interpolation=self.interpolation)
 
-    def __call__(self, images: Float[Tensor, "B C H W"]) -> dict[str, Float[Tensor, "B D"]]:
-        """Features of normalised images in float32, one kind for each pool.
+    @property
+    def pools(self) -> tuple[Pool, ...]:
+        """The ways to make a row of a picture that the target has; see `pools`."""
+        return pools_of(self.model)
 
-        `class`: the class token, where there is one; `mean`: the mean of the patch tokens (of other models
-        than ViTs: what they pool themselves); `both`: the two side by side; `pixels`: the images, flattened.
-        """
-        if self.model is None:
-            return {"pixels": images.flatten(1).float()}
-        model: Any = self.model
-        tokens = model.forward_features(images)
-        if tokens.ndim != 3 or not hasattr(model, "num_prefix_tokens"):
-            return {"mean": model.forward_head(tokens, pre_logits=True).flatten(1).float()}
-        pooled = tokens[:, model.num_prefix_tokens :].float().mean(dim=1)
-        # Where timm normalises behind the pooling instead of before, fc_norm does so; else it does nothing.
-        norm = getattr(model, "fc_norm", None)
-        found = {"mean": pooled if norm is None else norm(pooled).float()}
-        if getattr(model, "cls_token", None) is not None:
-            found["class"] = tokens[:, 0].float()
-        return with_both(found)
+    def __call__(self, images: Float[Tensor, "B C H W"]) -> dict[str, Float[Tensor, "B _"]]:
+        """Features of normalised images in float32, one row a picture for each of `pools`; `pixels` are flattened."""
+        return {"pixels": images.flatten(1).float()} if self.model is None else pooled(self.model, images)
 
-
-def with_both(features: dict[str, Float[Tensor, "N D"]]) -> dict[str, Float[Tensor, "N D"]]:
-    """Add `both`, class token and mean of patches side by side, where there are both."""
-    if "class" not in features:
-        return features
-    return features | {"both": torch.cat([features["class"], features["mean"]], dim=1)}
+    def tokens(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B T D"]:
+        """Class token, where there is one, and patch tokens. Raises UserError for a target without tokens."""
+        return tokens_of(self.model, images, self.name)
 
 
 def export_folder(target: str) -> Path | None:
@@ -134,7 +122,7 @@ def open_target(
     if target == "pixels":
         scale = min(1.0, _PIXELS / max(size))
         height, width = (max(1, round(side * scale)) for side in size)
-        return _extractor(target, None, (height, width), channels, mean, std)
+        return replace(_extractor(target, None, (height, width), channels, mean, std), headline="pixels")
     folder = export_folder(target)
     if folder is not None:
         return _open_folder(target, folder)
@@ -193,7 +181,7 @@ def _open_folder(target: str, folder: Path) -> Extractor:
     if target.startswith(UNTRAINED):
         model = _initialised(model, lambda: timm.create_model(where, num_classes=0), run.get("seed", 0))
     value_range = run.get("images", {}).get("value_range")
-    return _extractor(
+    found = _extractor(
         target,
         model,
         (size[0], size[1]),
@@ -205,6 +193,17 @@ def _open_folder(target: str, folder: Path) -> Extractor:
         interpolation=cfg["interpolation"] if cfg["interpolation"] in get_args(Interpolation) else "bicubic",
         value_range=value_range and tuple(value_range),
     )
+    return replace(found, headline=_trained_pool(model, config, run))  # it changes no feature: not in the fingerprint
+
+
+def _trained_pool(model: nn.Module, config: dict[str, Any], run: dict[str, Any]) -> Pool:
+    """`class` if an export says that the class token is pooled, by timm's `global_pool`, else `mean`.
+
+    Contrastive exports that say nothing are older: their run's `method.pool` does, of which None is the class token.
+    """
+    says = (config.get("model_args") or {}).get("global_pool") == "token"
+    says = says or (run.get("method") or {}).get("pool", "mean") in ("class", None)
+    return "class" if says and "class" in pools_of(model) else "mean"
 
 
 def _initialised(trained: nn.Module, build: Callable[[], nn.Module], seed: int) -> nn.Module:

@@ -9,6 +9,7 @@ from typing import Any
 
 from mimkit.config import flatten
 from mimkit.errors import UserError
+from mimkit.evaluate.run import NAMES
 from mimkit.train.run import MEASURED, RunFolder, read_json
 
 POINTS = 400  # of a curve, about
@@ -225,7 +226,6 @@ def row(what: str, value: str, interval: str = "", on: str = "", by: str = "", f
 
 def _evaluation(found: dict[str, Any], file: str) -> list[dict[str, Any]]:
     rows = []
-    words = {"knn": "kNN", "probe": "linear probe"}
     many = found.get("results")
     for one in many if isinstance(many, list) else []:
         if not isinstance(one, dict) or not isinstance(one.get("results"), dict):
@@ -235,7 +235,7 @@ def _evaluation(found: dict[str, Any], file: str) -> list[dict[str, Any]]:
             if isinstance(scores, dict) and "accuracy" in scores:
                 by = f"features: {pool}"
                 kind = str(one.get("kind"))
-                rows.append(row(words.get(kind, kind), *_scores(scores), on, by, file))
+                rows.append(row(NAMES.get(kind, kind), *_scores(scores), on, by, file))
     if "accuracy" in found:
         on = f"{short(str(found.get('data', '')))} ({found.get('train', '?')} / {found.get('test', '?')} pictures)"
         rows.append(row("fine-tuned accuracy", *_scores(found), on, "whole model, with labels", file))

@@ -1,0 +1,185 @@
+"""Attentive probe: a frozen encoder and pictures enter; the accuracy of one layer of attention over its tokens leaves.
+
+A linear probe sees one pooled row of a picture; masked image modelling keeps what it knows in the patches. Here a
+learned query looks for it: x are a picture's tokens behind a BatchNorm without parameters, and
+
+    pooled = concat over heads h of  softmax_n(q_h . W_k,h x_n / sqrt(d)) W_v,h x_n,    logits = W pooled + b
+
+as AIM's (El-Nouby et al. 2024, arXiv:2401.08541; apple/ml-aim:AttentionPoolingClassifier). CAE (arXiv:2202.03026)
+and V-JEPA (arXiv:2404.08471) probe alike, with an MLP behind it. The training is ours: AdamW, fixed tokens.
+"""
+
+import math
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from rich.markup import escape
+from torch import Tensor, nn
+
+from mimkit.data.loader import memory_share
+from mimkit.data.pictures import Pictures, sample
+from mimkit.data.stream import all_bad
+from mimkit.evaluate.features import batches_for, refuse_too_large
+from mimkit.evaluate.probe import Protocol, batch_size, choose_head, fit_heads, predict, split_held_out
+from mimkit.evaluate.target import Extractor
+from mimkit.measures import accuracy_interval
+from mimkit.randomness import integer
+
+PROTOCOL = Protocol(rates=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2), epochs=50, warmup=0.1)  # rates as they are, of no batch
+DECAY = 0.1  # of matrices
+LARGEST = 1024  # pictures in a step
+AT_ONCE = 256  # pictures that are measured at once
+WIDTH = 64  # of an attention head, at least
+
+
+class AttentiveHead(nn.Module):
+    """The weights of one classifier; `AttentiveHeads` uses them.
+
+    A projection of the learned query would be one more learned query, and there is none (AIM).
+    """
+
+    def __init__(self, width: int, classes: int, heads: int) -> None:
+        super().__init__()
+        self.query = nn.Parameter(0.02 * torch.randn(heads, width // heads))
+        self.key, self.value = (nn.Linear(width, width, bias=False) for _ in range(2))
+        self.linear = nn.Linear(width, classes)
+
+
+class AttentiveHeads(nn.Module):
+    """Several attentive classifiers on the same tokens.
+
+    A query meets W_k x as W_k' q meets x, and a mean of values is the value of a mean: keys and values of single
+    tokens are never made, which divides the cost by the width of a head.
+    """
+
+    def __init__(self, width: int, classes: int, count: int, seed: int, heads: int | None = None) -> None:
+        super().__init__()
+        self.heads = heads_of(width) if heads is None else heads
+        self.norm = nn.BatchNorm1d(width, affine=False, eps=1e-6)
+        self.layers = nn.ModuleList()
+        for _ in range(count):  # all alike, so that they differ by their learning rates alone
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(integer("attentive", seed))
+                self.layers.append(AttentiveHead(width, classes, self.heads))
+
+    def forward(self, tokens: Float[Tensor, "B T D"]) -> Float[Tensor, "B L K"]:
+        """Logits of every classifier."""
+        layers: Any = self.layers
+        x = self.norm(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2])
+        query = torch.stack([layer.query for layer in layers])
+        key, value = (
+            torch.stack([layer.get_parameter(f"{name}.weight") for layer in layers]).unflatten(1, (self.heads, -1))
+            for name in ("key", "value")
+        )
+        looks = torch.einsum("lhd,lhdc->lhc", query, key) / math.sqrt(query.shape[2])
+        attention = (x @ looks.flatten(0, 1).T).softmax(dim=1)
+        means = (attention.transpose(1, 2) @ x).unflatten(1, looks.shape[:2])
+        pooled = torch.einsum("blhc,lhdc->blhd", means, value).flatten(2)
+        weight, bias = (
+            torch.stack([layer.linear.get_parameter(name) for layer in layers]) for name in ("weight", "bias")
+        )
+        return torch.einsum("bld,lkd->blk", pooled, weight) + bias
+
+
+def heads_of(width: int) -> int:
+    """As many attention heads as divide the width into parts of 64 numbers or more: 12 of 768."""
+    return max((count for count in range(1, width // WIDTH + 1) if width % count == 0), default=1)
+
+
+def evaluate_attentive(
+    extractor: Extractor,
+    train: Pictures,
+    test: Pictures,
+    *,
+    device: torch.device | str = "cpu",
+    workers: int = 0,
+    limit_train: int | None = None,
+    limit_test: int | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Accuracy on `test` of an attentive classifier of the tokens of `train`; both have labels.
+
+    Tokens of `train` are computed once and kept in memory as float16; they are in no cache. Of several learning rates
+    the one is taken that does best on a tenth of them.
+
+    Returns:
+        train, test, skipped (pictures), and results {"tokens": {accuracy, low, high, rate, held_out, heads}}.
+
+    Raises:
+        UserError: the target has no tokens, they do not fit into a quarter of the memory, or there are too few.
+    """
+    device = torch.device(device)
+    how: Any = dict(device=device, workers=workers, batch_size=AT_ONCE)
+    tokens, labels, bad = _tokens(extractor, train, limit_train, **how)
+    fit, held = split_held_out(labels, seed)
+    rates, size = PROTOCOL.rates, min(LARGEST, batch_size(len(fit)))
+    heads = AttentiveHeads(tokens.shape[2], int(labels.max()) + 1, len(rates), seed).to(device)
+    optimizer, share = adamw(heads, rates), PROTOCOL.share
+    fit_heads(heads, optimizer, tokens, labels, fit, size=size, epochs=PROTOCOL.epochs, share=share, seed=seed)
+    best, right = choose_head(heads.eval(), tokens[held], labels[held], AT_ONCE)
+    skipped: dict[int, str] = {}
+    limit = len(test) if limit_test is None else limit_test
+    what, hits = f"tokens of {escape(test.name)}", []
+    for images, truth, _ in batches_for(extractor, test, what, limit=limit, skipped=skipped, **how):
+        assert truth is not None
+        hits.append(predict(heads, _half(extractor, images))[:, best].cpu() == truth)
+    if not hits:
+        raise all_bad(test, skipped)
+    correct = torch.cat(hits)
+    accuracy, low, high = accuracy_interval(correct)
+    scores = {"accuracy": accuracy, "low": low, "high": high, "rate": rates[best], "held_out": right}
+    return {
+        "train": len(tokens),
+        "test": len(correct),
+        "skipped": bad + len(skipped),
+        "results": {"tokens": scores | {"heads": heads.heads}},
+    }
+
+
+def adamw(heads: AttentiveHeads, rates: tuple[float, ...]) -> torch.optim.AdamW:
+    """AdamW, each classifier with its own learning rate; the query and the biases do not decay."""
+    groups: list[dict[str, Any]] = []
+    for layer, rate in zip(heads.layers, rates, strict=True):
+        matrices = [value for name, value in layer.named_parameters() if name.endswith("weight")]
+        others = [value for name, value in layer.named_parameters() if not name.endswith("weight")]
+        groups.append({"params": matrices, "lr": rate, "weight_decay": DECAY})
+        groups.append({"params": others, "lr": rate, "weight_decay": 0.0})
+    return torch.optim.AdamW(groups)
+
+
+@torch.inference_mode()
+def _half(extractor: Extractor, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B T D"]:
+    return extractor.tokens(images).half()
+
+
+def _tokens(
+    extractor: Extractor,
+    pictures: Pictures,
+    limit: int | None,
+    *,
+    device: torch.device,
+    workers: int,
+    batch_size: int,
+) -> tuple[Float[Tensor, "N T D"], Int64[Tensor, " N"], int]:
+    """Tokens and labels of the pictures that can be read, on the CPU, and how many cannot.
+
+    Raises UserError when they take more than a quarter of the memory.
+    """
+    if extractor.model is not None:
+        extractor.model.to(device)
+    wanted = len(sample(len(pictures), len(pictures) if limit is None else limit))
+    skipped: dict[int, str] = {}
+    how: Any = dict(device=device, workers=workers, batch_size=batch_size, limit=wanted, skipped=skipped)
+    tokens, labels, done = torch.empty(0), [], 0
+    for images, some, _ in batches_for(extractor, pictures, f"tokens of {escape(pictures.name)}", **how):
+        part = _half(extractor, images).cpu()
+        if not done:
+            refuse_too_large("tokens", wanted, part[0].nbytes, memory_share())
+            tokens = torch.empty(wanted, *part.shape[1:], dtype=part.dtype)
+        tokens[done : done + len(part)] = part
+        done += len(part)
+        labels.append(some)
+    if not done:
+        raise all_bad(pictures, skipped)
+    return tokens[:done], torch.cat(labels), len(skipped)
