@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from drills import processes
+from mimkit.methods.dino import DINOConfig
 from mimkit.methods.moco import MoCoConfig
 from mimkit.methods.moco_v3 import MoCoV3Config
 from mimkit.methods.simclr import SimCLRConfig
@@ -23,6 +24,7 @@ CONFIGS = {
     "simclr": SimCLRConfig(temperature=0.5, outputs=8),
     "moco": MoCoConfig(queue=32, outputs=8, momentum=0.5),
     "moco_v3": MoCoV3Config(hidden=16, outputs=8, momentum=0.5),
+    "dino": DINOConfig(prototypes=24, hidden=16, bottleneck=8, momentum=0.5, freeze_last=0.3),
 }
 BATCH, SIZE = 8, 16
 
@@ -36,11 +38,11 @@ def small(kind: str) -> Method:
 
 
 def batch(step: int = 0, part: slice = slice(0, BATCH)) -> Batch:
-    """Two views of each picture: noise in common, and some of their own."""
+    """Two views of each picture, noise in common and some of their own, and a crop of the second."""
     noise = torch.randn(3, BATCH, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(step))
     number = torch.arange(BATCH)[part]
     one, two = ((noise[0] + 0.3 * noise[view])[part] for view in (1, 2))
-    return Batch(one, keys("contrast", step, number), number, others=(two,))
+    return Batch(one, keys("contrast", step, number), number, others=(two, two[:, :, 4:12, 4:12]))
 
 
 def two_steps(kind: str, rank: int = 0, world: int = 1) -> dict[str, Any]:
@@ -54,13 +56,15 @@ def two_steps(kind: str, rank: int = 0, world: int = 1) -> dict[str, Any]:
         optimizer.zero_grad()
         result = task(batch(step, slice(rank * size, rank * size + size)), step / 2)
         result.loss.backward()
-        numbers = torch.stack([result.loss.detach(), result.logs["positive"], result.logs["negative"]])
+        means = [value for name, value in sorted(result.logs.items()) if name != "spread"]
+        numbers = torch.stack([result.loss.detach(), *means])
         if world > 1:
             dist.all_reduce(numbers)
         found[f"numbers {step}"] = numbers / world
         for name, parameter in method.named_parameters():
             if parameter.grad is not None:
                 found[f"gradient {step} {name}"] = parameter.grad.clone()
+        method.before_step(step / 2)
         optimizer.step()
         method.after_step(step / 2)
     return found | {f"state {name}": value.clone() for name, value in method.state_dict().items()}

@@ -6,8 +6,10 @@ import math
 import pytest
 import timm
 import torch
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
+from mimkit.errors import UserError
 from mimkit.masks import Mask
 from mimkit.model.encoder import Encoder, EncoderConfig
 from mimkit.model.patches import patchify, sincos_positions, unpatchify
@@ -107,3 +109,27 @@ def test_the_frozen_table_of_the_encoder_is_sine_cosine_with_zero_class_row():
     encoder = EncoderConfig(name="vit_small_patch16_224", patch=8, width=48, depth=1, heads=3).build((16, 32), 3)
     assert torch.equal(encoder.vit.pos_embed[0, 1:], sincos_positions((2, 4), 48))
     assert not encoder.vit.pos_embed[0, 0].any() and not encoder.vit.pos_embed.requires_grad
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "dynamic"])
+@torch.no_grad()
+def test_images_of_another_size_are_seen_with_timm_s_resampled_positions(name):
+    encoder, vit, _ = family(name)
+    architecture, settings = FAMILIES[name]
+    free = timm.create_model(architecture, **SMALL, **settings, dynamic_img_size=True).eval()
+    free.load_state_dict(vit.state_dict())
+    for rows, columns in ((3, 2), (encoder.grid[0] + 1, encoder.grid[1] + 3)):
+        images = pictures(2, (rows * encoder.patch[0], columns * encoder.patch[1]), encoder.channels)
+        expected = free.forward_features(images)
+        torch.testing.assert_close(torch.cat(encoder(images), dim=1), expected, rtol=1e-4, atol=1e-5)
+        prefix, positions = encoder.positions((rows, columns))
+        table = vit.pos_embed[:, -encoder.grid[0] * encoder.grid[1] :]
+        resampled = resample_abs_pos_embed(table, [rows, columns], [*encoder.grid], num_prefix_tokens=0)
+        assert torch.equal(positions, resampled) and torch.equal(prefix, encoder.positions().prefix)
+    assert torch.equal(encoder.positions(encoder.grid).patches, table)
+
+
+def test_an_uneven_view_is_refused_with_the_fix():
+    encoder = EncoderConfig(name="vit_small_patch16_224", patch=8, width=48, depth=1, heads=3).build((32, 32), 3)
+    with pytest.raises(UserError, match=r"20x20 do not divide into patches of 8x8: use view\.size 16 16"):
+        encoder(pictures(2, (20, 20)))

@@ -12,7 +12,7 @@ from torch import nn
 
 from mimkit.config import from_dict, to_dict
 from mimkit.errors import UserError
-from mimkit.train.optimizer import AdamWConfig, LarsConfig, OptimizerConfig, SGDConfig, set_rates
+from mimkit.train.optimizer import AdamWConfig, LarsConfig, OptimizerConfig, SGDConfig, set_decay, set_rates
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -166,11 +166,67 @@ def test_optimisers_survive_json_and_checkpoints(config):
     torch.testing.assert_close(first.state_dict(), second.state_dict(), rtol=0, atol=0)
 
 
+def test_each_gradient_is_clipped_by_itself():
+    model = small()
+    model[3].bias.requires_grad_(False)
+    grads = gradients(model, 0)
+    model[0].bias.grad.mul_(1e-3)
+    grads["0.bias"] *= 1e-3  # below the limit
+    norm = SGDConfig(clip_each=0.5).shorten([*model.parameters()])
+    norms = {name: np.linalg.norm(g) for name, g in grads.items()}
+    assert norm.item() == pytest.approx(np.linalg.norm([*norms.values()]))
+    assert norms["0.bias"] < 0.5 < min(size for name, size in norms.items() if name != "0.bias")
+    for name, g in grads.items():
+        factor = min(1.0, 0.5 / (norms[name] + 1e-6))
+        np.testing.assert_allclose(model.get_parameter(name).grad.numpy(), g * factor, rtol=1e-12)
+
+
+def test_clipping_all_together_is_torch_s_and_none_touches_nothing():
+    one, other = small(), small()
+    for model in (one, other):
+        gradients(model, 0)
+    assert SGDConfig().shorten([*one.parameters()]) is None
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(one[:3].parameters(), other[:3].parameters(), strict=True))
+    norm = SGDConfig(clip=0.5).shorten([*one.parameters()])
+    assert torch.equal(norm, nn.utils.clip_grad_norm_([*other.parameters()], 0.5))
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(one[:3].parameters(), other[:3].parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        (AdamWConfig(weight_decay=0.04, weight_decay_end=0.4), "weight_decay"),
+        (SGDConfig(weight_decay=0.04, weight_decay_end=0.4), "weight_decay"),
+        (LarsConfig(weight_decay=0.04, weight_decay_end=0.4), "decay"),
+    ],
+)
+def test_the_decay_of_what_decays_moves_by_half_a_cosine(config, name):
+    """facebookresearch/dino:utils.py, cosine_scheduler without warm-up."""
+    optimizer = config.build(small(), 256)
+    still = [group for group in optimizer.param_groups if group[name] == 0]
+    for step in range(0, 100, 7):
+        set_decay(optimizer, step / 100)
+        wanted = 0.4 + 0.5 * (0.04 - 0.4) * (1 + np.cos(np.pi * step / 100))
+        assert all(group[name] == pytest.approx(0 if group in still else wanted) for group in optimizer.param_groups)
+    assert len(still) == (not isinstance(config, SGDConfig))
+    plain = AdamWConfig().build(small(), 256)
+    before = [dict(group) for group in plain.param_groups]
+    set_decay(plain, 0.5)
+    assert all(
+        a.keys() == b.keys() and a["weight_decay"] == b["weight_decay"]
+        for a, b in zip(before, plain.param_groups, strict=True)
+    )
+
+
 WRONG = {
     "optimizer.base_rate": SGDConfig(base_rate=0.0),
     "optimizer.weight_decay": LarsConfig(weight_decay=-1.0),
     "optimizer.per": LarsConfig(per=0),
     "optimizer.clip": SGDConfig(clip=0.0),
+    "optimizer.clip_each": SGDConfig(clip_each=-1.0),
+    "optimizer.clip_each each: give one": AdamWConfig(clip=1.0, clip_each=1.0),
+    "optimizer.weight_decay_end": AdamWConfig(weight_decay_end=-0.1),
+    "optimizer.weight_decay_end ": SGDConfig(weight_decay=0.0, weight_decay_end=0.1),
     "optimizer.betas": AdamWConfig(betas=(0.9, 1.0)),
     "optimizer.layer_decay": AdamWConfig(layer_decay=0.0),
     "optimizer.layer_decay ": AdamWConfig(layer_decay=1.5),

@@ -147,6 +147,34 @@ def in_batch(queries: Float[Tensor, "B D"], keys: Float[Tensor, "B D"], temperat
         return _contrast(queries @ gather(keys).flatten(0, 1).T, own, temperature, 2 * temperature)
 
 
+class Distillation(NamedTuple):
+    """A loss of imitation, and the mean entropy of what is imitated: ln K where it says nothing, 0 where it is one."""
+
+    loss: Float[Tensor, ""]
+    entropy: Float[Tensor, ""]
+
+
+def distil(
+    student: Float[Tensor, "V B K"],
+    teacher: Float[Tensor, "T B K"],
+    centre: Float[Tensor, " K"],
+    temperature: float,
+    teacher_temperature: float | Float[Tensor, ""],
+) -> Distillation:
+    """DINO's loss (Caron et al. 2021): each view's distribution shall be the teacher's of every other view.
+
+    Cross-entropy of softmax((teacher - centre) / its temperature) and softmax(student / temperature), the mean over
+    pictures and pairs of two views. The teacher's views are the first of the student's; it gets no gradient.
+    """
+    with torch.autocast(student.device.type, enabled=False):
+        wanted = ((teacher.detach().float() - centre) / teacher_temperature).log_softmax(dim=2)
+        chance = wanted.exp()
+        terms = -torch.einsum("tbk,vbk->tv", chance, (student.float() / temperature).log_softmax(dim=2))
+        pairs = 1 - torch.eye(*terms.shape, device=terms.device)
+        loss = (terms * pairs).sum() / (pairs.sum() * student.shape[1])
+        return Distillation(loss, -(chance * wanted).sum(dim=2).mean())
+
+
 def _contrast(
     cosines: Float[Tensor, "B M"],
     twin: Int64[Tensor, " B"],

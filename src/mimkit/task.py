@@ -52,6 +52,9 @@ class Task(nn.Module):
         """The loss of a batch; `progress` runs over training in [0, 1). Means the same in train and eval mode."""
         raise NotImplementedError(f"{type(self).__name__} is no task until it defines forward")
 
+    def before_step(self, progress: float) -> None:
+        """Called with the gradients of a whole step, before they are clipped, to drop some; by default none is."""
+
     def after_step(self, progress: float) -> None:
         """Called after each optimiser step, to move slow copies and centres; by default nothing moves."""
 

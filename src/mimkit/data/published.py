@@ -1,4 +1,4 @@
-"""Augmentation as published: the name of a recipe enters, a view leaves; two of them make a contrastive pair.
+"""Augmentation as published: the name of a recipe enters, a view leaves; two or more of them are compared.
 
 None of them says how images are normalised; SimCLR learns from values in [0, 1] (images.mean 0, images.std 1).
 """
@@ -38,3 +38,16 @@ def byol(first: bool) -> RandomResizedCrop:
     """One of BYOL's two views (Grill et al. 2020, appendix B), which MoCo v3 took over: only one may be solarised."""
     blur, solarise = (1.0, 0.0) if first else (0.1, 0.2)
     return RandomResizedCrop(scale=(0.08, 1.0), colours=Colours(saturation=0.2, blur=blur, solarise=solarise))
+
+
+def dino(crops: int = 8, size: int = 96, *, blur: bool = True) -> tuple[RandomResizedCrop, ...]:
+    """DINO's two whole views and `crops` small ones of `size` pixels (facebookresearch/dino: main_dino.py).
+
+    One whole view is blurred always; the other rarely, and only that one may be solarised.
+    """
+    first, second, small = (
+        Colours(saturation=0.2, blur=chance if blur else 0.0, solarise=solarise)
+        for chance, solarise in ((1.0, 0.0), (0.1, 0.2), (0.5, 0.0))
+    )
+    whole = [RandomResizedCrop(scale=(0.4, 1.0), colours=colours) for colours in (first, second)]
+    return (*whole, *[RandomResizedCrop(scale=(0.05, 0.4), size=size, colours=small)] * crops)

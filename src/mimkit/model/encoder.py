@@ -7,7 +7,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from timm.layers import PatchEmbed
+from timm.layers import PatchEmbed, resample_abs_pos_embed
 from timm.models import ResNet, SwinTransformer, SwinTransformerV2, VisionTransformer, is_model_in_modules
 from torch import Tensor, nn
 
@@ -144,16 +144,16 @@ def refuse_unsuitable(model: nn.Module, name: str) -> None:
     raise UserError(f"'{name}' ({family}) cannot be this encoder: {reason}; use a vit_* or deit* model of timm")
 
 
-def refuse_uneven(patch: tuple[int, int], size: tuple[int, int]) -> None:
-    """Refuse images that do not divide into patches, with the nearest size that does."""
+def refuse_uneven(patch: tuple[int, int], size: tuple[int, int], setting: str = "--images.size") -> None:
+    """Refuse images that do not divide into patches, with the nearest size that does, for the setting that is wrong."""
     if size[0] % patch[0] or size[1] % patch[1]:
         near = tuple(max(p, round(s / p) * p) for s, p in zip(size, patch, strict=True))
         raise UserError(
             f"images of {size[0]}x{size[1]} do not divide into patches of {patch[0]}x{patch[1]}: "
-            f"use --images.size {near[0]} {near[1]} or another --encoder.patch"
+            f"use {setting} {near[0]} {near[1]} or another --encoder.patch"
         )
     if size == tuple(patch):
-        raise UserError(f"images of {size[0]}x{size[1]} are one patch, all or nothing: enlarge --images.size")
+        raise UserError(f"images of {size[0]}x{size[1]} are one patch, all or nothing: enlarge {setting}")
 
 
 def initialise(module: nn.Module) -> None:
@@ -242,18 +242,27 @@ class Encoder(Backbone):
         table[:, -patches:] = sincos_positions(self.grid, self.width)
         self.vit.pos_embed = nn.Parameter(table, requires_grad=False)
 
-    def positions(self) -> Tokens:
-        """Prefix tokens with their positions, and the positions of all patches (both with batch size 1)."""
+    def positions(self, grid: tuple[int, int] | None = None) -> Tokens:
+        """Prefix tokens with their positions, and the positions of all patches (both with batch size 1).
+
+        Those of another `grid` than its own are resampled as timm does it: bicubic, with antialiasing.
+        """
         table = self.vit.patch_embed.proj.weight.new_zeros(1, *self.grid, self.width)
         x = self.vit._pos_embed(table if self.vit.dynamic_img_size else table.flatten(1, 2))
-        return self._split(x)
+        prefix, patches = self._split(x)
+        if grid is not None and grid != self.grid:
+            patches = resample_abs_pos_embed(patches, [*grid], [*self.grid], num_prefix_tokens=0)
+        return Tokens(prefix, patches)
 
-    def embed(self, patches: Float[Tensor, "B N P"], mask: Mask | None = None) -> Tokens:
+    def embed(
+        self, patches: Float[Tensor, "B N P"], mask: Mask | None = None, grid: tuple[int, int] | None = None
+    ) -> Tokens:
         """Patches of `patchify` to tokens with positions, of the visible slots alone when a mask is given.
 
-        Pixels are gathered before they are embedded: hidden patches cost nothing.
+        Pixels are gathered before they are embedded: hidden patches cost nothing. `grid` is that of the patches, if
+        other than the encoder's.
         """
-        prefix, positions = self.positions()
+        prefix, positions = self.positions(grid)
         if mask is not None:
             patches = mask.take(mask.repeat(patches))
             positions = mask.take(positions.expand(mask.hidden.shape[0], -1, -1))
@@ -302,10 +311,16 @@ class Encoder(Backbone):
         return self._split(x)
 
     def forward(self, images: Float[Tensor, "B C H W"], mask: Mask | None = None) -> Tokens:
-        """Latents of all patches, bit for bit timm's `forward_features`; with a mask, of the visible slots."""
-        if mask is None:
+        """Latents of all patches, bit for bit timm's `forward_features`; with a mask, of the visible slots.
+
+        Images of another size than the encoder's are looked at with resampled positions.
+        """
+        height, width = images.shape[2:]
+        if mask is None and (self.vit.dynamic_img_size or (height, width) == self.size):
             return self._split(self.vit.forward_features(images))
-        return self.encode(self.embed(patchify(images, self.patch), mask), mask)
+        refuse_uneven(self.patch, (height, width), "view.size")
+        grid = (height // self.patch[0], width // self.patch[1])
+        return self.encode(self.embed(patchify(images, self.patch), mask, grid), mask)
 
     def _split(self, x: Float[Tensor, "B T D"]) -> Tokens:
         prefix = self.vit.num_prefix_tokens

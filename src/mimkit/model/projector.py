@@ -1,11 +1,13 @@
-"""Projector: images enter, points that a contrastive loss compares leave; BatchNorm over all processes is here too."""
+"""Projector: images enter, points that are compared leave; slow copies and a BatchNorm over all processes too."""
 
 import copy
+from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -59,17 +61,19 @@ def synchronised(module: nn.Module) -> nn.Module:
     return module
 
 
-def mlp(widths: Sequence[int], *, norm: bool = True, last: Last = "none") -> nn.Sequential:
-    """Linear layers from `widths[0]` over the hidden widths to `widths[-1]`, with ReLU between them.
+def mlp(
+    widths: Sequence[int], *, norm: bool = True, last: Last = "none", between: type[nn.Module] = nn.ReLU
+) -> nn.Sequential:
+    """Linear layers from `widths[0]` over the hidden widths to `widths[-1]`, with ReLU, or GELU, `between` them.
 
     Args:
-        norm: BatchNorm before each ReLU, and layers without bias; else layers with bias.
+        norm: BatchNorm before what is between, and layers without bias; else layers with bias.
         last: what follows the last layer: nothing, BatchNorm without parameters (`plain`, MoCo v3) or with a learned
             scale but no shift (`scale`, SimCLR).
     """
     layers: list[nn.Module] = []
     for i, (inputs, outputs) in enumerate(pairwise(widths)):
-        layers += [nn.ReLU()] if i else []
+        layers += [between()] if i else []
         layers.append(nn.Linear(inputs, outputs, bias=not norm))
         if norm and i < len(widths) - 2:
             layers.append(GlobalBatchNorm(outputs))
@@ -77,6 +81,45 @@ def mlp(widths: Sequence[int], *, norm: bool = True, last: Last = "none") -> nn.
         layers.append(GlobalBatchNorm(widths[-1], affine=last == "scale"))
         layers[-1].register_parameter("bias", None)
     return nn.Sequential(*layers)
+
+
+class Prototypes(nn.Module):
+    """Cosines of points with learned directions, in float32: a linear layer with weight normalisation, without bias.
+
+    Args:
+        inputs: numbers of a point.
+        count: prototypes, so numbers that leave.
+        unit: they stay unit vectors; else each learns its length, which begins at 1.
+    """
+
+    def __init__(self, inputs: int, count: int, *, unit: bool) -> None:
+        super().__init__()
+        self.weight = nn.Linear(inputs, count, bias=False).weight
+        self.register_parameter("lengths", None if unit else nn.Parameter(torch.ones(count, 1)))
+
+    def forward(self, points: Float[Tensor, "*B D"]) -> Float[Tensor, "*B K"]:
+        with torch.autocast(points.device.type, enabled=False):
+            directions = F.normalize(self.weight, dim=1)
+            if self.lengths is not None:
+                directions = directions * self.lengths
+            return F.linear(F.normalize(points.float(), dim=-1), directions)
+
+
+def prototype_head(widths: Sequence[int], count: int, *, unit: bool) -> nn.Sequential:
+    """DINO's head: `layers` of these widths with GELU between them, then `count` `prototypes`."""
+    layers = mlp(widths, norm=False, between=nn.GELU)
+    layers.apply(small_normal)
+    parts: OrderedDict[str, nn.Module] = OrderedDict(layers=layers)
+    parts["prototypes"] = Prototypes(widths[-1], count, unit=unit)
+    return nn.Sequential(parts)
+
+
+def small_normal(part: nn.Module) -> None:
+    """Weights of a linear layer Normal(0, 0.02) and no bias, as ViTs start in DINO; for `Module.apply`."""
+    if isinstance(part, nn.Linear):
+        nn.init.trunc_normal_(part.weight, std=0.02)
+        if part.bias is not None:
+            nn.init.zeros_(part.bias)
 
 
 class Embedder(nn.Module):
@@ -96,6 +139,8 @@ class Embedder(nn.Module):
             raise UserError("this encoder has no class token: use --method.pool mean")
         self.encoder, self.projector = encoder, projector
         self.takes_class = has_class if pool is None else pool == "class"
+        if self.takes_class:
+            encoder.vit.reset_classifier(0, "token")  # by this an export, and who measures it, know what was trained
 
     def features(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
         """What the encoder says about each image, before the projector."""
@@ -110,11 +155,19 @@ class SlowCopy(nn.Module):
     """A module that follows another one as its exponential moving average; it gets no gradient.
 
     Parameters alone move; running statistics of BatchNorm come from the copy's own forward passes (MoCo).
+
+    Args:
+        calm: always in eval mode, so that it drops no paths (DINO).
     """
 
-    def __init__(self, of: nn.Module) -> None:
+    module: Any
+
+    def __init__(self, of: nn.Module, *, calm: bool = False) -> None:
         super().__init__()
-        self.module = copy.deepcopy(of).requires_grad_(False)
+        self.module, self.calm = copy.deepcopy(of).requires_grad_(False), calm
+
+    def train(self, mode: bool = True) -> "SlowCopy":
+        return super().train(mode and not self.calm)
 
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "B *shape"]) -> Float[Tensor, "B P"]:

@@ -11,7 +11,7 @@ from mimkit.errors import UserError, unknown
 if TYPE_CHECKING:
     from mimkit.train.prepare import Pretrain
 
-METHODS = ("mae", "simmim", "emae", "maskalign", "simclr", "moco")  # in this order stand their recipes
+METHODS = ("mae", "simmim", "emae", "maskalign", "simclr", "moco", "dino")  # in this order stand their recipes
 
 
 def recipes(finetuning: bool = False) -> dict[str, tuple[str, str]]:

@@ -1,9 +1,10 @@
-"""Recipes of SimCLR and MoCo, as published and for small pictures: nothing enters, a Pretrain leaves."""
+"""Recipes of SimCLR, MoCo and DINO, as published and for small pictures: nothing enters, a Pretrain leaves."""
 
 from dataclasses import replace
 
-from mimkit.data.published import byol, moco_v1, moco_v2, simclr
+from mimkit.data.published import byol, dino, moco_v1, moco_v2, simclr
 from mimkit.data.views import View
+from mimkit.methods.dino import DINOConfig
 from mimkit.methods.moco import MoCoConfig
 from mimkit.methods.moco_v3 import MoCoV3Config
 from mimkit.methods.simclr import SimCLRConfig
@@ -168,3 +169,38 @@ def moco_v3_mini_32() -> Pretrain:
     24 epochs with 256 pictures a step; AdamW, rate 1e-3, views of `simclr_mini_32`. Not measured by us.
     """
     return _mini(MoCoV3Config(hidden=1024))
+
+
+def dino_vit_s16() -> Pretrain:
+    """DINO, ViT-S/16 at 224 px, crops of 96: the paper's recipe, 100 epochs with 1024 pictures a step.
+
+    Caron et al. 2021, facebookresearch/dino: eight crops, AdamW, rate 2e-3 (5e-4 x 1024 / 256), 10 warm-up epochs, at
+    last 1e-6, weight decay 0.04 to 0.4, gradients of each tensor up to 3, drop path 0.1, prototypes still for an epoch.
+    The authors report kNN 69.3 % and 74.0 % linear on ImageNet after 100 epochs on eight GPUs with 64 pictures each,
+    and 74.5 and 77.0 % of the weights they released. Not measured by us.
+    """
+    first, *others = dino()
+    return Pretrain(
+        encoder=EncoderConfig(name="vit_small_patch16_224", positions="learned", model_args={"drop_path_rate": 0.1}),
+        method=DINOConfig(),
+        images=Images(size=224, view=first, others=tuple(others)),
+        optimizer=AdamWConfig(
+            base_rate=5e-4, weight_decay=0.04, weight_decay_end=0.4, betas=(0.9, 0.999), clip_each=3.0
+        ),
+        schedule=WarmupCosine(warmup=0.1, final=1e-6 / 2e-3),
+        epochs=100,
+        batch_size=1024,
+    )
+
+
+def dino_mini_32() -> Pretrain:
+    """DINO, 128 x 4 blocks, patches of 4 on 32 px (CIFAR), four crops of 16, 4096 prototypes.
+
+    24 epochs with 256 pictures a step; AdamW, rate 1e-3, weight decay 0.04 to 0.4, gradients of each tensor up to 3, no
+    blur. Not measured by us.
+    """
+    run = _mini(DINOConfig(prototypes=4096, hidden=512, bottleneck=64, freeze_last=1 / 24))
+    first, *others = dino(4, 16, blur=False)
+    run.images = Images(size=32, view=first, others=tuple(others))
+    run.optimizer = replace(dino_vit_s16().optimizer, base_rate=1e-3)
+    return run

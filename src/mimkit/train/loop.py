@@ -1,16 +1,16 @@
 """The only training loop. A task, batches, an optimiser and a schedule enter; a trained task leaves."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mimkit import distributed
 from mimkit.randomness import integer
 from mimkit.task import Batch
 from mimkit.train.machine import Engine
-from mimkit.train.optimizer import set_rates
+from mimkit.train.optimizer import set_decay, set_rates
 from mimkit.train.progress import Recorder
 
 
@@ -29,7 +29,7 @@ def fit(
     last: int,
     total: int,
     accumulate: int = 1,
-    clip: float | None = None,
+    clip: Callable[[Sequence[Tensor]], Tensor | None] = lambda parameters: None,
 ) -> int:
     """Train steps `first .. last - 1` of a schedule over `total` steps; returns the number of steps done.
 
@@ -40,7 +40,7 @@ def fit(
         recorder: takes what each step produced; reads the device only when it logs.
         prepare: called with the number of each step before it.
         pause: called with the number of steps done; saves and looks when due, and returns True to stop.
-        clip: largest gradient norm, if any.
+        clip: shortens the gradients of these parameters and returns their norm before, or None where it does nothing.
     """
     task.train()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -49,16 +49,16 @@ def fit(
         prepare(step)
         torch.manual_seed(integer("step", seed, step, distributed.rank()))  # drop path and dropout have an address too
         set_rates(optimizer, schedule(progress))
+        set_decay(optimizer, progress)
         for micro in range(accumulate):
             asked = time.perf_counter()
             batch = next(batches)
             recorder.waited += time.perf_counter() - asked
             result = engine.step(task, batch, progress, micro == accumulate - 1, 1 / accumulate)
             recorder.take(step, batch, result, 1 / accumulate)
-        norm = None
-        if clip is not None:
-            norm = torch.nn.utils.clip_grad_norm_(parameters, clip)
-        elif recorder.due(step):
+        engine.plain(task).before_step(progress)
+        norm = clip(parameters)
+        if norm is None and recorder.due(step):
             norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -51,7 +51,8 @@ class Machine:
     keep: int = 2
     """Checkpoints to keep."""
     looks: int = 12
-    """How often during training to look at it: online kNN, effective rank, pictures of reconstructions."""
+    """How often during training to look at it: online kNN, rank and spread of features, pictures of reconstructions;
+    it warns when features have collapsed since the start."""
     tensorboard: bool = True
     """Write TensorBoard files when tensorboard is installed."""
 

@@ -1,4 +1,4 @@
-"""Looks at a run while it trains: the task enters; online kNN, effective rank and pictures of reconstructions leave."""
+"""Looks at a run while it trains: the task enters; online kNN, rank and spread of features and pictures leave."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mimkit import objectives
 from mimkit.data.loader import evaluation_batches
 from mimkit.data.sources import Pictures
 from mimkit.data.views import CenterCrop
@@ -58,22 +59,27 @@ class Monitor:
         self.bank, self.bank_labels = load(train, BANK)
         self.queries, self.query_labels = load(self.test, QUERIES) if self.test is not None else (None, None)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # no inference mode: the first step may use what the encoder keeps of the look before it
     def features(self, encoder: Backbone, images: Tensor) -> Tensor:
-        """Mean of the patch tokens, float32 on the CPU."""
-        means = []
+        """Class token where the method trains that one (timm's `global_pool`), else mean of the patch tokens."""
+        rows, by_class = [], encoder.vit.global_pool == "token"
         for part in images.split(256):
             with self.engine.autocast():
-                means.append(encoder(part.to(self.engine.device)).patches.float().mean(dim=1).cpu())
-        return torch.cat(means)
+                prefix, patches = encoder(part.to(self.engine.device))
+            rows.append((prefix[:, 0].float() if by_class else patches.float().mean(dim=1)).cpu())
+        return torch.cat(rows)
 
-    def look(self, method: Method, encoder: Backbone) -> dict[str, float]:
-        """Online kNN accuracy (with labels) and effective rank of the features."""
+    def most(self, encoder: Backbone) -> int:
+        """The largest rank that the features can have."""
+        return min(len(self.bank), encoder.width)
+
+    def look(self, method: Method, encoder: Backbone, *, classify: bool = True) -> dict[str, float]:
+        """Effective rank and spread of the features, and unless `classify` is off the online kNN, with labels."""
         training = method.training
         method.eval()
         bank = self.features(encoder, self.bank)
-        record = {"effective_rank": float(effective_rank(bank))}
-        if self.test is not None and self.bank_labels is not None and self.queries is not None:
+        record = {"effective_rank": float(effective_rank(bank)), "feature_spread": float(objectives.spread(bank))}
+        if classify and self.test is not None and self.bank_labels is not None and self.queries is not None:
             classes = len(self.test.classes or ()) or int(self.bank_labels.max()) + 1
             predicted = knn(bank, self.bank_labels, self.features(encoder, self.queries), classes=classes)
             record["knn"] = torch.eq(predicted, torch.as_tensor(self.query_labels)).float().mean().item()

@@ -1,7 +1,7 @@
 """Optimisers: a task and the global batch size enter, an optimiser with its peak learning rates leaves."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import timm.optim
 import torch
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
-from torch import nn
+from torch import Tensor, nn
 
 from mimkit.errors import UserError, at_least
 
@@ -24,16 +24,26 @@ class OptimizerConfig:
     """Pictures a step for which `base_rate` is meant; SimMIM's 512."""
     weight_decay: float = 0.0
     """Share of a weight, times the learning rate, that each step takes off."""
+    weight_decay_end: float | None = None
+    """What the weight decay becomes, in half a cosine, where there is any; DINO's goes from 0.04 to 0.4."""
     clip: float | None = None
     """Largest gradient norm; MAE does not clip."""
+    clip_each: float | None = None
+    """Largest norm of the gradient of each tensor by itself, instead of that of all; DINO's 3.0."""
 
     def check(self) -> None:
         """Refuse numbers that cannot be meant, before anything takes long."""
-        at_least(0, **{"optimizer.weight_decay": self.weight_decay})
+        decays = {"weight_decay": self.weight_decay, "weight_decay_end": self.weight_decay_end}
+        at_least(0, **{f"optimizer.{name}": value for name, value in decays.items()})
         at_least(1, **{"optimizer.per": self.per})
-        for name, value in (("base_rate", self.base_rate), ("clip", self.clip)):
+        for name in ("base_rate", "clip", "clip_each"):
+            value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise UserError(f"optimizer.{name} must be above 0, got {value}")
+        if self.clip is not None and self.clip_each is not None:
+            raise UserError("optimizer.clip shortens all gradients together, optimizer.clip_each each: give one")
+        if self.weight_decay_end is not None and self.weight_decay == 0:
+            raise UserError("optimizer.weight_decay_end has no decay to start from: give --optimizer.weight-decay")
 
     def rate(self, batch_size: int) -> float:
         """Peak learning rate for this global batch size."""
@@ -44,11 +54,24 @@ class OptimizerConfig:
         raise NotImplementedError(f"{type(self).__name__} is no optimiser until it defines make")
 
     def build(self, task: nn.Module, batch_size: int) -> torch.optim.Optimizer:
-        """The optimiser; every group keeps its peak rate as `peak`."""
+        """The optimiser; every group keeps its peak rate as `peak`, and if its decay moves both ends as `decays`."""
         optimizer = self.make(task, self.rate(batch_size))
         for group in optimizer.param_groups:
             group["peak"] = group["lr"] = group["lr"] * group.get("lr_scale", 1.0)
+            if self.weight_decay_end is not None and group[_decay(group)] > 0:
+                group["decays"] = (group[_decay(group)], self.weight_decay_end)
         return optimizer
+
+    def shorten(self, parameters: Sequence[Tensor]) -> Tensor | None:
+        """Clip the gradients as asked; returns the norm of all before, or None where nothing is asked."""
+        if self.clip is not None:
+            return torch.nn.utils.clip_grad_norm_(parameters, self.clip)
+        if self.clip_each is None:
+            return None
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        norms = torch._foreach_norm(gradients)
+        torch._foreach_mul_(gradients, [(self.clip_each / (norm + 1e-6)).clamp(max=1) for norm in norms])
+        return torch.linalg.vector_norm(torch.stack(norms))
 
 
 @dataclass(kw_only=True, slots=True)
@@ -181,6 +204,19 @@ def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
     """Set the learning rate of each group to its peak times `factor`."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * factor
+
+
+def set_decay(optimizer: torch.optim.Optimizer, progress: float) -> None:
+    """Move the weight decay of each group that has `decays` from the first to the last, in half a cosine."""
+    for group in optimizer.param_groups:
+        if "decays" in group:
+            first, last = group["decays"]
+            group[_decay(group)] = last + (first - last) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def _decay(group: dict[str, Any]) -> str:
+    """Where a group keeps its weight decay: `Lars` has a name of its own for it."""
+    return "decay" if "decay" in group else "weight_decay"
 
 
 def _check_momentum(momentum: float) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from mimkit import distributed
 from mimkit.errors import UserError
 from mimkit.train.checkpoint import checkpoints, restore, save_checkpoint
+from mimkit.train.collapse import collapse
 from mimkit.train.gallery import open_gallery
 from mimkit.train.leave import export_encoder
 from mimkit.train.loop import fit
@@ -94,6 +95,15 @@ def _train(
         first, seconds = restore(saves[-1], task, optimizer, device)
     loader = ready.loader(device, rank=distributed.rank(), world=world, micro_batch=micro, workers=workers, notify=say)
     total = ready.steps
+    monitor = None
+    if main and config.machine.looks > 0:
+        train, test = ready.labelled or (pictures, None)
+        monitor = Monitor(train, test, size=size, mean=mean, std=std, engine=engine, workers=workers, seed=config.seed)
+
+    def look_first() -> dict[str, float]:
+        return monitor.look(task, ready.encoder, classify=False) if monitor is not None else {}
+
+    at_start = kept.get("start") or distributed.on_main(look_first, device)  # what a collapse is a fall from
     resolved = {
         "data": pictures.name,
         "pictures": len(pictures),
@@ -106,6 +116,7 @@ def _train(
         "micro_batch": micro,
         "resident": loader.resident,
         "engine": engine.describe(),
+        "start": at_start,
     }
     if main and not run.exists:
         run.write_config(config, recipe, resolved)
@@ -118,18 +129,17 @@ def _train(
     board = _tensorboard(run.folder, first) if main and config.machine.tensorboard else None
     skipped = SkippedPictures(run, pictures, config.images.bad_share)
     skipped.note(tuple(loader.skipped.items()))
-    monitor = None
-    if main and config.machine.looks > 0:
-        train, test = ready.labelled or (pictures, None)
-        monitor = Monitor(train, test, size=size, mean=mean, std=std, engine=engine, workers=workers, seed=config.seed)
+    warned: dict[str, str] = {}  # by metrics.jsonl, of an earlier part too
 
     def write(record: dict[str, Any]) -> None:
         record["seconds"] = round(time.perf_counter() - began, 3)
+        if monitor is not None and not warned and (found := collapse(record, at_start, monitor.most(ready.encoder))):
+            record["warning"] = warned["warning"] = found
         run.append(record)
         if board is not None:
             with disk_errors(run.folder):
                 for name, value in record.items():
-                    if name not in ("step", "seconds"):
+                    if name not in ("step", "seconds", "warning"):
                         board.add_scalar(name, value, record["step"])
 
     def prepare(step: int) -> None:
@@ -143,6 +153,7 @@ def _train(
     measured: dict[str, float] = {}
     for record in run.metrics():
         measured |= {name: record[name] for name in MEASURED if name in record}
+        warned |= {name: record[name] for name in ("warning",) if name in record}
 
     def look(step: int) -> dict[str, float]:
         def measure() -> dict[str, float]:
@@ -234,7 +245,7 @@ def _train(
             last=last,
             total=total,
             accumulate=loader.accumulate,
-            clip=config.optimizer.clip,
+            clip=config.optimizer.shorten,
         )
     finally:
         recorder.line.close()
@@ -253,6 +264,7 @@ def _train(
         "signal": stopped_by if done < last else None,
         "skipped": len(skipped.seen),
         **measured,
+        **warned,
     }
     if main and result["finished"]:
         with disk_errors(run.folder):

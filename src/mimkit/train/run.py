@@ -17,7 +17,7 @@ from mimkit.config import differences, from_dict, to_dict
 from mimkit.errors import UserError
 from mimkit.train.checkpoint import checkpoints, remove_unfinished, replacing
 
-MEASURED = ("knn", "effective_rank")  # what a look finds
+MEASURED = ("knn", "effective_rank", "feature_spread")  # what a look finds
 
 
 def write_json(path: Path, data: Any) -> None:

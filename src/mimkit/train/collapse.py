@@ -1,0 +1,29 @@
+"""Collapse: what the look before the first step found and what a later one finds enter; a warning leaves, or none."""
+
+from collections.abc import Mapping
+
+NARROW, SPREAD, RANK = 0.35, 0.5, 0.5  # of a spread; of the first spread; of the first effective rank
+
+
+def collapse(record: Mapping[str, float], first: Mapping[str, float], most: int) -> str | None:
+    """One line, if the features of a look are nearly alike and those of the first look were not.
+
+    Both spread and rank must have fallen: classes that are far apart may leave few directions, and features that share
+    a large mean, as those of masked models do, may still use many. docs/metrics/effective-rank.md has the numbers.
+
+    Args:
+        record: with `step`, `feature_spread` and `effective_rank`, or nothing is said.
+        first: the same without the step, before the first step; empty if nobody looked.
+        most: the largest rank that so many features of such a width can have.
+    """
+    if not {"feature_spread", "effective_rank"} <= record.keys() & first.keys():
+        return None
+    spread, rank = record["feature_spread"], record["effective_rank"]
+    if not (spread < min(NARROW, SPREAD * first["feature_spread"]) and rank < RANK * first["effective_rank"]):
+        return None
+    return (
+        f"warning: features are collapsing at step {record['step']:,}: spread {spread:.2g} "
+        f"({first['feature_spread']:.2g} at the start), effective rank {rank:.1f} of at most {most} "
+        f"({first['effective_rank']:.1f} at the start); try a lower --optimizer.base-rate or a longer warm-up in a new "
+        "--run, and check that the target's gradient is stopped, its momentum and the temperature"
+    )
