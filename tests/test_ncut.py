@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mimkit.data.photos import PHOTOGRAPHS, photograph
 from mimkit.errors import UserError
-from mimkit.masks.ncut import Cut, ncut, object_side
+from mimkit.masks.ncut import Cut, _top_two_by_squaring, ncut, object_side
 
 SOLVERS = ("lanczos", "eigh")
 FAMILIES = ("clusters", "transformer", "pixels")
@@ -163,6 +163,32 @@ def test_solvers_agree_with_float64(name, grid):
     assert (cut.gap - (second - third)).abs().max() < 0.02
     few = ncut(features, iterations=4)
     assert few.residual.mean() > 2 * cut.residual.mean()  # iterations are read, and the residual tells
+
+
+def test_squaring_for_gpus_agrees_with_eigh():
+    diagonal, beside = noise(40, 16).double(), noise(40, 15, seed=1).double()
+    beside[:10, 6] = 0  # in two pieces
+    t = torch.diag_embed(diagonal) + torch.diag_embed(beside, 1) + torch.diag_embed(beside, -1)
+    t[0], t[1] = 0, torch.eye(16)
+    values, vectors = torch.linalg.eigh(t)
+    v, first, second = _top_two_by_squaring(t)
+    torch.testing.assert_close(torch.stack([first, second]), values[:, [-1, -2]].T, rtol=0, atol=1e-9)
+    assert ((v * vectors[..., -1]).sum(dim=1).abs()[2:] > 1 - 1e-9).all()
+
+
+def test_one_iteration_gives_no_gap():
+    cut = ncut(family("clusters", 7), iterations=1)
+    assert torch.isfinite(cut.vector).all() and (cut.gap == 0).all()
+
+
+@pytest.mark.parametrize("n", [49, 196])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_picture_that_is_not_finite_raises_nothing_and_shows(bad, n):
+    features = noise(3, n, 8)
+    features[1, 5, 2] = bad
+    cut = ncut(features)
+    assert not torch.isfinite(cut.vector[1]).any() and not torch.isfinite(cut.residual[1])
+    torch.testing.assert_close(cut.vector[[0, 2]], ncut(features[[0, 2]]).vector)
 
 
 def test_order_of_the_patches_does_not_matter():

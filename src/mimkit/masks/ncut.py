@@ -24,7 +24,6 @@ RULES = ("argmax", "smaller", "border")
 _START = integer("ncut")  # of the Lanczos vectors: the same for every picture, so a cut depends on nothing else
 _LEAST = 1e-5  # weight of patches that are not connected; TokenCut's
 _NOISE = 1e-6  # a direction shorter than this is rounding
-_LARGE = 100  # patches from which W costs more than it saves
 _ROUNDS = 3  # of the power 128: tells two eigenvalues apart that differ by about 2^-21 of the spectrum
 
 
@@ -61,7 +60,7 @@ def ncut(
             and 1e-5 elsewhere (YangtaoWANG95/TokenCut:object_discovery.py), which for features that are all alike
             connects everything and leaves noise.
         threshold: cosine, of `binary` alone.
-        solver: `lanczos`, products with vectors, which never waits for the device and compiles as one graph; or
+        solver: `lanczos`, products with vectors, which never waits for a GPU and compiles as one graph; or
             `eigh`, the full decomposition, exact and slower.
         iterations: of Lanczos; 12 agree with `eigh` in all but hard cases.
 
@@ -75,14 +74,15 @@ def ncut(
     choice("solver", solver, SOLVERS)
     at_least(1, iterations=iterations)
     with torch.autocast(features.device.type, enabled=False):
-        unit = F.normalize(features.float(), dim=-1)
+        x = features.float()
         weights = None
-        if affinity == "shift" and solver == "lanczos" and features.shape[1] >= _LARGE:
-            weigh = _by_features(unit)
+        # From two patches a channel on, a product with W is no cheaper than two with the features.
+        if affinity == "shift" and solver == "lanczos" and x.shape[1] >= 2 * x.shape[2]:
+            weigh = _by_features(F.normalize(x, dim=-1))
         else:
-            weights = _weights(unit, affinity, threshold)
+            weights = _weights(x, affinity, threshold)
             weigh = _by_matrix(weights)
-        degree = weigh(torch.ones_like(unit[..., 0]))
+        degree = weigh(torch.ones_like(x[..., 0]))
         scale = degree.rsqrt()
         trivial = F.normalize(degree.sqrt(), dim=-1)
 
@@ -130,13 +130,16 @@ def _largest(y: Tensor) -> Tensor:
     return y.abs().argmax(dim=1, keepdim=True)
 
 
-def _weights(unit: Tensor, affinity: str, threshold: float) -> Tensor:
+def _weights(x: Tensor, affinity: str, threshold: float) -> Tensor:
+    w = x @ x.mT
+    # Cosines by dividing N x N products, in place: as a rule features are more numbers than that.
+    unit = w.diagonal(dim1=1, dim2=2).sqrt().clamp_min(1e-12).reciprocal()  # 1e-12 as in F.normalize
+    w = w.mul_(unit.unsqueeze(2)).mul_(unit.unsqueeze(1))
     if affinity == "shift":
-        return torch.baddbmm(unit.new_full((), 0.5), unit, unit.mT, alpha=0.5)
-    cosine = unit @ unit.mT
+        return w.mul_(0.5).add_(0.5)
     if affinity == "clamp":
-        return cosine.clamp_min(_LEAST)
-    return torch.where(cosine > threshold, 1.0, _LEAST)
+        return w.clamp_min_(_LEAST)
+    return torch.where(w > threshold, 1.0, _LEAST)
 
 
 def _by_matrix(weights: Tensor) -> Callable[[Tensor], Tensor]:
@@ -145,7 +148,7 @@ def _by_matrix(weights: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def _by_features(unit: Tensor) -> Callable[[Tensor], Tensor]:
-    """z to W z for `shift` without an N x N matrix: 2ND products instead of N^2, but none before."""
+    """z to W z for `shift` without an N x N matrix: 2ND products, where that is no more than N^2."""
 
     def weigh(z: Tensor) -> Tensor:
         z = z.unsqueeze(1)
@@ -159,40 +162,53 @@ def _lanczos(
 ) -> tuple[Float[Tensor, "B N"], Float[Tensor, " B"], Float[Tensor, " B"]]:
     """Lanczos with full reorthogonalisation beside `trivial`: the top Ritz vector and the top two Ritz values.
 
+    P q has parts along the last two vectors alone, but for rounding: they are taken away by the recurrence, what
+    rounding leaves along any vector by one pass over all of them. That is as good as two passes.
+
     When the space is used up before the iterations are (few patches, or blocks), the rows that remain are zero and
     so are their Ritz values, to 1e-6. That is no harm: with w_ii >= |w_ij| the second eigenvalue is never negative.
     """
     b, n = trivial.shape
     key = torch.full((), _START, dtype=torch.int64, device=trivial.device)
-    # The newest vector enters first and pushes a row of zeros out, so every step is the same operations on the same
-    # shapes: compiled, they share their kernels.
-    basis = F.pad(trivial.unsqueeze(1), (0, 0, 0, iterations))
-    w = (uniform(key, n) - 0.5).expand(b, -1)
-    diagonal, beside = [], []
-    for _ in range(iterations):
-        for _ in range(2):  # once leaves rounding of the size of what was taken away
-            w = w - ((w.unsqueeze(1) @ basis.mT) @ basis).squeeze(1)
+    basis = trivial.new_zeros(b, iterations + 1, n)
+    basis[:, 0] = trivial
+    w = uniform(key, n) - 0.5
+    w = w - (w * trivial).sum(dim=1, keepdim=True) * trivial
+    q, diagonal, beside = trivial, [], []
+    for i in range(iterations):
+        known, w = basis[:, : i + 1], w.unsqueeze(1)
+        w = torch.baddbmm(w, w @ known.mT, known, alpha=-1).squeeze(1)
         length = w.norm(dim=1, keepdim=True)
-        length = length * (length >= _NOISE)
-        q = w * ((length > 0) / length.clamp_min(_NOISE))
-        basis = torch.cat([q.unsqueeze(1), basis[:, :-1]], dim=1)
+        before, q = q, w / F.threshold(length, _NOISE, torch.inf)
+        basis[:, i + 1] = q
+        beside.append(F.threshold(length, _NOISE, 0.0))
         w = apply(q)
-        beside.append(length.squeeze(1))
-        # A zero row must not look better than a true eigenvalue 0, that rounding makes negative.
-        diagonal.append((q * w).sum(dim=1) - _NOISE * (length == 0).squeeze(1))
-    off = torch.stack(beside[1:], dim=1).double() if iterations > 1 else trivial.new_zeros(b, 0).double()
-    t = torch.diag_embed(torch.stack(diagonal, dim=1).double())
-    t = t + torch.diag_embed(off, 1) + torch.diag_embed(off, -1)
-    s, second, third = _top_two(t)
-    v = F.normalize((s.float().flip(1).unsqueeze(1) @ basis[:, :-1]).squeeze(1), dim=1)
+        diagonal.append((q * w).sum(dim=1, keepdim=True))
+        w = torch.addcmul(w, diagonal[-1], q, value=-1)
+        if i:
+            w = torch.addcmul(w, beside[-1], before, value=-1)
+    off = torch.cat(beside, dim=1).double()
+    # A zero row must not look better than a true eigenvalue 0, that rounding makes negative.
+    t = torch.diag_embed(torch.cat(diagonal, dim=1).double() - _NOISE * (off == 0))
+    t = t + torch.diag_embed(off[:, 1:], 1) + torch.diag_embed(off[:, 1:], -1)
+    s, second, third = (_top_two if t.device.type == "cpu" and iterations > 1 else _top_two_by_squaring)(t)
+    v = F.normalize((s.float().unsqueeze(1) @ basis[:, 1:]).squeeze(1), dim=1)
     return v, second.float(), third.float()
 
 
 def _top_two(t: Float[Tensor, "B M M"]) -> tuple[Float[Tensor, "B M"], Float[Tensor, " B"], Float[Tensor, " B"]]:
-    """The largest eigenpair of small symmetric matrices and the second eigenvalue, by squaring.
+    """The largest eigenpair of small symmetric matrices and the second eigenvalue, M >= 2.
 
-    `torch.linalg.eigh` would make the host wait for the device.
+    `eigh` raises where a number is not finite. There the vector of the cut is not finite either, which is enough.
     """
+    values, vectors = torch.linalg.eigh(t.nan_to_num(0.0, 0.0, 0.0))
+    return vectors[..., -1], values[:, -1], values[:, -2]
+
+
+def _top_two_by_squaring(
+    t: Float[Tensor, "B M M"],
+) -> tuple[Float[Tensor, "B M"], Float[Tensor, " B"], Float[Tensor, " B"]]:
+    """As `_top_two`, for devices for which `eigh` would make the host wait."""
     # Gershgorin: no eigenvalue lies below `floor`, so above it the largest is also the largest in size.
     floor = (2 * t.diagonal(dim1=1, dim2=2) - t.abs().sum(dim=2)).amin(dim=1)
     eye = torch.eye(t.shape[1], dtype=t.dtype, device=t.device)
