@@ -139,7 +139,10 @@ class Line:
         self._shown = -math.inf
 
     def show(self, record: dict[str, Any], left: float) -> None:
-        """Print the line unless the last one is too fresh; the last step always prints."""
+        """Print the line unless the last one is too fresh; the last step always prints, and so does a warning."""
+        if "warning" in record:
+            self.close()
+            print(record["warning"], file=sys.stderr, flush=True)
         now = time.perf_counter()
         if now - self._shown < (0.2 if self.terminal else 10.0) and record["step"] < self.total:
             return
