@@ -20,7 +20,7 @@ $(VENV)/dev: pyproject.toml
 	touch $@ $(VENV)/user
 
 quickstart: $(VENV)/user
-	$(BIN)/mimkit pretrain mae_mini_48 --data photos --run $(QUICKSTART) --minutes 3
+	$(BIN)/mimkit pretrain mae_mini_48_quick --data photos --run $(QUICKSTART)
 	$(BIN)/mimkit evaluate all pixels untrained:$(QUICKSTART) $(QUICKSTART) --data photos
 	@echo "look at $(QUICKSTART)/pictures/reconstruction.png; next, your own pictures:"
 	@echo "  $(BIN)/mimkit pretrain --data FOLDER"

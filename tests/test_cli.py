@@ -386,6 +386,9 @@ def test_minutes_plan_fewer_epochs_and_the_same_command_goes_on(forty, tmp_path,
     assert json.loads(Path("run/result.json").read_text())["steps"] == 15
     much = mimkit(command.replace("--run run", "--run other").replace("1.1", "100"))
     assert "fit into" not in much.err and RunFolder(Path("other")).read_config()["config"].epochs == 9
+    looking = command.replace("--run run", "--run looking").replace("looks 0", "looks 1")  # at all 40: an epoch
+    monkeypatch.setattr(launch, "clock", lambda configs: [0.5])
+    assert "2 of 9 epochs fit" in mimkit(f"{looking} --max-steps 1").err
     monkeypatch.setattr(launch.distributed, "world", lambda: 2)
     assert "give --epochs instead" in refused(command.replace("--run run", "--run third"))
 

@@ -10,7 +10,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
-import tyro
 from rich.console import Console
 
 from mimkit.errors import UserError
@@ -29,6 +28,11 @@ A = TypeVar("A", bound=Arguments)
 
 def parse(cls: type[A], args: list[str], prog: str, default: A | None = None) -> A:
     """Arguments as a dataclass, by tyro; what is wrong with them becomes one line."""
+    if not args and default is None:
+        with contextlib.suppress(TypeError):  # of something that must be given
+            return cls()
+    import tyro  # takes longer than `mimkit recipes` does
+
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):

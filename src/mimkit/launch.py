@@ -17,6 +17,7 @@ from mimkit.masks import maskers
 from mimkit.recipes import find_recipe, recipes
 from mimkit.recipes.choose import choose_recipe
 from mimkit.recipes.finetune import choose_finetuning
+from mimkit.train.monitor import BANK, QUERIES
 from mimkit.train.prepare import Prepared, Pretrain
 from mimkit.train.pretrain import pretrain
 from mimkit.train.progress import duration
@@ -79,7 +80,7 @@ def launch(args: list[str]) -> tuple[dict[str, Any], str, str | None]:
 
 
 def plan_epochs(config: Pretrain, minutes: float, folder: Path | None) -> None:
-    """Lower the epochs to what fits into the minutes; a run in `folder` that has begun keeps those it was planned with.
+    """Lower the epochs to what fits into the minutes, looks included; a run that has begun in `folder` keeps its own.
 
     Raises UserError when there is no time at all, or under torchrun, where one process alone cannot time a step.
     """
@@ -91,10 +92,12 @@ def plan_epochs(config: Pretrain, minutes: float, folder: Path | None) -> None:
         config.epochs = RunFolder(folder).read_config()["config"].epochs
         return
     (seconds,) = clock([config])
-    epoch = seconds * len(Prepared(config).pictures)
-    fits = max(1, int(60 * minutes / epoch))
+    count = len(Prepared(config).pictures)
+    looked_at = config.machine.looks * min(BANK + QUERIES, count)  # a look costs about what a step of its pictures does
+    fits = max(1, int((60 * minutes / seconds - looked_at) / count))
     if fits < config.epochs:
-        _say(f"an epoch takes about {duration(epoch)} here: {fits} of {config.epochs} epochs fit into {minutes:g} min")
+        takes = duration(seconds * count)
+        _say(f"an epoch takes about {takes} here: {fits} of {config.epochs} epochs fit into {minutes:g} min")
         config.epochs = fits
 
 

@@ -43,8 +43,20 @@ def mae_mini_32() -> Pretrain:
     return run
 
 
+def mae_mini_48_quick() -> Pretrain:
+    """MAE, 128 x 4 blocks, patches of 8 on 48 px: the quickstart, a few minutes on two cores.
+
+    12 epochs with 128 pictures a step, looked at four times; rate 1.5e-3 (3e-3 x 128 / 256). Measured on `photos`, one
+    seed: kNN 82.1 %, probe 87.9 % (pixels 46.6 and 45.2 %, untrained 76.4 and 80.4 %).
+    """
+    run = _mini(48, 8, width=128, depth=4, decoder=64)
+    run.epochs = 12
+    run.machine.looks = 4
+    return run
+
+
 def mae_mini_48() -> Pretrain:
-    """MAE, 192 x 4 blocks, patches of 8 on 48 px: the quickstart, three minutes on two cores.
+    """MAE, 192 x 4 blocks, patches of 8 on 48 px: three minutes on two cores with bfloat16 units.
 
     30 epochs with 128 pictures a step; rate 1.5e-3 (3e-3 x 128 / 256). Measured on `photos`, one seed: kNN 83.4 %,
     probe 90.1 % (pixels 46.6 and 45.4 %, untrained 75.0 and 81.4 %).
