@@ -19,7 +19,7 @@ from mimkit.compare import Contender, paired_p, share_out, verdict
 from mimkit.data.augment import RandAugment
 from mimkit.launch import configured
 from mimkit.train.prepare import Pretrain
-from mimkit.train.run import read_json
+from mimkit.train.run import RunFolder, read_json
 from mimkit.train.work import clock, weigh
 
 torch.set_num_threads(1)
@@ -183,6 +183,25 @@ def test_contenders_leave_to_the_comparison_what_is_its_own(tmp_path, monkeypatc
     assert "twice" in refused("compare mae_mini_28 mae_mini_28 --data photos")
     assert "did you mean" in refused("compare mae_mini_28 mae_mini_33 --data photos")
     assert not Path("comparison").exists()
+
+
+def test_common_flags_are_given_to_all_that_do_not_give_them(shades, tmp_path, monkeypatch, here):
+    monkeypatch.chdir(tmp_path)
+    words = ["mae_mini_28", "mae_mini_28 --encoder.patch=14 --machine.looks 1"]
+    common = f"{SETTINGS} --encoder.patch 7 --machine.looks 2 --images.view.flip 0"
+    command = f"compare {shlex.join(words)} --data {shades} --epochs 3 --seeds 1 --measure knn --json out.json"
+    assert mimkit(f"{command} --common='{common}' --out out").status == 0
+    result = json.loads(Path("out.json").read_text())
+    assert result["common"] == common and [row["contender"] for row in result["contenders"]] == words
+    names = ("mae-mini-28-3-epochs", "mae-mini-28-encoder.patch-14-machine.looks-1-3-epochs")
+    first, second = (RunFolder(Path("out", name, "seed-0")).read_config()["config"] for name in names)
+    assert (first.encoder.patch, first.machine.looks, first.images.view.flip) == (7, 2, 0)
+    assert (second.encoder.patch, second.machine.looks, second.images.view.flip) == (14, 1, 0)
+    assert first.machine.tensorboard is False
+    assert result["contenders"][1]["work"] < 0.9  # larger patches are fewer: weighed as they run
+    assert "another comparison" in refused(f"{command} --common='{common}.5' --out out")
+    assert "leave --epochs" in refused(f"{command} --common='--epochs 3'")
+    assert "begin with a flag" in refused(f"{command} --common='patch 3'")
 
 
 def test_a_run_that_fails_is_named_with_its_log(forty, tmp_path, monkeypatch):

@@ -137,6 +137,8 @@ class CompareArguments(Arguments):
     """What all contenders get as much of as the first: steps of training, FLOPs, or seconds on this machine."""
     epochs: int | None = None
     """Of the first contender; by default its recipe's."""
+    common: str = ""
+    """Flags of `mimkit pretrain` for all contenders, unless they give them themselves: --common="--encoder.patch 8"."""
     seeds: int = 3
     """Each contender trains with each of the seeds 0 to N - 1."""
     out: Path = Path("comparison")
@@ -174,6 +176,7 @@ def compare(args: list[str]) -> int:
         seeds=chosen.seeds,
         jobs=chosen.jobs,
         untrained=chosen.untrained,
+        common=chosen.common,
         measurement=Measurement(kinds=kinds, limit_train=chosen.limit_train, limit_test=chosen.limit_test),
         say=lambda line: print(line, file=sys.stderr, flush=True),
     )

@@ -35,7 +35,7 @@ from mimkit.train.work import clock, weigh
 
 Budget = Literal["steps", "compute", "time"]
 SIGNIFICANT = 0.05
-LIKE_ALL = {"--machine.looks": "8", "--machine.tensorboard": "False"}  # unless a contender says otherwise
+LIKE_ALL = "--machine.looks 8 --machine.tensorboard False"  # unless `common` or a contender says otherwise
 
 
 @dataclass
@@ -45,6 +45,8 @@ class Contender:
     words: str
     """As typed behind `mimkit pretrain`."""
     config: Pretrain
+    common: str = ""
+    """Flags that all contenders get, unless they give them themselves."""
     epochs: int = 0
     """That its budget buys, at least 1."""
     step: float = 0.0
@@ -55,6 +57,17 @@ class Contender:
     """By seed, (work in units of the budget, online kNN) while it trained."""
     before: "Contender | None" = None
     """Whose network this is before training; None for one that trains."""
+
+    def command(self, flags: str = "") -> list[str]:
+        """Its own words, then of `common` and of `flags` what is not given before."""
+        words = shlex.split(self.words)
+        for text in (self.common, flags):
+            given, wanted = {_name(word) for word in words}, False
+            for word in shlex.split(text):
+                if word.startswith("--"):
+                    wanted = _name(word) not in given
+                words += [word] * wanted
+        return words
 
     def folder(self, out: Path, seed: int) -> Path:
         """Where the run with this seed lives, or what is measured of an untrained one."""
@@ -88,6 +101,7 @@ def compare(
     jobs: int = 1,
     measurement: Measurement = Measurement(),
     untrained: bool = False,
+    common: str = "",
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Train and measure every contender with every seed under the budget of the first.
@@ -104,6 +118,7 @@ def compare(
         jobs: runs at the same time, each with its share of the threads.
         untrained: measure the first contender's network before training too, each seed's own; fine-tuned, that is
             training from scratch.
+        common: flags of `mimkit pretrain` for all contenders, unless they give them themselves.
 
     Returns:
         JSON: budget, contenders with their epochs, relative work, results by seed, and for each measure mean, standard
@@ -115,13 +130,14 @@ def compare(
     at_least(1, seeds=seeds, jobs=jobs, epochs=epochs)
     if not lines:
         raise UserError("name two recipes or more: mimkit compare A B --data DATA")
-    contenders = [Contender(line, _config(line, data)) for line in lines]
+    contenders = [Contender(line, _config(line, data, common), common) for line in lines]
     if len({c.words for c in contenders}) < len(contenders):
         raise UserError("a contender is named twice: they differ in their settings, or one is enough")
     share_out(contenders, budget, epochs or contenders[0].config.epochs, out, say)
     rows = [contenders]
     if untrained:
-        rows.append([Contender(f"untrained {contenders[0].words}", contenders[0].config, before=contenders[0])])
+        first = contenders[0]
+        rows.append([Contender(f"untrained {first.words}", first.config, common, before=first)])
     with ThreadPoolExecutor(jobs) as pool, Children(say) as children:
         threads = max(1, (os.cpu_count() or 1) // jobs)
         for row in rows:  # what is untrained has the shape of a trained one
@@ -136,11 +152,18 @@ def compare(
     return result
 
 
-def _config(line: str, data: Sequence[str]) -> Pretrain:
-    words = shlex.split(line)
-    for word in words:
-        if word.split("=")[0].replace("_", "-") in ("--data", "--run", "--seed", "--epochs", "--max-steps", "--json"):
-            raise UserError(f"'{line}': leave {word} to the comparison, which gives all contenders the same")
+def _name(word: str) -> str:
+    return word.split("=")[0].replace("_", "-")
+
+
+def _config(line: str, data: Sequence[str], common: str) -> Pretrain:
+    if common and not common.strip().startswith("--"):
+        raise UserError(f"common flags begin with a flag, as in --common='--encoder.patch 8', got '{common}'")
+    for text in (line, common):
+        for word in shlex.split(text):
+            if _name(word) in ("--data", "--run", "--seed", "--epochs", "--max-steps", "--json"):
+                raise UserError(f"'{text}': leave {word} to the comparison, which gives all contenders the same")
+    words = Contender(line, Pretrain(), common).command()
     return configured(words, [*words, "--data", *data])
 
 
@@ -148,7 +171,7 @@ def share_out(contenders: list[Contender], budget: Budget, epochs: int, out: Pat
     """Give every contender the epochs that the first one's budget buys; what was weighed before is kept in `out`."""
     first, plan = contenders[0], out / "plan.json"
     asked: dict[str, Any] = {"budget": budget, "epochs": epochs, "contenders": [c.words for c in contenders]}
-    asked["data"] = list(first.config.data)
+    asked |= {"data": list(first.config.data), "common": first.common}
     known = read_json(plan) if plan.exists() else {}
     if any(known.get(name, value) != value for name, value in asked.items()):
         raise UserError(f"{out} holds another comparison (see {plan}): give another --out, or the same words as then")
@@ -215,12 +238,8 @@ def _one(
     if contender.before is not None:
         target = f"untrained:{contender.before.folder(out, seed)}"
     elif not run.finished:
-        words = shlex.split(contender.words)
         flags = ["--data", *data, "--epochs", str(contender.epochs), "--seed", str(seed), "--run", str(folder)]
-        given = {word.split("=")[0] for word in words}
-        flags += [word for pair in LIKE_ALL.items() if pair[0] not in given for word in pair]
-        if "--machine.threads" not in given:
-            flags += ["--machine.threads", str(threads)]
+        words = contender.command(f"--machine.threads {threads} {LIKE_ALL}")
         children.run(["pretrain", *words, *flags], _log(folder), threads)
         children.say(f"trained   {contender.words}, seed {seed}: {contender.epochs} epochs")
     found: dict[str, float] = {}
@@ -299,7 +318,8 @@ def summary(contenders: list[Contender], budget: Budget, seeds: int) -> dict[str
                 "p": paired_p(mine, base) if contender is not first else None,
             }
         rows.append(row)
-    return {"budget": budget, "seeds": seeds, "contenders": rows, "curves": [asdict(c)["curves"] for c in contenders]}
+    told = {"budget": budget, "seeds": seeds, "common": first.common}
+    return {**told, "contenders": rows, "curves": [asdict(c)["curves"] for c in contenders]}
 
 
 def paired_p(mine: Sequence[float], base: Sequence[float]) -> float | None:
