@@ -206,7 +206,7 @@ def results(folder: Path, records: list[dict[str, Any]]) -> list[dict[str, Any]]
     for key in MEASURED:
         if isinstance(last.get(key), (int, float)):
             value = format(last[key], {"knn": ".1%", "effective_rank": ".1f"}.get(key, ".3f"))
-            rows.append(row(measured[key], value, by="mean of the patch tokens, while training", file="metrics.jsonl"))
+            rows.append(row(measured[key], value, by="the token it trains, while training", file="metrics.jsonl"))
     for path in sorted([*folder.glob("*.json"), *folder.glob("*/*.json")]):
         if (path.parent != folder and path.parent.name in _ASIDE) or path.name in ("config.json", "skipped.json"):
             continue

@@ -155,7 +155,11 @@ class Engine:
         return engine
 
     def time_choices(self, machine: Machine, task: nn.Module, sample: Callable[[], Batch]) -> None:
-        """Try each open choice on the task itself and keep the fastest; takes a few seconds at most."""
+        """Try each open choice on the task itself and keep the fastest; takes a few seconds at most.
+
+        Precision and attention go by the CPU time of this thread, since on busy cores seconds say who else was running;
+        the number of threads goes by seconds, since there that is what matters.
+        """
         precisions = ["float32", "bfloat16"] if machine.precision == "auto" else [machine.precision]
         attentions = ["fused", "plain"] if machine.attention == "auto" else [machine.attention]
         # Plain attention pays in bfloat16 alone on CPUs (see docs/performance.md), so float32 is timed once.
@@ -166,24 +170,25 @@ class Engine:
             self.precision, self.attention = pairs[0]
             return
 
-        def seconds(precision: str, attention: str, count: int) -> float:
+        def least(clock: Callable[[], float], precision: str, attention: str, count: int) -> float:
             self.precision, self.attention = precision, attention
             torch.set_num_threads(count)
             self.set_attention(task)
             best = float("inf")
             for _ in range(4):
-                start = time.perf_counter()
+                start = clock()
                 with self.autocast():
                     loss = task(batch, 0.0).loss
                 loss.backward()
                 task.zero_grad(set_to_none=True)
-                best = min(best, time.perf_counter() - start)
+                best = min(best, clock() - start)
                 if best > 2.0:
                     break
             return best
 
-        self.precision, self.attention = min(pairs, key=lambda pair: seconds(*pair, self.threads))
-        self.threads = min(threads, key=lambda count: seconds(self.precision, self.attention, count))
+        chosen = min(pairs, key=lambda pair: least(time.thread_time, *pair, self.threads))
+        self.threads = min(threads, key=lambda count: least(time.perf_counter, *chosen, count))
+        self.precision, self.attention = chosen
         self.set_attention(task)
 
     def describe(self) -> dict[str, Any]:
