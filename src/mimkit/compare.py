@@ -380,7 +380,8 @@ def draw_curves(contenders: list[Contender], file: Path, budget: Budget) -> None
     except ImportError as error:
         raise missing_extra("the picture of a comparison", "report") from error
     figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
-    unit = 1e15 if budget != "time" else 60.0
+    most = max((x for one in contenders for curve in one.curves.values() for x, _ in curve), default=0.0)
+    unit, name = (60.0, "minutes") if budget == "time" else (1e15, "PFLOP") if most >= 1e14 else (1e12, "TFLOP")
     for contender in contenders:
         curves = [curve for curve in contender.curves.values() if curve]
         if not curves or len({len(curve) for curve in curves}) > 1:
@@ -390,9 +391,9 @@ def draw_curves(contenders: list[Contender], file: Path, budget: Budget) -> None
         (line,) = axes.plot(work, values.mean(dim=0).tolist(), marker=".", label=contender.words)
         low, high = values.min(dim=0).values.tolist(), values.max(dim=0).values.tolist()
         axes.fill_between(work, low, high, alpha=0.15, color=line.get_color(), linewidth=0)
-    axes.set_xlabel("PFLOP" if budget != "time" else "minutes")
+    axes.set_xlabel(name)
     axes.set_ylabel("online kNN accuracy")
     if axes.has_data():
-        axes.legend(fontsize="small")
+        figure.legend(fontsize="small", loc="outside lower center", frameon=False)
     figure.savefig(file, dpi=150)
     pyplot.close(figure)
