@@ -65,8 +65,8 @@ def pooled(model: nn.Module, images: Float[Tensor, "B C H W"]) -> dict[str, Floa
     return found | ({"grid": _cells(_channels_first(model, features)).flatten(1)} if _mapped(model) else {})
 
 
-def with_both(rows: dict[str, Float[Tensor, "N _"]]) -> dict[str, Float[Tensor, "N _"]]:
-    """Add `both`: class token and mean of patches side by side."""
+def with_both(rows: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Add `both`, of `class` and `mean` (N D) side by side, to what there is by name, whatever its shape."""
     return rows | {"both": torch.cat([rows["class"], rows["mean"]], dim=1)}
 
 
