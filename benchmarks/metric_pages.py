@@ -8,6 +8,8 @@ The runs are those of docs/metrics/README.md; the results that were drawn lie in
     mimkit analyze runs/mae runs/mae2 runs/emae --data DIR --metrics decoder --json decoder.json
     mimkit analyze runs/film --film True --data DIR --metrics clusters decoder --pictures 200 --json film.json
     python benchmarks/metric_pages.py --results .
+
+`--weigh DIR` draws nothing and prints what the runs' trainings cost: FLOPs for a picture and in all.
 """
 
 import argparse
@@ -16,9 +18,13 @@ import math
 from pathlib import Path
 
 import numpy as np
+import timm
+import torch
 from matplotlib import colormaps
 
 from mimkit.analysis.figures import COLOURS, line, panels
+from mimkit.launch import configured
+from mimkit.train.work import WEIGHED, flops, weigh
 
 RUNS = {
     "runs/mae": ("MAE", COLOURS[0]),
@@ -168,10 +174,28 @@ def shade(layer: int, layers: int) -> tuple[float, ...]:
     return colormaps["viridis"](0.92 * layer / max(1, layers - 1))
 
 
+def print_work(data: str) -> None:
+    """A table of the trainings in docs/metrics/README.md."""
+    trained = {"mae_mini_32": 6, "simmim_mini_32": 3, "simclr_mini_32": 1}
+    work = dict(zip(trained, weigh([configured([name], [name, "--data", data]) for name in trained]), strict=True))
+    shape = dict(img_size=32, patch_size=4, embed_dim=128, depth=4, num_heads=4, num_classes=10)
+    vit = timm.create_model("vit_tiny_patch16_224", **shape)
+    for block in vit.blocks:
+        block.attn.fused_attn = False  # fused attention is not counted
+    work["supervised"] = flops(lambda images: vit(images).sum().backward(), torch.randn(WEIGHED, 3, 32, 32))
+    for name, epochs in (trained | {"supervised": 2}).items():
+        each, total = work[name] / 1e6, 50_000 * epochs * work[name] / 1e12
+        print(f"{name:15} {epochs} epochs  {each:4.0f} MFLOP a picture  {total:4.1f} TFLOP")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results/metrics")
-    folder = parser.parse_args().results
+    parser.add_argument("--weigh", metavar="DIR", help="CIFAR-10")
+    asked = parser.parse_args()
+    if asked.weigh:
+        return print_work(asked.weigh)
+    folder = asked.results
     five, depth, decoder, film = (
         json.loads((folder / f"{name}.json").read_text()) for name in ("five", "depth", "decoder", "film")
     )
