@@ -1,10 +1,13 @@
 """The tables of docs/results.md: what `mimkit compare --json` wrote enters, Markdown leaves.
 
-    python benchmarks/papers.py benchmarks/results/sbam-ratios-imagenette.json --pairs 3-0 4-1 5-2
+    python benchmarks/papers.py benchmarks/results/sbam-ratios-imagenette.json --pairs 3-0 4-1 5-2 5-4:2-1
 
 Accuracies in percent: mean and deviation over seeds. Contenders count from 0; 3-0 is the difference of the fourth to
-the first, with the p-value of a paired t-test over seeds. `--curves` drops the curves
-from the files, to keep them small.
+the first, with the p-value of a paired t-test over seeds, and 5-4:2-1 how much more 5-4 is than 2-1. `--curves` drops
+the curves from the files, to keep them small. `--average-distance PNG` gives AvgDist of each contender's masks in
+pixels (the mean of 512) and draws the accuracies over it, a panel for each file:
+
+    python benchmarks/papers.py benchmarks/results/simmim-*.json --average-distance docs/images/average-distance.png
 """
 
 import argparse
@@ -12,7 +15,15 @@ import json
 import statistics
 from pathlib import Path
 
-from mimkit.compare import paired_p
+import torch
+
+from mimkit.analysis.figures import COLOURS, panels
+from mimkit.compare import Contender, paired_p
+from mimkit.launch import configured
+from mimkit.masks.statistics import average_distance
+from mimkit.train.prepare import Pretrain
+
+MASKS = 512
 
 
 def cell(values: list[float]) -> str:
@@ -25,7 +36,18 @@ def difference(mine: list[float], base: list[float]) -> str:
     return f"{100 * (statistics.mean(mine) - statistics.mean(base)):+.1f}" + ("" if p is None else f" ({p:.2f})")
 
 
-def table(result: dict, pairs: list[tuple[int, int]]) -> list[str]:
+def less(asked: str, seeds: list[list[float]]) -> list[float]:
+    """By seed, what the asked contender has, or it less another one."""
+    one, *others = (seeds[int(number)] for number in asked.split("-"))
+    return [mine - sum(theirs) for mine, *theirs in zip(one, *others, strict=True)]
+
+
+def compared(pair: str, seeds: list[list[float]]) -> str:
+    mine, base = pair.split(":" if ":" in pair else "-")
+    return difference(less(mine, seeds), less(base, seeds))
+
+
+def table(result: dict, pairs: list[str]) -> list[str]:
     contenders = result["contenders"]
     kinds = list(contenders[0]["measures"])
     seeds = [{kind: row["measures"][kind]["seeds"] for kind in kinds} for row in contenders]
@@ -33,10 +55,37 @@ def table(result: dict, pairs: list[tuple[int, int]]) -> list[str]:
     for number, row in enumerate(contenders):
         told = [str(number), f"`{row['contender']}`", str(row["epochs"]), f"{row['work']:.2f}"]
         lines.append(told + [cell(seeds[number][kind]) for kind in kinds])
-    for a, b in pairs:
-        lines.append([f"{a}-{b}", "", "", "", *(difference(seeds[a][kind], seeds[b][kind]) for kind in kinds)])
+    for pair in pairs:
+        lines.append([pair, "", "", "", *(compared(pair, [one[kind] for one in seeds]) for kind in kinds)])
     lines.insert(1, ["-"] * len(lines[0]))
     return ["| " + " | ".join(line) + " |" for line in lines]
+
+
+def distance(words: str, common: str) -> float:
+    """AvgDist in pixels of a contender's masks."""
+    command = Contender(words, Pretrain(), common).command()
+    config = configured(command, command)
+    patch = config.encoder.patch
+    grid = (config.images.size // patch,) * 2
+    mask = config.method.masker(torch.empty(MASKS, grid[0] * grid[1], 0), torch.arange(MASKS), 0.0, grid)
+    return average_distance(mask, grid, (patch, patch)).mean().item()
+
+
+def draw_distances(results: dict[str, dict], file: Path) -> None:
+    figure, axes = panels(len(results), len(results), side=(4.2, 3.2))
+    for one, (name, result) in zip(axes, results.items(), strict=True):
+        rows = sorted(result["contenders"], key=lambda row: row["distance"])
+        for colour, kind in zip(COLOURS, rows[0]["measures"], strict=False):
+            found = [row["measures"][kind] for row in rows]
+            one.errorbar(
+                [row["distance"] for row in rows],
+                [100 * measure["mean"] for measure in found],
+                yerr=[100 * (measure["deviation"] or 0) for measure in found],
+                color=colour, marker="o", ms=4, capsize=3, label=kind.replace("knn", "kNN"),
+            )  # fmt: skip
+        one.set(title=name, xlabel="AvgDist (px)", ylabel="accuracy (%)")
+    axes[0].legend(frameon=False, fontsize=8)
+    figure.savefig(file, dpi=130)
 
 
 def main() -> None:
@@ -44,14 +93,22 @@ def main() -> None:
     parser.add_argument("files", type=Path, nargs="+")
     parser.add_argument("--pairs", nargs="*", default=[], metavar="A-B")
     parser.add_argument("--curves", action="store_true")
+    parser.add_argument("--average-distance", type=Path, metavar="PNG")
     asked = parser.parse_args()
-    pairs = [(int(a), int(b)) for a, b in (pair.split("-") for pair in asked.pairs)]
+    results = {}
     for file in asked.files:
         result = json.loads(file.read_text())
         if asked.curves and result.pop("curves", None):
             file.write_text(json.dumps(result, indent=1) + "\n")
+        results[file.stem] = result
         print(f"\n{file.stem}: equal {result['budget']}, seeds 0 to {result['seeds'] - 1}\n")
-        print("\n".join(table(result, pairs or [(number, 0) for number in range(1, len(result["contenders"]))])))
+        print("\n".join(table(result, asked.pairs or [f"{n}-0" for n in range(1, len(result["contenders"]))])))
+        if asked.average_distance:
+            for number, row in enumerate(result["contenders"]):
+                row["distance"] = distance(row["contender"], result["common"])
+                print(f"{number}: AvgDist {row['distance']:.1f} px")
+    if asked.average_distance:
+        draw_distances(results, asked.average_distance)
 
 
 if __name__ == "__main__":
