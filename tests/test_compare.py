@@ -137,7 +137,7 @@ def test_runs_measures_and_goes_on_where_it_was(shades, tmp_path, monkeypatch, h
     assert first["epochs"] == second["epochs"] == 2 and second["work"] == 1.0
     assert len(second["measures"]["knn"]["seeds"]) == 2
     assert first["measures"]["knn"]["difference"] == 0 and first["measures"]["knn"]["p"] is None
-    found = sorted(Path("out").glob("*/seed-*/measured-knn-*.json"))
+    found = sorted(Path("out").glob("*/seed-*/measured-knn*.json"))
     rows = [one["seeds"] for one in (first["measures"]["knn"], second["measures"]["knn"])]
     said = [read_json(file)["results"][0]["results"]["mean"]["accuracy"] for file in found]
     assert sorted(said) == sorted([*rows[0], *rows[1]])
@@ -170,7 +170,7 @@ def test_fine_tunings_are_measured_in_runs_beside_and_from_scratch(shades, tmp_p
         assert scratch["weights"] is None and scratch["accuracy"] == untrained["measures"][kind]["mean"]
         assert scratch["train"] == (16 if kind == few else 32)  # of 40 pictures 80 % are to learn from
         assert scratch["epochs"] == (2 if kind == few else 20)
-    kept = read_json(Path("out/untrained/seed-0/measured-knn-None-None.json"))["results"][0]
+    kept = read_json(Path("out/untrained/seed-0/measured-knn.json"))["results"][0]
     assert kept["target"].startswith("untrained:out/mae-mini-28")
     here.clear()
     assert mimkit(command).status == 0 and not here

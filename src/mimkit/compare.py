@@ -284,12 +284,11 @@ def _frozen(
     how: Measurement,
 ) -> float:
     """Accuracy of kNN or a probe on frozen features; the result is kept beside the run."""
-    asked = [kind, str(how.limit_train), str(how.limit_test)]
-    file = folder / f"measured-{'-'.join(re.sub('[^A-Za-z0-9]+', '', word) for word in asked)}.json"
+    limits = {name: str(value) for name, value in (("train", how.limit_train), ("test", how.limit_test)) if value}
+    file = folder / f"{'-'.join(['measured', kind, *(word for limit in limits.items() for word in limit)])}.json"
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        limits = {"--limit-train": how.limit_train, "--limit-test": how.limit_test}
-        flags = [word for name, value in limits.items() if value for word in (name, str(value))]
+        flags = [word for name, value in limits.items() for word in (f"--limit-{name}", value)]
         partial = file.with_suffix(".partial")
         words = ["evaluate", kind, target, "--data", *data, "--json", str(partial), *flags]
         children.run(words, _log(folder), threads)
