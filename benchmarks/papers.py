@@ -2,10 +2,10 @@
 
     python benchmarks/papers.py benchmarks/results/sbam-ratios-imagenette.json --pairs 3-0 4-1 5-2 5-4:2-1
 
-Accuracies in percent: mean and deviation over seeds. Contenders count from 0; 3-0 is the difference of the fourth to
-the first, with the p-value of a paired t-test over seeds, and 5-4:2-1 how much more 5-4 is than 2-1. `--curves` drops
-the curves from the files, to keep them small. `--average-distance PNG` gives AvgDist of each contender's masks in
-pixels (the mean of 512) and draws the accuracies over it, a panel for each file:
+The tables are those of `mimkit compare`, with differences to its first contender. Contenders count from 0; 3-0 is the
+difference of the fourth to the first in points, with the p-value of a paired t-test over seeds, and 5-4:2-1 how much
+more 5-4 is than 2-1. `--curves` drops the curves from the files, to keep them small. `--average-distance PNG` gives
+AvgDist of each contender's masks in pixels (the mean of 512) and draws the accuracies over it, a panel for each file:
 
     python benchmarks/papers.py benchmarks/results/simmim-*.json --average-distance docs/images/average-distance.png
 """
@@ -18,22 +18,12 @@ from pathlib import Path
 import torch
 
 from mimkit.analysis.figures import COLOURS, panels
-from mimkit.compare import Contender, paired_p
+from mimkit.compare import Contender, markdown, paired_p
 from mimkit.launch import configured
 from mimkit.masks.statistics import average_distance
 from mimkit.train.prepare import Pretrain
 
 MASKS = 512
-
-
-def cell(values: list[float]) -> str:
-    spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{100 * statistics.mean(values):.1f}{spread}"
-
-
-def difference(mine: list[float], base: list[float]) -> str:
-    p = paired_p(mine, base)
-    return f"{100 * (statistics.mean(mine) - statistics.mean(base)):+.1f}" + ("" if p is None else f" ({p:.2f})")
 
 
 def less(asked: str, seeds: list[list[float]]) -> list[float]:
@@ -43,22 +33,10 @@ def less(asked: str, seeds: list[list[float]]) -> list[float]:
 
 
 def compared(pair: str, seeds: list[list[float]]) -> str:
-    mine, base = pair.split(":" if ":" in pair else "-")
-    return difference(less(mine, seeds), less(base, seeds))
-
-
-def table(result: dict, pairs: list[str]) -> list[str]:
-    contenders = result["contenders"]
-    kinds = list(contenders[0]["measures"])
-    seeds = [{kind: row["measures"][kind]["seeds"] for kind in kinds} for row in contenders]
-    lines = [["", "contender", "epochs", "FLOP", *kinds]]
-    for number, row in enumerate(contenders):
-        told = [str(number), f"`{row['contender']}`", str(row["epochs"]), f"{row['work']:.2f}"]
-        lines.append(told + [cell(seeds[number][kind]) for kind in kinds])
-    for pair in pairs:
-        lines.append([pair, "", "", "", *(compared(pair, [one[kind] for one in seeds]) for kind in kinds)])
-    lines.insert(1, ["-"] * len(lines[0]))
-    return ["| " + " | ".join(line) + " |" for line in lines]
+    """The difference of two contenders in points, or of two differences, and its p-value."""
+    mine, base = (less(asked, seeds) for asked in pair.split(":" if ":" in pair else "-"))
+    p = paired_p(mine, base)
+    return f"{100 * (statistics.mean(mine) - statistics.mean(base)):+.1f}" + ("" if p is None else f" (p {p:.2f})")
 
 
 def distance(words: str, common: str) -> float:
@@ -101,8 +79,11 @@ def main() -> None:
         if asked.curves and result.pop("curves", None):
             file.write_text(json.dumps(result, indent=1) + "\n")
         results[file.stem] = result
-        print(f"\n{file.stem}: equal {result['budget']}, seeds 0 to {result['seeds'] - 1}\n")
-        print("\n".join(table(result, asked.pairs or [f"{n}-0" for n in range(1, len(result["contenders"]))])))
+        print(f"\n{file.stem}: equal {result['budget']}, seeds 0 to {result['seeds'] - 1}\n\n{markdown(result)}")
+        for pair in asked.pairs:
+            for kind in result["contenders"][0]["measures"]:
+                seeds = [row["measures"][kind]["seeds"] for row in result["contenders"]]
+                print(f"{pair}: {kind} {compared(pair, seeds)}")
         if asked.average_distance:
             for number, row in enumerate(result["contenders"]):
                 row["distance"] = distance(row["contender"], result["common"])
