@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from collections import Counter
 from concurrent.futures import Future
 from contextlib import nullcontext
 from dataclasses import replace
@@ -115,6 +116,13 @@ def test_a_budget_of_time_is_timed_in_turn(tmp_path):
     contenders = [contender(f"mae_mini_32 {flags}"), contender(f"mae_mini_32 --encoder.depth 24 {flags}")]
     share_out(contenders, "time", 24, tmp_path, print)
     assert contenders[0].epochs == 24 and contenders[1].epochs <= 16
+    plan = read_json(tmp_path / "plan.json")
+    plan["seconds"] = {contenders[0].words: 1000 * contenders[0].step}  # as on a slower machine
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    joined = [contender(one.words) for one in contenders]
+    share_out(joined, "time", 24, tmp_path, print)
+    assert joined[0].step == 1000 * contenders[0].step
+    assert joined[1].step / joined[0].step > 1.5  # timed beside the first once more
 
 
 def test_what_becomes_of_pictures_before_the_step_takes_time_too():
@@ -147,8 +155,48 @@ def test_runs_measures_and_goes_on_where_it_was(shades, tmp_path, monkeypatch, h
     found[0].unlink()
     assert mimkit(command).status == 0
     assert [words[0] for words in here] == ["evaluate"]  # what is there is not done again
-    assert "another comparison" in refused(command.replace("--epochs 2", "--epochs 3"))
-    assert "another comparison" in refused(command.replace(str(shades), "photos"))
+    refusal = refused(command.replace(str(shades), "photos"))
+    assert f"out holds runs with --data '{shades}'" in refusal and "give another --out" in refusal
+
+
+def test_contenders_epochs_and_seeds_join_a_comparison(shades, tmp_path, monkeypatch, here):
+    monkeypatch.chdir(tmp_path)
+    slow, emae = f"{LINE} --optimizer.base-rate 1e-4", f"emae_mini_32 --images.size 28 --encoder.patch 7 {SETTINGS}"
+    rest = f"--data {shades} --measure knn --out out --json out.json"
+    assert mimkit(f"compare '{LINE}' '{slow}' --epochs 2 --seeds 1 {rest}").status == 0
+    before = json.loads(Path("out.json").read_text())["contenders"]
+    here.clear()
+    assert mimkit(f"compare '{LINE}' '{emae}' --epochs 3 2 --seeds 2 --untrained True {rest}").status == 0
+    trained = Counter(Path(words[words.index("--run") + 1]).parent.name for words in here if words[0] == "pretrain")
+    mae, again = (contender(line, str(shades)) for line in (LINE, emae))
+    runs = {}
+    for one, epochs, count in ((mae, 2, 1), (again, 2, 2), (mae, 3, 2), (again, 3, 2)):
+        one.epochs = epochs
+        runs[one.folder(Path(), 0).parent.name] = count
+    assert trained == runs  # seed 0 of MAE with 2 epochs was there
+    result = json.loads(Path("out.json").read_text())
+    rows = result["contenders"]
+    assert [(row["contender"], row["epochs"], row["budget"]) for row in rows] == [
+        *((line, epochs, epochs) for epochs in (2, 3) for line in (LINE, emae)),
+        (f"untrained {LINE}", 0, 3),
+    ]
+    found = [row["measures"]["knn"] for row in rows]
+    assert found[0]["seeds"][0] == before[0]["measures"]["knn"]["mean"]
+    for first, other in ((0, 1), (2, 3), (2, 4)):  # each against the first with the same budget
+        assert found[other]["difference"] == found[other]["mean"] - found[first]["mean"]
+    assert rows[1]["work"] == rows[3]["work"] > 2 and rows[4]["work"] == 0
+    assert len(result["curves"]) == 5
+    assert found[0]["p"] is None and found[2]["p"] is None
+    assert Path("out/comparison.md").read_text().count("\n") == 7
+
+
+def test_budgets_that_buy_the_same_run_are_refused(shades, tmp_path, monkeypatch, here):
+    monkeypatch.chdir(tmp_path)
+    costly = f"emae_mini_32 --images.size 28 --encoder.patch 7 {SETTINGS}"
+    command = f"compare '{LINE}' '{costly}' --data {shades} --budget compute --epochs 1 2"
+    said = mimkit(command)
+    assert said.status == 2 and "2 of these budgets buy the same run, emae-mini-32" in said.err and not here
+    assert "epochs must be at least 1" in refused(command.replace("--epochs 1 2", "--epochs 0 2"))
 
 
 def test_fine_tunings_are_measured_in_runs_beside_and_from_scratch(shades, tmp_path, monkeypatch, here):
@@ -199,7 +247,7 @@ def test_common_flags_are_given_to_all_that_do_not_give_them(shades, tmp_path, m
     assert (second.encoder.patch, second.machine.looks, second.images.view.flip) == (14, 1, 0)
     assert first.machine.tensorboard is False
     assert result["contenders"][1]["work"] < 0.9  # larger patches are fewer: weighed as they run
-    assert "another comparison" in refused(f"{command} --common='{common}.5' --out out")
+    assert f"out holds runs with --common '{common}'" in refused(f"{command} --common='{common}.5' --out out")
     assert "leave --epochs" in refused(f"{command} --common='--epochs 3'")
     assert "begin with a flag" in refused(f"{command} --common='patch 3'")
 

@@ -135,14 +135,14 @@ class CompareArguments(Arguments):
     """Pictures with labels: as for pretrain."""
     budget: Literal["steps", "compute", "time"] = "steps"
     """What all contenders get as much of as the first: steps of training, FLOPs, or seconds on this machine."""
-    epochs: int | None = None
-    """Of the first contender; by default its recipe's."""
+    epochs: tuple[int, ...] = ()
+    """Of the first contender; by default its recipe's. With several, all contenders run under each of these budgets."""
     common: str = ""
     """Flags of `mimkit pretrain` for all contenders, unless they give them themselves: --common="--encoder.patch 8"."""
     seeds: int = 3
     """Each contender trains with each of the seeds 0 to N - 1."""
     out: Path = Path("comparison")
-    """Folder of the runs and of the table; the same command goes on there."""
+    """Folder of the runs and of the table. The same command goes on there; more contenders, epochs or seeds join."""
     measure: tuple[Literal["knn", "probe", "attentive", "finetune"], ...] = ("knn", "probe")
     """What is measured of each run."""
     finetune: tuple[str, ...] = ()

@@ -14,10 +14,11 @@ import statistics
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -96,7 +97,7 @@ def compare(
     out: Path,
     *,
     budget: Budget = "steps",
-    epochs: int | None = None,
+    epochs: Sequence[int] = (),
     seeds: int = 3,
     jobs: int = 1,
     measurement: Measurement = Measurement(),
@@ -104,16 +105,17 @@ def compare(
     common: str = "",
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Train and measure every contender with every seed under the budget of the first.
+    """Train and measure every contender with every seed under the budget of the first, or under several.
 
     Args:
         lines: contenders as typed behind `mimkit pretrain`: a recipe and flags, but --data, --run, --seed and --epochs.
         data: as for pretrain; labels measure.
-        out: folder of all runs, `comparison.json` and `curves.png`; what is there already is not done again.
+        out: folder of all runs, `comparison.json` and `curves.png`. What is there already is not done again, be it of
+            another comparison, so that contenders, epochs and seeds can be added; data and `common` stay the same.
         budget: what all get as much of as the first contender's `epochs` take: `steps` (with equal batches: epochs),
             `compute` (FLOPs, counted over a step of each at several moments of training) or `time` (seconds, timed in
             turn on this machine, with what becomes of the pictures before).
-        epochs: of the first contender; its recipe's by default.
+        epochs: of the first contender; its recipe's by default. With several numbers all contenders run for each.
         seeds: 0 to seeds - 1, the same for all.
         jobs: runs at the same time, each with its share of the threads.
         untrained: measure the first contender's network before training too, each seed's own; fine-tuned, that is
@@ -122,33 +124,40 @@ def compare(
 
     Returns:
         JSON: budget, contenders with their epochs, relative work, results by seed, and for each measure mean, standard
-        deviation, difference to the first contender and the p-value of a paired t-test over seeds (None for one seed).
+        deviation, difference to the first contender with the same budget and the p-value of a paired t-test over seeds
+        (None for one seed).
 
     Raises:
         UserError: anything a person can mend.
     """
-    at_least(1, seeds=seeds, jobs=jobs, epochs=epochs)
+    at_least(1, seeds=seeds, jobs=jobs, epochs=min(epochs, default=None))
     if not lines:
         raise UserError("name two recipes or more: mimkit compare A B --data DATA")
-    contenders = [Contender(line, _config(line, data, common), common) for line in lines]
-    if len({c.words for c in contenders}) < len(contenders):
+    if len(set(lines)) < len(lines):
         raise UserError("a contender is named twice: they differ in their settings, or one is enough")
-    share_out(contenders, budget, epochs or contenders[0].config.epochs, out, say)
-    rows = [contenders]
-    if untrained:
-        first = contenders[0]
-        rows.append([Contender(f"untrained {first.words}", first.config, common, before=first)])
+    configs = [_config(line, data, common) for line in lines]
+    groups = []
+    for number in sorted(set(epochs)) or [configs[0].epochs]:
+        group = [Contender(line, config, common) for line, config in zip(lines, configs, strict=True)]
+        share_out(group, budget, number, out, say)
+        groups.append(group)
+    trained = [contender for group in groups for contender in group]
+    for folder, count in Counter(contender.folder(out, 0).parent.name for contender in trained).items():
+        if count > 1:
+            raise UserError(f"{count} of these budgets buy the same run, {folder}: give --epochs further apart")
+    first = trained[0]
+    before = [Contender(f"untrained {first.words}", first.config, common, before=first)] if untrained else []
+    groups[-1] += before
     with ThreadPoolExecutor(jobs) as pool, Children(say) as children:
         threads = max(1, (os.cpu_count() or 1) // jobs)
-        for row in rows:  # what is untrained has the shape of a trained one
+        for row in (trained, before):  # what is untrained has the shape of a trained one
             work = [(contender, seed) for seed in range(seeds) for contender in row]
             tasks = [pool.submit(_one, children, c, seed, data, out, threads, measurement) for c, seed in work]
             for task in as_completed(tasks):
                 task.result()
-    contenders = [contender for row in rows for contender in row]
-    result = summary(contenders, budget, seeds)
+    result = summary(groups, budget, seeds)
     write_json(out / "comparison.json", result)
-    draw_curves(contenders, out / "curves.png", budget)
+    draw_curves(trained, out / "curves.png", budget)
     return result
 
 
@@ -170,21 +179,26 @@ def _config(line: str, data: Sequence[str], common: str) -> Pretrain:
 def share_out(contenders: list[Contender], budget: Budget, epochs: int, out: Path, say: Callable[[str], None]) -> None:
     """Give every contender the epochs that the first one's budget buys; what was weighed before is kept in `out`."""
     first, plan = contenders[0], out / "plan.json"
-    asked: dict[str, Any] = {"budget": budget, "epochs": epochs, "contenders": [c.words for c in contenders]}
-    asked |= {"data": list(first.config.data), "common": first.common}
+    asked: dict[str, Any] = {"data": list(first.config.data), "common": first.common}
     known = read_json(plan) if plan.exists() else {}
-    if any(known.get(name, value) != value for name, value in asked.items()):
-        raise UserError(f"{out} holds another comparison (see {plan}): give another --out, or the same words as then")
-    if not known:
-        say(f"weighing a step of {len(contenders)} contenders")
-        configs = [c.config for c in contenders]
-        steps = weigh(configs) if budget != "time" else clock(configs)
+    for name, value in asked.items():
+        if known.get(name, value) != value:
+            was = shlex.join(known[name]) if name == "data" else known[name]
+            raise UserError(f"{out} holds runs with --{name} '{was}': give another --out, or the same as then")
+    unit = "seconds" if budget == "time" else "FLOP"
+    steps = known.setdefault(unit, {})
+    if new := [contender for contender in contenders if contender.words not in steps]:
+        say(f"weighing a step of {len(new)} contenders")
+        again = [contender for contender in contenders if contender.words in steps][: unit == "seconds"]
+        found = (clock if unit == "seconds" else weigh)([contender.config for contender in (*again, *new)])
+        scale = steps[again[0].words] / found[0] if again else 1.0  # the machine may be faster than it was then
+        steps |= {one.words: scale * step for one, step in zip(new, found[len(again) :], strict=True)}
         out.mkdir(parents=True, exist_ok=True)
-        write_json(plan, known := asked | {"steps": steps})
-    for contender, step in zip(contenders, known["steps"], strict=True):
-        contender.step = step
-        ratio = contender.config.batch_size / first.config.batch_size if budget == "steps" else first.step / step
-        contender.epochs = max(1, round(epochs * ratio))
+        write_json(plan, asked | known)
+    for contender in contenders:
+        contender.step = steps[contender.words]
+        ratio = contender.config.batch_size / first.config.batch_size
+        contender.epochs = max(1, round(epochs * (ratio if budget == "steps" else first.step / contender.step)))
 
 
 class Children:
@@ -297,13 +311,14 @@ def _frozen(
     return result["results"][result["headline"]]["accuracy"]
 
 
-def summary(contenders: list[Contender], budget: Budget, seeds: int) -> dict[str, Any]:
-    """Means, spreads and differences to the first contender, as JSON."""
-    first, rows = contenders[0], []
-    for contender in contenders:
+def summary(groups: list[list[Contender]], budget: Budget, seeds: int) -> dict[str, Any]:
+    """Means, spreads and differences to the first contender with the same budget, as JSON."""
+    rows = []
+    for first, contender in ((group[0], contender) for group in groups for contender in group):
         row: dict[str, Any] = {
             "contender": contender.words,
             "epochs": contender.epochs,
+            "budget": first.epochs,
             "work": round(contender.epochs * contender.step / (first.epochs * first.step), 3),
             "measures": {},
         }
@@ -317,8 +332,8 @@ def summary(contenders: list[Contender], budget: Budget, seeds: int) -> dict[str
                 "p": paired_p(mine, base) if contender is not first else None,
             }
         rows.append(row)
-    told = {"budget": budget, "seeds": seeds, "common": first.common}
-    return {**told, "contenders": rows, "curves": [asdict(c)["curves"] for c in contenders]}
+    told = {"budget": budget, "seeds": seeds, "common": groups[0][0].common}
+    return {**told, "contenders": rows, "curves": [contender.curves for group in groups for contender in group]}
 
 
 def paired_p(mine: Sequence[float], base: Sequence[float]) -> float | None:
@@ -387,7 +402,8 @@ def draw_curves(contenders: list[Contender], file: Path, budget: Budget) -> None
             continue
         values = torch.tensor([[y for _, y in curve] for curve in curves])
         work = [x / unit for x, _ in curves[0]]
-        (line,) = axes.plot(work, values.mean(dim=0).tolist(), marker=".", label=contender.words)
+        label = f"{contender.words}, {contender.epochs} epochs"
+        (line,) = axes.plot(work, values.mean(dim=0).tolist(), marker=".", label=label)
         low, high = values.min(dim=0).values.tolist(), values.max(dim=0).values.tolist()
         axes.fill_between(work, low, high, alpha=0.15, color=line.get_color(), linewidth=0)
     axes.set_xlabel(name)
