@@ -264,6 +264,7 @@ def test_an_error_asks_the_other_runs_to_save_and_starts_no_more(forty, tmp_path
         raise comparing.UserError("broken")
     with pytest.raises(comparing.UserError, match="goes on"):
         children.run(["recipes"], tmp_path / "log", 1)
+    assert not (tmp_path / "log").exists()
 
 
 def test_a_difference_is_judged_by_a_paired_test_over_seeds():

@@ -226,12 +226,13 @@ class Children:
     def run(self, words: Sequence[str], log: Path, threads: int) -> None:
         """One `mimkit` command; what it says goes to a file. Raises UserError with its last line when it fails."""
         environment = dict(os.environ, OMP_NUM_THREADS=str(threads), GOMP_SPINCOUNT="1000")
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as file, self.lock:
+        command = [sys.executable, "-m", "mimkit.cli", *words]
+        with self.lock:
             if self.stopped:
                 raise UserError("stopped: the same command goes on")
-            command = [sys.executable, "-m", "mimkit.cli", *words]
-            child = subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
+            log.parent.mkdir(parents=True, exist_ok=True)
+            with log.open("ab") as file:
+                child = subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
             self.running.add(child)
         status = child.wait()
         self.running.discard(child)
