@@ -2,6 +2,8 @@
 
 import json
 import math
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,6 +28,7 @@ from mimkit.analysis.study import Study
 from mimkit.errors import UserError
 from mimkit.evaluate.target import Extractor
 from mimkit.masks.ncut import ncut
+from mimkit.measures import effective_rank
 from mimkit.methods.emae import EMAEConfig
 from mimkit.methods.simmim import SimMIMConfig
 from mimkit.model.decoder import DecoderConfig
@@ -64,7 +67,7 @@ def images(rows: int, size: tuple[int, int] = (32, 32), seed: int = 0) -> Tensor
 
 def studied(one: Extractor, pictures: Tensor, groups=USUAL, *, labels=None, size: int = 8) -> Study:
     network = Network(one)
-    study = Study(network, frozenset(groups).difference(network.refusals(), {"decoder"}))
+    study = Study(network, frozenset(groups).difference(network.refusals, {"decoder"}))
     parts = zip(pictures.split(size), torch.arange(len(pictures)).split(size), strict=True)
     study.batches(((part, None, index) for part, index in parts), labels)
     return study
@@ -152,6 +155,16 @@ def test_cka_of_a_real_vit_against_numpy(real):
                 for p, q in ((a, b), (a, a), (b, b))
             ]
             assert found[a, b].item() == pytest.approx(sums[0] / math.sqrt(sums[1] * sums[2]), rel=1e-4)
+    uneven = [gram[:, :n, :n].clone() for gram, n in zip(real.study.grams, (8, 5, 8), strict=True)]
+    first, last = (
+        linear_cka(uneven, uneven)[0][0, 2],
+        [
+            [n * hsic(k[i].numpy(), k[j].numpy()) for k, n in zip(uneven, (8, 5, 8), strict=True)]
+            for i, j in ((0, 2), (0, 0), (2, 2))
+        ],
+    )
+    a, b, c = map(sum, last)
+    assert first.item() == pytest.approx(a / math.sqrt(b * c))
     assert found.diagonal().tolist() == pytest.approx([1, 1, 1])
     assert found[0, 2] < 0.99
 
@@ -243,7 +256,7 @@ def test_a_swin_has_what_makes_sense():
         num_heads=(2, 2),
         num_classes=0,
     )
-    assert set(Network(one).refusals()) == {"attention", "drop", "swap"}
+    assert set(Network(one).refusals) == {"attention", "drop", "swap"}
     study = studied(one, images(8))
     names = {name for name, _, _ in values(study)}
     assert names == {n for n, m in METRICS.items() if m.group in ("fourier", "variance", "rank")} | {
@@ -257,19 +270,40 @@ def test_a_swin_has_what_makes_sense():
 
 def test_blocks_of_another_kind_refuse_attention_alone():
     one = extractor(block_fn=ResPostBlock)
-    refusals = Network(one).refusals()
+    refusals = Network(one).refusals
     assert set(refusals) == {"attention"} and "ResPostBlock" in refusals["attention"]
     assert ("drop_change", 0, None) in values(studied(one, images(8)))
 
 
-def test_a_swap_is_what_a_rebuilt_network_gives():
+@pytest.mark.parametrize("pool", ["mean", "class"])
+def test_a_changed_network_is_what_a_rebuilt_one_gives_of_what_was_trained(pool):
+    one, pictures = replace(extractor(), headline=pool), images(8)
+    found = values(studied(one, pictures, ("swap", "drop", "rank")))
+    whole = one(pictures)[pool]
+    for metric, layer, order in (("swap_change", 1, (0, 2, 1)), ("drop_change", 1, (0, 1))):
+        other = extractor()
+        blocks = list(other.model.blocks)  # type: ignore[union-attr]
+        other.model.blocks = nn.Sequential(*(blocks[i] for i in order))  # type: ignore[union-attr]
+        changed = other(pictures)[pool]
+        change = ((whole - changed).norm(dim=1) / whole.norm(dim=1)).mean().item()
+        assert found[metric, layer, None] == pytest.approx(change, rel=1e-5)
+    assert found["effective_rank", 2, None] == pytest.approx(effective_rank(whole).item(), rel=1e-5)
+
+
+def test_clusters_alone_have_the_gap_of_attention_too():
     one, pictures = extractor(), images(8)
-    found = values(studied(one, pictures, ("swap",)))["swap_change", 1, None]
-    other = extractor()
-    blocks = list(other.model.blocks)  # type: ignore[union-attr]
-    other.model.blocks = nn.Sequential(blocks[0], blocks[2], blocks[1])  # type: ignore[union-attr]
-    a, b = one(pictures)["mean"], other(pictures)["mean"]
-    assert found == pytest.approx(((a - b).norm(dim=1) / a.norm(dim=1)).mean().item(), rel=1e-5)
+    both, alone = (values(studied(one, pictures, groups)) for groups in (("attention", "clusters"), ("clusters",)))
+    assert {name for name, *_ in alone} == {n for n, m in METRICS.items() if m.group == "clusters" and n[-2:] != "kl"}
+    assert alone == {key: value for key, value in both.items() if METRICS[key[0]].group == "clusters"}
+
+
+def test_too_many_classes_for_knn_are_told():
+    labels = torch.arange(8) // 2
+    study = studied(extractor(), images(8), ("drop", "swap"), labels=labels)
+    assert study.left_out == {
+        f"kNN of {kind}": "8 pictures of 4 classes are fewer than four of each" for kind in ("drop", "swap")
+    }
+    assert not studied(extractor(), images(8), ("drop",), labels=labels // 2).left_out
 
 
 # The command, on a run
@@ -314,11 +348,34 @@ def test_cka_between_targets(both, run):
     assert {r["n"] for r in both["cka"]} == {20} and pairs[names[0], 0, names[0], 1]["stderr"] is None
 
 
-def test_a_shorter_last_batch_is_left_out_of_cka(run, forty, monkeypatch):
+def test_batches_count_in_cka_by_their_pictures(run, forty, tmp_path, monkeypatch):
     monkeypatch.setattr(run_module, "BATCH", 8)
     found = analyze([str(run)], [str(forty)], pictures=20, metrics=["cka", "rank"])
-    assert {r["n"] for r in found["cka"]} == {16} and {r["n"] for r in found["rows"]} == {20}
+    assert {r["n"] for r in found["cka"]} == {r["n"] for r in found["rows"]} == {20}  # 8, 8 and 4
     assert all(r["stderr"] is not None for r in found["cka"])
+    shutil.copytree(forty, tmp_path / "some")
+    first = analyze([str(run)], [str(forty)], pictures=40, metrics=["rank"])
+    assert first["skipped"] == 0
+    numbers = torch.arange(40)[keys("shuffle", torch.arange(40)).argsort()]
+    (tmp_path / f"some/{numbers[0]:02d}.png").write_bytes(b"none")  # one of the first batch cannot be read
+    found = analyze([str(run)], [str(tmp_path / "some")], pictures=40, metrics=["cka"])
+    assert found["skipped"] == 1 and {r["n"] for r in found["cka"]} == {39}
+
+
+def test_cka_does_not_depend_on_the_order_of_classes(run, tmp_path, monkeypatch):
+    noise = np.random.default_rng(0)
+    for number in range(64):
+        (tmp_path / str(number // 16)).mkdir(exist_ok=True)
+        pattern = np.kron(np.random.default_rng(number // 16).uniform(0, 200, (4, 4)), np.ones((7, 7)))
+        shades = (pattern + noise.uniform(0, 55, (28, 28))).astype(np.uint8)
+        Image.fromarray(shades).save(tmp_path / str(number // 16) / f"{number}.png")
+    other = f"untrained:{run}"
+    found = []
+    for size in (64, 16):
+        monkeypatch.setattr(run_module, "BATCH", size)
+        result = analyze([str(run), other], [str(tmp_path)], pictures=64, metrics=["cka"])
+        found.append([row["value"] for row in result["cka"]])
+    assert np.allclose(*found, atol=0.03)
 
 
 def test_decoder_measures_of_a_run(both, run):

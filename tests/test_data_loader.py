@@ -403,6 +403,13 @@ def test_evaluation_shows_every_good_picture_once_in_order():
     assert (whole[0] - (pictures.read(0) / 255 - 0.5) / 0.25).abs().max() < 1e-5
     few = torch.cat([index for *_, index in evaluation_batches(held, size=(16, 16), limit=7, **HALF)])
     assert len(set(few.tolist())) == 7 and few.tolist() == sorted(few.tolist()) and few[-1] > 20
+    mixed = [
+        torch.cat([index for *_, index in evaluation_batches(one, size=(16, 16), limit=20, shuffle=True, **HALF)])
+        for one in (held, Made(n=30))
+    ]
+    assert torch.equal(*mixed) and mixed[0].tolist() != sorted(mixed[0].tolist())
+    usual = torch.cat([index for *_, index in evaluation_batches(held, size=(16, 16), limit=20, **HALF)])
+    assert torch.equal(mixed[0].sort().values, usual) and (mixed[0][:5] > 15).any()
 
 
 def test_statistics_pool_all_pixels():

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -70,6 +70,7 @@ class Network:
     def __len__(self) -> int:
         return len(self.layers)
 
+    @cached_property
     def refusals(self) -> dict[str, str]:
         """Groups of metrics that this model cannot have, each with the reason."""
         if self.windows:
@@ -103,9 +104,13 @@ class Network:
                 handle.remove()
 
     def pooled(self, layer: Layer) -> Float[Tensor, "B D"]:
-        """What the features would be if this were the last layer: final norm, mean of patches; of a stage, the mean."""
+        """What the features would be if this were the last layer: final norm and the extractor's `headline`.
+
+        That is the class token where it was trained, else the mean of the patches; of a stage, the mean.
+        """
         if self.windows:
             return layer.tokens.mean(dim=1)
-        pooled = self.model.norm(layer.whole)[:, self.prefix :].mean(dim=1)
+        tokens = self.model.norm(layer.whole)
+        pooled = tokens[:, 0] if self.extractor.headline == "class" else tokens[:, self.prefix :].mean(dim=1)
         norm = getattr(self.model, "fc_norm", None)
         return pooled if norm is None else norm(pooled)

@@ -28,7 +28,7 @@ from mimkit.train.machine import Machine
 from mimkit.train.prepare import Prepared
 from mimkit.train.run import RunFolder
 
-BATCH = 50  # pictures of a batch, over which CKA's terms are summed
+BATCH = 50  # pictures of a batch: CKA sums its terms over them
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def analyze(
     for name, subject, shown in _subjects(targets, data, film, "decoder" in asked):
         network = Network(subject.extractor)
         network.model.to(where)
-        refused = network.refusals() | _without_decoder(subject)
+        refused = network.refusals | _without_decoder(subject)
         if subject.task is not None:
             subject.task.to(where)
         keep = film and reference is None
@@ -98,8 +98,8 @@ def analyze(
         if subject.step is None or study.keep:  # a film tells of the same refusals at every step
             result["refused"] += [
                 {"target": name, "metrics": group, "reason": reason}
-                for group, reason in refused.items()
-                if group in asked
+                for group, reason in (refused | study.left_out).items()
+                if group in asked or group in study.left_out
             ]
         for other, one in studies if "cka" in asked and not film else []:
             if [i.tolist() for i in one.index] != [i.tolist() for i in study.index]:
@@ -203,7 +203,7 @@ def _look(study: Study, subject: Subject, shown: Pictures, count: int, where: to
     extractor = subject.extractor
     skipped: dict[int, str] = {}
     what = f"layers of {escape(extractor.name)}" + ("" if subject.step is None else f", step {subject.step}")
-    settings: dict[str, Any] = dict(device=where, batch_size=BATCH, limit=count, skipped=skipped)
+    settings: dict[str, Any] = dict(device=where, batch_size=BATCH, limit=count, shuffle=True, skipped=skipped)
     study.batches(batches_for(extractor, shown, what, workers=workers, **settings), shown.labels)
     if not study.index:
         raise all_bad(shown, skipped)
@@ -211,13 +211,11 @@ def _look(study: Study, subject: Subject, shown: Pictures, count: int, where: to
 
 
 def _cka(name: str, study: Study, other: str, one: Study, step: int | None) -> list[dict[str, Any]]:
-    """Every layer with every layer; batches shorter than the first are left out."""
-    size = study.grams[0].shape[-1] if study.grams else 0
-    some, others = ([g for g in each.grams if g.shape[-1] == size] for each in (study, one))
-    if not some:
+    """Every layer with every layer."""
+    if not study.grams:
         raise UserError("CKA compares at least 4 pictures at once: give more pictures, or leave cka out of --metrics")
-    values, errors = linear_cka(some, others)
-    n = len(some) * size
+    values, errors = linear_cka(study.grams, one.grams)
+    n = sum(each.shape[-1] for each in study.grams)
     return [
         {"target": name, "step": step, "layer": a, "other": other, "other_layer": b}
         | {"value": known(values[a, b].item()), "stderr": known(errors[a, b].item()), "n": n}

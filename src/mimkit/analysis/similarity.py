@@ -34,23 +34,24 @@ def hsic(k: Float64[Tensor, "L n n"], l: Float64[Tensor, "M n n"]) -> Float64[Te
 
 
 def linear_cka(
-    some: Sequence[Float64[Tensor, "L n n"]], others: Sequence[Float64[Tensor, "M n n"]]
+    some: Sequence[Float64[Tensor, "L _ _"]], others: Sequence[Float64[Tensor, "M _ _"]]
 ) -> tuple[Float64[Tensor, "L M"], Float64[Tensor, "L M"]]:
     """Linear CKA of every layer of one model with every layer of another, and its standard error.
 
-    Unbiased in minibatches: the three HSIC terms are summed over batches before the ratio is taken. 1 for features that
+    The three HSIC terms are unbiased and averaged over batches, weighted by their pictures, before the ratio is taken:
+    batches have to be random samples, or what tells them apart, such as classes in order, is missed. 1 for features that
     are equal up to rotation, offset and one scale; about 0, and sometimes below, for independent ones; it is not
     invariant to general linear maps. The standard error is the jackknife over batches, NaN for a single one.
 
     Args:
-        some: `gram` of the layers, one entry a batch.
+        some: `gram` of the layers, one entry a batch; n may differ.
         others: of the other model for the same pictures in the same order; the same list for layers of one model.
 
     Expected: masked and contrastive models alike in all layers, supervised ones in blocks. Source: Kornblith et al.
     2019 (arXiv:1905.00414), Nguyen et al. 2021 (arXiv:2010.15327).
     """
-    cross = torch.stack([hsic(one, other) for one, other in zip(some, others, strict=True)])
-    first, second = (torch.stack([hsic(k, k).diagonal() for k in one]) for one in (some, others))
+    cross = torch.stack([len(k[0]) * hsic(k, other) for k, other in zip(some, others, strict=True)])
+    first, second = (torch.stack([len(k[0]) * hsic(k, k).diagonal() for k in one]) for one in (some, others))
 
     def ratio(kept: Tensor) -> Tensor:
         a, b = first[kept].sum(dim=0), second[kept].sum(dim=0)

@@ -54,6 +54,8 @@ class Study:
     reference: Relations | None = None
     """Relations at the end of training, to measure the distance from."""
     averages: Averages = field(default_factory=Averages)
+    left_out: dict[str, str] = field(default_factory=dict)
+    """What these pictures do not allow, with the reason."""
     grams: list[Float64[Tensor, "L B B"]] = field(default_factory=list)
     """One entry a batch."""
     relations: Relations = field(default_factory=lambda: defaultdict(list))
@@ -72,9 +74,13 @@ class Study:
             features = torch.cat(parts)
             if kind == "drop" and "rank" in self.groups:
                 self.averages.note("effective_rank", layer, effective_rank(features).item(), None, len(features))
-            chosen = None if labels is None else labels[torch.cat(self.index)]
-            if chosen is not None and kind in self.groups and 4 * len(chosen.unique()) <= len(chosen):
-                self.averages.note(f"{kind}_knn", layer, *knn_accuracy(features, chosen), len(features) // 2)
+            if labels is not None and kind in self.groups:
+                chosen = labels[torch.cat(self.index)]
+                if 4 * len(chosen.unique()) <= len(chosen):
+                    self.averages.note(f"{kind}_knn", layer, *knn_accuracy(features, chosen), len(features) // 2)
+                else:
+                    reason = f"{len(chosen)} pictures of {len(chosen.unique())} classes are fewer than four of each"
+                    self.left_out[f"kNN of {kind}"] = reason
 
     def _batch(self, images: Float[Tensor, "B C H W"], index: Int64[Tensor, " B"]) -> None:
         seen = sum(map(len, self.index))
@@ -97,10 +103,11 @@ class Study:
             if "drop" in self.groups:
                 self.averages.add("drop_change", number, relative_change(features, pooled[len(self.network) - 1]))
         if "swap" in self.groups:
-            reference = self.network.extractor(images)["mean"]
+            extractor = self.network.extractor
+            reference = extractor(images)[extractor.headline]
             for first in range(len(self.network) - 1):
                 with swapped(self.network.layers, first):
-                    features = self.network.extractor(images)["mean"]
+                    features = extractor(images)[extractor.headline]
                 self._pooled["swap", first].append(features.cpu())
                 self.averages.add("swap_change", first, relative_change(features, reference))
         if self.task is not None and "decoder" in self.groups:
@@ -130,22 +137,23 @@ class Study:
                     add(f"similarity_{name}", number, values)
                 if compare:
                     self._compare("similarity", number, similarity[:probe].softmax(dim=-1))
-        if "attention" in self.groups:
+        if self.groups & {"attention", "clusters"} and "attention" not in self.network.refusals:
             for some, attention in layer.attention():
                 self._attention(number, attention, side if side is None else side[some])
                 if compare and side is not None and some.start < probe:
                     self._compare("attention", number, attention.mean(dim=1)[: probe - some.start])
 
     def _attention(self, number: int, attention: Float[Tensor, "B H N N"], side: Tensor | None) -> None:
-        entropy = attention_entropy(attention)
-        for name, values in (
-            ("attention_distance", attention_distance(attention, self.network.grid, self.network.patch)),
-            ("attention_entropy", entropy),
-            ("relative_entropy", entropy / math.log(attention.shape[-1])),
-            ("head_divergence", head_divergence(attention)),
-            ("mutual_information", mutual_information(attention)),
-        ):
-            self.averages.add(name, number, values)
+        if "attention" in self.groups:
+            entropy = attention_entropy(attention)
+            for name, values in (
+                ("attention_distance", attention_distance(attention, self.network.grid, self.network.patch)),
+                ("attention_entropy", entropy),
+                ("relative_entropy", entropy / math.log(attention.shape[-1])),
+                ("head_divergence", head_divergence(attention)),
+                ("mutual_information", mutual_information(attention)),
+            ):
+                self.averages.add(name, number, values)
         if side is not None:
             intra, inter = intra_inter(attention.mean(dim=1), side)
             self.averages.add("attention_gap", number, intra - inter)

@@ -22,6 +22,7 @@ from mimkit.data.pictures import Pictures, sample
 from mimkit.data.stream import Chunks, Drawn, EvaluationViews, MicroBatches, Plan, all_bad, cut, order, stream
 from mimkit.data.views import CenterCrop, View, crop_resize_many, shares
 from mimkit.errors import UserError
+from mimkit.randomness import keys
 from mimkit.task import Batch
 
 __all__ = ["Loader", "evaluation_batches", "order", "statistics"]
@@ -289,17 +290,20 @@ def evaluation_batches(
     batch_size: int = 256,
     workers: int = 0,
     limit: int | None = None,
+    shuffle: bool = False,
     skipped: dict[int, str] | None = None,
 ) -> Iterator[tuple[Float[Tensor, "B C h w"], Int64[Tensor, " B"] | None, Int64[Tensor, " B"]]]:
-    """Every picture once, in order, without augmentation: normalised images on the device, labels and
-    numbers.
+    """Every picture once, without augmentation: normalised images on the device, labels and numbers.
 
-    Bad pictures are left out and noted in `skipped`. `limit` takes so many, spread over the set. Labels (None
-    when the set has none) and numbers stay on the CPU.
+    Bad pictures are left out and noted in `skipped`. `limit` takes so many, spread over the set. They come in order,
+    which in a folder of classes is class by class; with `shuffle` in one by address, where each batch is a random
+    sample. Labels (None when the set has none) and numbers stay on the CPU.
     """
     device, skipped = torch.device(device), {} if skipped is None else skipped
     normalise, labels = Normalise(mean, std, device), pictures.labels
     index = sample(len(pictures), len(pictures) if limit is None else limit)
+    if shuffle:
+        index = torch.tensor(index)[keys("shuffle", torch.tensor(index)).argsort()].tolist()
     pixels = pictures.tensor()
     if pixels is not None:
         for chosen in torch.tensor(index).split(batch_size):

@@ -89,6 +89,7 @@ def batches_for(
     workers: int,
     limit: int,
     skipped: dict[int, str],
+    shuffle: bool = False,
 ) -> Iterable[tuple[Tensor, Tensor | None, Tensor]]:
     """Batches of `evaluation_batches` as the extractor wants them, under a bar called `what` where one can be seen."""
     batches = evaluation_batches(
@@ -101,6 +102,7 @@ def batches_for(
         batch_size=batch_size,
         workers=workers,
         limit=limit,
+        shuffle=shuffle,
         skipped=skipped,
     )
     console = Console(stderr=True)

@@ -76,7 +76,7 @@ def look(folder: Path, data: list[str], count: int, device: torch.device) -> dic
     except UserError as error:
         found["left"] |= dict.fromkeys(("layers", "attention"), str(error))
         return found
-    refused = network.refusals().get("attention")
+    refused = network.refusals.get("attention")
     if refused:
         found["left"]["attention"] = refused
     layers, maps = _layers(network, images[chosen].to(device), attention=refused is None)
