@@ -1,7 +1,12 @@
 """Comparing recipes under one budget: what each gets, that it goes on where it was, and what the table says."""
 
 import json
+import os
 import shlex
+import signal
+import subprocess
+import sys
+import threading
 from collections import Counter
 from concurrent.futures import Future
 from contextlib import nullcontext
@@ -16,7 +21,7 @@ from scipy import stats
 
 from commandline import TINY, mimkit, refused
 from mimkit import compare as comparing
-from mimkit.compare import Contender, paired_p, share_out, verdict
+from mimkit.compare import Contender, paired_p, share_out, slug, verdict
 from mimkit.data.augment import RandAugment
 from mimkit.launch import configured
 from mimkit.train.prepare import Pretrain
@@ -46,7 +51,7 @@ def here(monkeypatch):
     """Runs happen in this process; returns the commands that ran."""
     ran: list[list[str]] = []
 
-    def run(self, words, log, threads):
+    def run(self, words, log):
         ran.append(list(words))
         said = mimkit(shlex.join(words))
         assert said.status == 0, said
@@ -101,8 +106,8 @@ def test_a_budget_of_compute_buys_fewer_epochs_of_what_costs_more(tmp_path):
     contenders = [contender(line) for line in lines]
     share_out(contenders, "compute", 24, tmp_path, print)
     mae, emae, half = contenders
-    assert mae.epochs == 24 and emae.epochs == round(24 * mae.step / emae.step) and half.epochs < 24
-    assert 3 < emae.step / mae.step <= 4  # four parts, of which the patches are cut once
+    assert mae.epochs == 24 and emae.epochs == round(24 * mae.cost / emae.cost) and half.epochs < 24
+    assert 3 < emae.cost / mae.cost <= 4  # four parts, of which the patches are cut once
     equal = [contender(line) for line in lines]
     share_out(equal, "steps", 24, tmp_path / "steps", print)
     assert [c.epochs for c in equal] == [24, 24, 24]
@@ -117,12 +122,12 @@ def test_a_budget_of_time_is_timed_in_turn(tmp_path):
     share_out(contenders, "time", 24, tmp_path, print)
     assert contenders[0].epochs == 24 and contenders[1].epochs <= 16
     plan = read_json(tmp_path / "plan.json")
-    plan["seconds"] = {contenders[0].words: 1000 * contenders[0].step}  # as on a slower machine
+    plan["seconds"] = {contenders[0].words: 1000 * contenders[0].cost}  # as on a slower machine
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     joined = [contender(one.words) for one in contenders]
     share_out(joined, "time", 24, tmp_path, print)
-    assert joined[0].step == 1000 * contenders[0].step
-    assert joined[1].step / joined[0].step > 1.5  # timed beside the first once more
+    assert joined[0].cost == 1000 * contenders[0].cost
+    assert joined[1].cost / joined[0].cost > 1.5  # timed beside the first once more
 
 
 def test_what_becomes_of_pictures_before_the_step_takes_time_too():
@@ -190,12 +195,67 @@ def test_contenders_epochs_and_seeds_join_a_comparison(shades, tmp_path, monkeyp
     assert Path("out/comparison.md").read_text().count("\n") == 7
 
 
+def test_each_baseline_has_its_own_untrained_network(shades, tmp_path, monkeypatch, here):
+    monkeypatch.chdir(tmp_path)
+    wide = LINE.replace("--encoder.width 16", "--encoder.width 32")
+    rest = f"--data {shades} --epochs 1 --seeds 1 --measure knn --untrained True --out out --json out.json"
+    said = []
+    for first, other in ((LINE, wide), (wide, LINE)):
+        assert mimkit(f"compare '{first}' '{other}' {rest}").status == 0
+        said.append(json.loads(Path("out.json").read_text())["contenders"][-1])
+    assert [row["contender"] for row in said] == [f"untrained {LINE}", f"untrained {wide}"]
+    asked = [words[2] for words in here if words[:2] == ["evaluate", "knn"] and words[2].startswith("untrained:")]
+    assert len(set(asked)) == 2
+
+
+def test_a_run_with_other_settings_is_not_taken_for_this_one(shades, tmp_path, monkeypatch, here):
+    monkeypatch.chdir(tmp_path)
+    command = f"compare '{LINE}' '{LINE} --optimizer.base-rate 1e-4' --data {shades} --epochs 1 --seeds 1 --measure knn"
+    assert mimkit(command).status == 0
+    places = [*Path("comparison").glob("*/seed-0/config.json")]
+    (place,) = (place for place in places if '"base_rate": 0.0001' in place.read_text())
+    text = place.read_text()
+    place.write_text(text.replace('"base_rate": 0.0001', '"base_rate": 0.0002'))  # as of a recipe changed since
+    assert "optimizer.base_rate = 0.0002, not 0.0001: give another --out" in refused(command)
+
+
+def test_what_fails_for_all_fails_before_training(forty, tmp_path, monkeypatch, here):
+    monkeypatch.chdir(tmp_path)
+    assert "needs labels" in refused(f"compare mae_mini_28 mae_mini_32 --data {forty}") and not here
+    assert not Path("comparison").exists()
+
+
+def test_folders_of_words_that_differ_differ():
+    lines = ["a --x 1", "a --x -1", "a --w runs/a_b", "a --w runs/a/b", "a_b --x 1 " + "long" * 60]
+    assert len({slug(line) for line in lines}) == 5 and max(len(slug(line)) for line in lines) <= 80
+    assert slug("mae_mini_32 --encoder.patch 8") == "mae-mini-32-encoder.patch-8"
+
+
+def test_without_matplotlib_the_table_is_there(shades, tmp_path, monkeypatch, here):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(comparing.importlib.util, "find_spec", lambda name: None)
+    said = mimkit(f"compare '{LINE}' '{LINE} --optimizer.base-rate 1e-4' --data {shades} --epochs 1 --seeds 1")
+    assert said.status == 0 and "mimkit[report]" in said.err
+    assert Path("comparison/comparison.md").exists() and not Path("comparison/curves.png").exists()
+
+
+def test_one_comparison_at_a_time_in_a_folder(shades, tmp_path, monkeypatch, here):
+    monkeypatch.chdir(tmp_path)
+    Path("comparison").mkdir()
+    hold = "import fcntl; f = open('comparison/.lock', 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout and other.stdin and other.stdout.readline()
+        command = f"compare '{LINE}' '{LINE} --optimizer.base-rate 1e-4' --data {shades}"
+        assert "another comparison runs in comparison" in refused(command) and not here
+        other.stdin.close()
+
+
 def test_budgets_that_buy_the_same_run_are_refused(shades, tmp_path, monkeypatch, here):
     monkeypatch.chdir(tmp_path)
     costly = f"emae_mini_32 --images.size 28 --encoder.patch 7 {SETTINGS}"
     command = f"compare '{LINE}' '{costly}' --data {shades} --budget compute --epochs 1 2"
     said = mimkit(command)
-    assert said.status == 2 and "2 of these budgets buy the same run, emae-mini-32" in said.err and not here
+    assert said.status == 2 and "2 of these budgets buy the same run, comparison/emae-mini-32" in said.err and not here
     assert "epochs must be at least 1" in refused(command.replace("--epochs 1 2", "--epochs 0 2"))
 
 
@@ -214,12 +274,12 @@ def test_fine_tunings_are_measured_in_runs_beside_and_from_scratch(shades, tmp_p
         assert len(found) == 3
         rows = [one["measures"][kind]["mean"] for one in (first, second, untrained)]
         assert sorted(one["accuracy"] for one in found.values()) == sorted(rows)
-        scratch = found["untrained"]
+        scratch = found[next(name for name in found if name.endswith("-untrained"))]
         assert scratch["weights"] is None and scratch["accuracy"] == untrained["measures"][kind]["mean"]
         assert scratch["train"] == (16 if kind == few else 32)  # of 40 pictures 80 % are to learn from
         assert scratch["epochs"] == (2 if kind == few else 20)
-    kept = read_json(Path("out/untrained/seed-0/measured-knn.json"))["results"][0]
-    assert kept["target"].startswith("untrained:out/mae-mini-28")
+    (kept,) = Path("out").glob("*-untrained/seed-0/measured-knn.json")
+    assert read_json(kept)["results"][0]["target"].startswith("untrained:out/mae-mini-28")
     here.clear()
     assert mimkit(command).status == 0 and not here
 
@@ -227,6 +287,13 @@ def test_fine_tunings_are_measured_in_runs_beside_and_from_scratch(shades, tmp_p
 def test_contenders_leave_to_the_comparison_what_is_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert "leave --epochs" in refused("compare mae_mini_28 'mae_mini_32 --epochs 3' --data photos")
+    assert "leave --minutes" in refused("compare mae_mini_28 'mae_mini_32 --minutes 3' --data photos")
+    tuned = "compare mae_mini_28 mae_mini_32 --data photos --finetune"
+    assert "leave --run" in refused(f"{tuned} 'finetune_mini_32 --run here'")
+    assert "share" in refused(f"{tuned} 'finetune_mini_32 --shares 0.1'")
+    assert "'finetune_mini_23'" in refused(f"{tuned} finetune_mini_23")
+    assert "--finetune is given twice" in refused(f"{tuned} finetune_mini_32 --finetune finetune_mini_32")
+    assert "limit_train must be at least 1" in refused(f"{tuned} finetune_mini_32 --limit-train 0")
     assert "leave --max_steps" in refused("compare mae_mini_28 'mae_mini_32 --max_steps 3' --data photos")
     assert "twice" in refused("compare mae_mini_28 mae_mini_28 --data photos")
     assert "did you mean" in refused("compare mae_mini_28 mae_mini_33 --data photos")
@@ -255,15 +322,34 @@ def test_common_flags_are_given_to_all_that_do_not_give_them(shades, tmp_path, m
 def test_a_run_that_fails_is_named_with_its_log(forty, tmp_path, monkeypatch):
     children = comparing.Children(print)
     with pytest.raises(comparing.UserError, match="no recipe 'nothing'"), children:
-        children.run(["pretrain", "nothing", "--data", str(forty)], tmp_path / "log", 1)
+        children.run(["pretrain", "nothing", "--data", str(forty)], tmp_path / "log")
+
+
+def test_after_a_failure_no_more_begin(tmp_path):
+    with comparing.Children(print) as children:
+        for _ in range(2):
+            with pytest.raises(comparing.UserError, match="no recipe 'nothing'"):
+                children.run(["pretrain", "nothing", "--data", str(tmp_path)], tmp_path / "log")
+    assert (tmp_path / "log").read_text().count("no recipe") == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_stop_what_runs(number, tmp_path):
+    with comparing.Children(print) as children:
+        monkey = threading.Timer(1.0, os.kill, (os.getpid(), number))
+        monkey.start()
+        with pytest.raises(comparing.Stopped) as stopped:
+            children.run(["view", str(tmp_path)], tmp_path / "log")
+            children.run(["recipes"], tmp_path / "second")
+    assert stopped.value.number == number and not (tmp_path / "second").exists()
 
 
 def test_an_error_asks_the_other_runs_to_save_and_starts_no_more(forty, tmp_path):
     children = comparing.Children(print)
     with pytest.raises(comparing.UserError, match="broken"), children:
         raise comparing.UserError("broken")
-    with pytest.raises(comparing.UserError, match="goes on"):
-        children.run(["recipes"], tmp_path / "log", 1)
+    with pytest.raises(comparing.UserError, match="broken"):
+        children.run(["recipes"], tmp_path / "log")
     assert not (tmp_path / "log").exists()
 
 
@@ -273,6 +359,8 @@ def test_a_difference_is_judged_by_a_paired_test_over_seeds():
     t = differences.mean() / (differences.std() / 3**0.5)
     assert paired_p(mine, base) == pytest.approx(2 * stats.t.sf(t.item(), df=2))
     assert paired_p(mine[:1], base[:1]) is None
-    assert verdict({"difference": 0.02, "p": 0.01}) == "+2.0%, better (p 0.01)"
-    assert verdict({"difference": -0.02, "p": 0.01}) == "-2.0%, worse (p 0.01)"
-    assert verdict({"difference": 0.02, "p": 0.2}) == "+2.0%, within noise (p 0.20)"
+    assert paired_p([0.5, 0.6, 0.7], [0.4, 0.5, 0.6]) is None  # without spread there is no test
+    assert verdict({"difference": 0.02, "p": 0.0499}) == "+2.0, better (p 0.050)"
+    assert verdict({"difference": -0.02, "p": 1e-5}) == "-2.0, worse (p < 0.001)"
+    assert verdict({"difference": 0.02, "p": 0.2}) == "+2.0, within noise (p 0.200)"
+    assert verdict({"difference": 0.02, "p": None}) == "+2.0"

@@ -109,8 +109,11 @@ def run(command: str, args: list[str]) -> int:
         missing = command == "pretrain" and not {arg.split("=")[0] for arg in args} & {"--data", "--run"}
         if len(words) < least or missing:
             raise UserError(f"wanted: mimkit {command} {COMMANDS[command][0]}; 'mimkit {command} --help' explains")
-    if args.count("--data") > 1:
-        raise UserError("--data is given twice: several sources go behind one --data")
+    lists = ("--data", "--metrics", "--measure", "--finetune", *(["--epochs"] if command == "compare" else []))
+    for flag in lists:
+        if args.count(flag) > 1:  # of which the parser would take the last alone
+            what = "sources" if flag == "--data" else "values"
+            raise UserError(f"{flag} is given twice: several {what} go behind one {flag}")
     return getattr(importlib.import_module("mimkit.commands"), command)(args)
 
 

@@ -136,7 +136,7 @@ class CompareArguments(Arguments):
     budget: Literal["steps", "compute", "time"] = "steps"
     """What all contenders get as much of as the first: steps of training, FLOPs, or seconds on this machine."""
     epochs: tuple[int, ...] = ()
-    """Of the first contender; by default its recipe's. With several, all contenders run under each of these budgets."""
+    """Of the first contender, the baseline; by default its recipe's. With several, all run under each budget."""
     common: str = ""
     """Flags of `mimkit pretrain` for all contenders, unless they give them themselves: --common="--encoder.patch 8"."""
     seeds: int = 3
@@ -148,11 +148,11 @@ class CompareArguments(Arguments):
     finetune: tuple[str, ...] = ()
     """And fine-tunings, each as typed behind `mimkit evaluate finetune TARGET`: "finetune_mini_32 --share 0.1"."""
     untrained: bool = False
-    """Measure the first contender's network before training too; fine-tuned, that is training from scratch."""
+    """Measure the baseline's network before training too; fine-tuned, that is training from scratch."""
     limit_train: int | None = None
-    """Measure with so many training pictures, spread over the set."""
+    """Measure frozen features with so many training pictures, spread over the set."""
     limit_test: int | None = None
-    """Measure on so many test pictures, spread over the set."""
+    """Measure frozen features on so many test pictures, spread over the set."""
     jobs: int = 1
     """Runs at the same time; they share the threads."""
 
@@ -163,24 +163,27 @@ def compare(args: list[str]) -> int:
     while args and not args[0].startswith("-"):
         words.append(args.pop(0))
     chosen = parse(CompareArguments, args, "mimkit compare RECIPE RECIPE ...")
-    from mimkit.compare import Measurement, comparison_table, markdown
+    from mimkit.compare import Measurement, Stopped, comparison_table
     from mimkit.compare import compare as run_all
 
     kinds = (*chosen.measure, *(f"finetune {one}" for one in chosen.finetune))
-    result = run_all(
-        words,
-        chosen.data,
-        chosen.out,
-        budget=chosen.budget,
-        epochs=chosen.epochs,
-        seeds=chosen.seeds,
-        jobs=chosen.jobs,
-        untrained=chosen.untrained,
-        common=chosen.common,
-        measurement=Measurement(kinds=kinds, limit_train=chosen.limit_train, limit_test=chosen.limit_test),
-        say=lambda line: print(line, file=sys.stderr, flush=True),
-    )
-    (chosen.out / "comparison.md").write_text(markdown(result) + "\n", encoding="utf-8")
+    try:
+        result = run_all(
+            words,
+            chosen.data,
+            chosen.out,
+            budget=chosen.budget,
+            epochs=chosen.epochs,
+            seeds=chosen.seeds,
+            jobs=chosen.jobs,
+            untrained=chosen.untrained,
+            common=chosen.common,
+            measurement=Measurement(kinds=kinds, limit_train=chosen.limit_train, limit_test=chosen.limit_test),
+            say=lambda line: print(line, file=sys.stderr, flush=True),
+        )
+    except Stopped as stopped:
+        print(f"mimkit: {stopped}", file=sys.stderr)
+        return 128 + stopped.number
     show(result, chosen.json, comparison_table(result))
     return 0
 

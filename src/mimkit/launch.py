@@ -126,9 +126,14 @@ class FinetuneArguments(Arguments):
     config: Annotated[Pretrain, tyro.conf.arg(name="")]
 
 
+def read_finetuning(args: list[str], prog: str, default: Pretrain) -> FinetuneArguments:
+    """Flags of `mimkit evaluate finetune` over a recipe."""
+    args = [re.sub(r"^--share(?==|$)", "--method.share", arg) for arg in args]
+    return parse(FinetuneArguments, args, prog, FinetuneArguments(config=default))
+
+
 def finetune(words: list[str], args: list[str]) -> tuple[dict[str, Any], str, str | None]:
     """Fine-tune and measure, or go on; returns the result, the words about it, and where its JSON goes."""
-    args = [re.sub(r"^--share(?==|$)", "--method.share", arg) for arg in args]
     target, recipe, *late = [*words, None, None][: max(2, len(words))]
     prog = f"mimkit evaluate finetune {target or 'TARGET'} {recipe or '[RECIPE]'}"
     if late:
@@ -148,7 +153,7 @@ def finetune(words: list[str], args: list[str]) -> tuple[dict[str, Any], str, st
         default = find_recipe("finetune_mini_32", finetuning=True)
     if not default.method.supervised:
         raise UserError(f"the recipe {recipe} learns no labels: its method must be a FineTuneConfig")
-    chosen = parse(FinetuneArguments, args, prog, FinetuneArguments(config=default))
+    chosen = read_finetuning(args, prog, default)
     config: Any = chosen.config
     if chosen.max_steps is not None and chosen.max_steps < 1:
         raise UserError(f"--max-steps must be at least 1, got {chosen.max_steps}")

@@ -39,8 +39,8 @@ def linear_cka(
     """Linear CKA of every layer of one model with every layer of another, and its standard error.
 
     The three HSIC terms are unbiased and averaged over batches, weighted by their pictures, before the ratio is taken:
-    batches have to be random samples, or what tells them apart, such as classes in order, is missed. 1 for features that
-    are equal up to rotation, offset and one scale; about 0, and sometimes below, for independent ones; it is not
+    batches have to be random samples, or what tells them apart, such as classes in order, is missed. 1 for features
+    that are equal up to rotation, offset and one scale; about 0, and sometimes below, for independent ones; it is not
     invariant to general linear maps. The standard error is the jackknife over batches, NaN for a single one.
 
     Args:

@@ -146,19 +146,20 @@ def _with(result: dict[str, Any], one: dict[str, Any]) -> str:
 def _open(target: str, data: list[str]) -> tuple[Pictures, Pictures, Extractor]:
     """Pictures to learn from and to be tested on, as the target wants them, and the target."""
     own = export_folder(target)  # before pictures are opened, which can take long
-    train = _labelled(data, "train")
+    train = labelled(data, "train")
     mean, std = statistics(train) if own is None else ((), ())
     extractor = open_target(target, size=usual_size(train), channels=train.channels, mean=mean, std=std)
     how = {"channels": extractor.channels, "value_range": extractor.value_range}
     if (extractor.channels, extractor.value_range) != (train.channels, train.value_range):
-        train = _labelled(data, "train", **how)
-    test = _labelled(data, "test", **how)
+        train = labelled(data, "train", **how)
+    test = labelled(data, "test", **how)
     if train.classes != test.classes:
         raise UserError(f"{train.name}: train and test have different classes: give both the same class folders")
     return train, test, extractor
 
 
-def _labelled(data: list[str], split: Split, **how: Any) -> Pictures:
+def labelled(data: list[str], split: Split, **how: Any) -> Pictures:
+    """As `open_pictures`. Raises UserError for pictures without labels."""
     pictures = open_pictures(data, split, **how)
     if pictures.labels is None:
         raise UserError(

@@ -82,8 +82,7 @@ class Machine:
         """Processes that read pictures for this process."""
         if self.workers is not None:
             return self.workers
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return min(16, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+        return min(16, max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
     def find_device(self) -> torch.device:
         """The device of this process; under torchrun each process takes its own GPU."""
@@ -239,6 +238,11 @@ class Engine:
                 result = task(batch, progress)
             (result.loss * share).backward()
         return result
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

@@ -143,14 +143,17 @@ class RunFolder:
             raise UserError(f"{self.config_path} is no config of a run: name the folder of a run")
         return data | {"config": from_dict(data["config"])}
 
-    def refuse_other(self, config: Any) -> None:
-        """Refuse to go on with an unfinished run under other settings; `machine` may differ."""
-        changed = {
+    def changes(self, config: Any) -> dict[str, tuple[Any, Any]]:
+        """By name the settings that are others than the run's, with both values; not `machine`."""
+        return {
             key: values
             for key, values in differences(self.read_config()["config"], config).items()
             if not key.startswith("machine.") and key != "images.bad_share"
         }
-        if changed:
+
+    def refuse_other(self, config: Any) -> None:
+        """Refuse to go on with an unfinished run under other settings; `machine` may differ."""
+        if changed := self.changes(config):
             key, (old, new) = next(iter(changed.items()))
             more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
             raise UserError(

@@ -16,7 +16,7 @@ from mimkit.task import Batch
 from mimkit.train.machine import Engine
 from mimkit.train.prepare import Prepared, Pretrain
 
-MOMENTS = (0.05, 0.3, 0.55, 0.8, 0.95)  # of training, at which a step is weighed or timed
+MOMENTS = tuple((number + 0.5) / 8 for number in range(8))  # of training, at which a step is weighed or timed
 WEIGHED = 8  # pictures of the step that is weighed
 READ = 1024  # pictures that timed steps are made of
 
@@ -50,6 +50,7 @@ def clock(configs: Sequence[Pretrain]) -> list[float]:
     rows: list[list[float]] = [[] for _ in configs]
     for moment in (0.0, *MOMENTS):
         for row, (engine, task, batches, saved) in zip(rows, timed, strict=True):
+            torch.set_num_threads(engine.threads)
             start = time.perf_counter()
             batch = next(batches)
             engine.step(task, batch, moment, True, 1.0).loss.item()
