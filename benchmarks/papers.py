@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from mimkit.analysis.figures import COLOURS, panels
-from mimkit.compare import Contender, markdown, paired_p
+from mimkit.compare import Contender, markdown, paired_p, told_p
 from mimkit.launch import configured
 from mimkit.masks.statistics import average_distance
 from mimkit.train.prepare import Pretrain
@@ -36,7 +36,7 @@ def compared(pair: str, seeds: list[list[float]]) -> str:
     """The difference of two contenders in points, or of two differences, and its p-value."""
     mine, base = (less(asked, seeds) for asked in pair.split(":" if ":" in pair else "-"))
     p = paired_p(mine, base)
-    return f"{100 * (statistics.mean(mine) - statistics.mean(base)):+.1f}" + ("" if p is None else f" (p {p:.2f})")
+    return f"{100 * (statistics.mean(mine) - statistics.mean(base)):+.1f}" + ("" if p is None else f" (p {told_p(p)})")
 
 
 def distance(words: str, common: str) -> float:
