@@ -11,12 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from commandline import mimkit, refused
 from conftest import structured
 from mimkit.analysis.metrics import METRICS
+from mimkit.data.sources import open_pictures
 from mimkit.errors import UserError
+from mimkit.evaluate.features import extract
+from mimkit.evaluate.target import open_target
 from mimkit.pictures import GAP, TITLE, titled_grid
 from mimkit.report import page as page_module
 from mimkit.report.images import clear
@@ -263,6 +267,13 @@ def test_methods_without_masks_or_class_attention(recipe, run, tmp_path):
     left = about["left_out"]["run"]
     look = data_of(text)["runs"][0]["look"]
     assert len(look["neighbours"]["queries"]) == 4 and look["layers"]
+    target = open_target(str(tmp_path / "run"), size=(1, 1), channels=3)
+    pictures = open_pictures([str(data)], "all", channels=target.channels, value_range=target.value_range)
+    pool = {"simclr": "class", "swin": "mean"}[recipe]  # what was trained
+    unit = F.normalize(extract(target, pictures, device="cpu", pools=[pool]).values[pool], dim=1)
+    nearest = (unit @ unit.T).fill_diagonal_(-2).max(dim=1).values
+    for query in look["neighbours"]["queries"]:
+        assert (nearest - query["items"][0]["cosine"]).abs().min() < 1e-3
     assert ("masks" in left) == (recipe == "simclr") and ("attention" in left) == (recipe == "swin")
     assert all(f"Left out: {reason}"[:40] in text for reason in left.values())
 

@@ -68,7 +68,7 @@ def look(folder: Path, data: list[str], count: int, device: torch.device) -> dic
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "left": {},
     }
-    features = torch.cat([extractor(part)["mean"].cpu() for part in images.to(device).split(50)])
+    features = torch.cat([extractor(part)[extractor.headline].cpu() for part in images.to(device).split(50)])
     found["neighbours"] = _neighbours(features, rgb, chosen, labels, label)
     _try(found, "masks", lambda: _masks(RunFolder(folder), images[chosen], extractor, device))
     try:
