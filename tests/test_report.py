@@ -226,6 +226,20 @@ def test_a_sheet_of_looks_has_no_white_of_its_own():
     assert 0 < (pixels[:TITLE, :, 3] > 0).mean() < 0.3 and (pixels[:TITLE, :, :3] == pixels[0, 0, 0]).all()
 
 
+def test_the_shape_of_an_encoder_is_told_where_an_export_was_tuned_too(run, tmp_path):
+    (told,) = (value for name, value in read_run(run)["facts"] if name == "encoder")
+    shutil.copytree(run, tmp_path / "tuned")
+    file = tmp_path / "tuned/config.json"
+    saved = json.loads(file.read_text())
+    encoder = saved["config"]["encoder"]
+    names = {"width": "embed_dim", "depth": "depth", "heads": "num_heads", "patch": "patch_size"}
+    encoder["model_args"] = {timm_name: encoder[name] for name, timm_name in names.items()}
+    encoder |= dict.fromkeys(names)
+    file.write_text(json.dumps(saved))
+    (tuned,) = (value for name, value in read_run(tmp_path / "tuned")["facts"] if name == "encoder")
+    assert tuned == told and re.search(r"width \d+, depth \d+, heads \d+, patches of \d+ px", told)
+
+
 def test_the_table_of_results_names_each_run_once_measured(run):
     found = read_run(run)
     found |= {"film": [], "look": {"failed": "none", "left": {}}}

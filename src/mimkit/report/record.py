@@ -66,8 +66,18 @@ def read_run(folder: Path) -> dict[str, Any]:
     seconds = result.get("seconds") or (records[-1].get("seconds") if records else None)
     status = "finished" if run.finished else f"step {last:,} of {total:,}" if total else f"step {last:,}"
     encoder, images = config.get("encoder", {}), resolved.get("size", [])
-    shape = [f"{name} {encoder[name]}" for name in ("width", "depth", "heads") if encoder.get(name)]
-    patch = [f"patches of {encoder['patch']} px"] if encoder.get("patch") else []
+    args = encoder.get("model_args") or {}  # where an export was fine-tuned, its shape
+    width, depth, heads, side = (
+        encoder.get(name) or args.get(timm_name)
+        for name, timm_name in (
+            ("width", "embed_dim"),
+            ("depth", "depth"),
+            ("heads", "num_heads"),
+            ("patch", "patch_size"),
+        )
+    )
+    shape = [f"{name} {value}" for name, value in (("width", width), ("depth", depth), ("heads", heads)) if value]
+    patch = [f"patches of {side} px"] if side else []
     method = str(config.get("method", {}).get("class", "")).rpartition(":")[2].removesuffix("Config")
     masker = str(config.get("method", {}).get("masker", {}).get("class", "")).rpartition(":")[2]
     count, epochs = resolved.get("pictures"), config.get("epochs")
