@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 
 from mimkit.analysis.figures import COLOURS, panels
-from mimkit.compare import Contender, markdown, paired_p, told_p
+from mimkit.compare.contender import Contender
+from mimkit.compare.table import markdown, paired_p, told_p
 from mimkit.launch import configured
 from mimkit.masks.statistics import average_distance
 from mimkit.train.prepare import Pretrain

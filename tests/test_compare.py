@@ -20,9 +20,12 @@ from PIL import Image
 from scipy import stats
 
 from commandline import TINY, mimkit, refused
-from mimkit import compare as comparing
-from mimkit.compare import Contender, paired_p, share_out, slug, verdict
+from mimkit.compare import processes
+from mimkit.compare import run as comparing
+from mimkit.compare.contender import Contender, share_out, slug
+from mimkit.compare.table import paired_p, verdict
 from mimkit.data.augment import RandAugment
+from mimkit.errors import UserError
 from mimkit.launch import configured
 from mimkit.train.prepare import Pretrain
 from mimkit.train.run import RunFolder, read_json
@@ -65,7 +68,7 @@ def here(monkeypatch):
             done.set_result(work(*rest))
             return done
 
-    monkeypatch.setattr(comparing.Children, "run", run)
+    monkeypatch.setattr(processes.Children, "run", run)
     monkeypatch.setattr(comparing, "ThreadPoolExecutor", lambda jobs: Serial())
     return ran
 
@@ -320,35 +323,35 @@ def test_common_flags_are_given_to_all_that_do_not_give_them(shades, tmp_path, m
 
 
 def test_a_run_that_fails_is_named_with_its_log(forty, tmp_path, monkeypatch):
-    children = comparing.Children(print)
-    with pytest.raises(comparing.UserError, match="no recipe 'nothing'"), children:
+    children = processes.Children(print)
+    with pytest.raises(UserError, match="no recipe 'nothing'"), children:
         children.run(["pretrain", "nothing", "--data", str(forty)], tmp_path / "log")
 
 
 def test_after_a_failure_no_more_begin(tmp_path):
-    with comparing.Children(print) as children:
+    with processes.Children(print) as children:
         for _ in range(2):
-            with pytest.raises(comparing.UserError, match="no recipe 'nothing'"):
+            with pytest.raises(UserError, match="no recipe 'nothing'"):
                 children.run(["pretrain", "nothing", "--data", str(tmp_path)], tmp_path / "log")
     assert (tmp_path / "log").read_text().count("no recipe") == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_stop_what_runs(number, tmp_path):
-    with comparing.Children(print) as children:
+    with processes.Children(print) as children:
         monkey = threading.Timer(1.0, os.kill, (os.getpid(), number))
         monkey.start()
-        with pytest.raises(comparing.Stopped) as stopped:
+        with pytest.raises(processes.Stopped) as stopped:
             children.run(["view", str(tmp_path)], tmp_path / "log")
             children.run(["recipes"], tmp_path / "second")
     assert stopped.value.number == number and not (tmp_path / "second").exists()
 
 
 def test_an_error_asks_the_other_runs_to_save_and_starts_no_more(forty, tmp_path):
-    children = comparing.Children(print)
-    with pytest.raises(comparing.UserError, match="broken"), children:
-        raise comparing.UserError("broken")
-    with pytest.raises(comparing.UserError, match="broken"):
+    children = processes.Children(print)
+    with pytest.raises(UserError, match="broken"), children:
+        raise UserError("broken")
+    with pytest.raises(UserError, match="broken"):
         children.run(["recipes"], tmp_path / "log")
     assert not (tmp_path / "log").exists()
 

@@ -163,8 +163,9 @@ def compare(args: list[str]) -> int:
     while args and not args[0].startswith("-"):
         words.append(args.pop(0))
     chosen = parse(CompareArguments, args, "mimkit compare RECIPE RECIPE ...")
-    from mimkit.compare import Measurement, Stopped, comparison_table
-    from mimkit.compare import compare as run_all
+    from mimkit.compare.processes import Measurement, Stopped
+    from mimkit.compare.run import compare as run_all
+    from mimkit.compare.table import comparison_table
 
     kinds = (*chosen.measure, *(f"finetune {one}" for one in chosen.finetune))
     try:

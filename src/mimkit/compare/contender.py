@@ -1,0 +1,129 @@
+"""Contenders: words of runs enter; settings, folders, and the epochs that one budget buys each leave."""
+
+import hashlib
+import re
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from mimkit.errors import UserError
+from mimkit.launch import configured
+from mimkit.train.machine import Engine
+from mimkit.train.prepare import Prepared, Pretrain
+from mimkit.train.run import RunFolder, read_json, write_json
+from mimkit.train.work import clock, weigh
+
+Budget = Literal["steps", "compute", "time"]
+OURS = ("--data", "--run", "--seed", "--epochs", "--minutes", "--max-steps", "--json")  # which the comparison gives
+
+
+@dataclass
+class Contender:
+    """One line of the table."""
+
+    words: str
+    """As typed behind `mimkit pretrain`."""
+    config: Pretrain
+    common: str = ""
+    """Flags that all contenders get, unless they give them themselves."""
+    epochs: int = 0
+    """That its budget buys, at least 1."""
+    cost: float = 0.0
+    """Of a step for one picture: FLOPs, or seconds for a budget of time."""
+    results: dict[int, dict[str, float]] = field(default_factory=dict)
+    """Accuracies by seed."""
+    curves: dict[int, list[tuple[float, float]]] = field(default_factory=dict)
+    """By seed, (work in units of the budget, online kNN) while it trained."""
+    before: "Contender | None" = None
+    """Whose network this is before training; None for one that trains."""
+
+    def command(self, flags: str = "") -> list[str]:
+        """Its own words, then of `common` and of `flags` what is not given before."""
+        words = shlex.split(self.words)
+        for text in (self.common, flags):
+            given, wanted = {flag_name(word) for word in words}, False
+            for word in shlex.split(text):
+                if word.startswith("--"):
+                    wanted = flag_name(word) not in given
+                words += [word] * wanted
+        return words
+
+    def folder(self, out: Path, seed: int) -> Path:
+        """Where the run with this seed lives, or what is measured of an untrained one."""
+        if self.before is not None:
+            return out / f"{slug(self.before.words)}-untrained" / f"seed-{seed}"
+        return out / f"{slug(self.words)}-{self.epochs}-epochs" / f"seed-{seed}"
+
+
+def slug(words: str) -> str:
+    """A folder's name for words; where others could have the same, or file systems would refuse it, with their hash."""
+    name = re.sub(r"[^A-Za-z0-9.]+", "-", words.replace("--", "")).strip("-")
+    if len(name) > 80 or not re.fullmatch(r"[\w. =-]*", words) or re.search(r"[ =]-\d", words):
+        name = f"{name[:70]}-{hashlib.sha256(words.encode()).hexdigest()[:8]}"
+    return name
+
+
+def flag_name(word: str) -> str:
+    return word.split("=")[0].replace("_", "-")
+
+
+def _refuse_ours(text: str) -> None:
+    for word in shlex.split(text):
+        if flag_name(word) in OURS:
+            raise UserError(f"'{text}': leave {word} to the comparison, which gives all contenders the same")
+
+
+def configure(line: str, data: Sequence[str], common: str, flags: str) -> Pretrain:
+    if common and not common.strip().startswith("--"):
+        raise UserError(f"common flags begin with a flag, as in --common='--encoder.patch 8', got '{common}'")
+    _refuse_ours(line)
+    _refuse_ours(common)
+    words = Contender(line, Pretrain(), common).command(flags)
+    return configured(words, [*words, "--data", *data])
+
+
+def share_out(contenders: list[Contender], budget: Budget, epochs: int, out: Path, say: Callable[[str], None]) -> None:
+    """Give every contender the epochs that the baseline's budget buys; costs once found are kept in `out`."""
+    first, plan = contenders[0], out / "plan.json"
+    asked: dict[str, Any] = {"data": list(first.config.data), "common": first.common}
+    known = read_json(plan) if plan.exists() else {}
+    for name, value in asked.items():
+        if known.get(name, value) != value:
+            was = shlex.join(known[name]) if name == "data" else known[name]
+            raise UserError(f"{out} holds runs with --{name} '{was}': give another --out, or the same as then")
+    unit = "seconds" if budget == "time" else "FLOP"
+    costs = known.setdefault(unit, {})
+    if new := [contender for contender in contenders if contender.words not in costs]:
+        say(f"weighing a step of {len(new)} contenders")
+        again = [contender for contender in contenders if contender.words in costs][: unit == "seconds"]
+        found = (clock if unit == "seconds" else weigh)([contender.config for contender in (*again, *new)])
+        scale = costs[again[0].words] / found[0] if again else 1.0  # the machine may be faster than it was then
+        costs |= {one.words: scale * cost for one, cost in zip(new, found[len(again) :], strict=True)}
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(plan, asked | known)
+    for contender in contenders:
+        contender.cost = costs[contender.words]
+        ratio = contender.config.batch_size / first.config.batch_size
+        contender.epochs = max(1, round(epochs * (ratio if budget == "steps" else first.cost / contender.cost)))
+
+
+def shared_precision(first: Contender, out: Path) -> str:
+    """The arithmetic of all runs, which the baseline chooses once."""
+    known = read_json(out / "plan.json")
+    if "precision" not in known:
+        ready, machine = Prepared(first.config), first.config.machine
+        device = machine.find_device()
+        count = ready.timed(ready.micro_batch(device, 1))
+        known["precision"] = Engine.choose(machine, device, ready.task, lambda: ready.sample(count), None).precision
+        write_json(out / "plan.json", known)
+    return known["precision"]
+
+
+def refuse_other(contender: Contender, out: Path, seed: int) -> None:
+    """Refuse a run in this place with other settings, as of a recipe that was changed since."""
+    run = RunFolder(contender.folder(out, seed))
+    changed = run.changes(replace(contender.config, epochs=contender.epochs, seed=seed)) if run.exists else {}
+    for key, (old, new) in changed.items():
+        raise UserError(f"{run.folder} holds a run with {key} = {old}, not {new}: give another --out")

@@ -1,0 +1,124 @@
+"""Tables: contenders with their accuracies enter; means, spreads, verdicts, a table and curves leave."""
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.markup import escape
+from rich.table import Table
+from scipy.stats import ttest_rel
+
+from mimkit.compare.contender import Budget, Contender
+
+SIGNIFICANT = 0.05
+
+
+def summary(groups: list[list[Contender]], budget: Budget, seeds: int) -> dict[str, Any]:
+    """Means, spreads and differences to the baseline, the first with the same budget, as JSON."""
+    rows = []
+    for first, contender in ((group[0], contender) for group in groups for contender in group):
+        row: dict[str, Any] = {
+            "contender": contender.words,
+            "epochs": contender.epochs,
+            "budget": first.epochs,
+            "work": round(contender.epochs * contender.cost / (first.epochs * first.cost), 3),
+            "measures": {},
+        }
+        for kind in first.results[0]:
+            mine, base = ([c.results[seed][kind] for seed in range(seeds)] for c in (contender, first))
+            row["measures"][kind] = {
+                "mean": statistics.mean(mine),
+                "deviation": statistics.stdev(mine) if seeds > 1 else None,
+                "seeds": mine,
+                "difference": statistics.mean(mine) - statistics.mean(base),
+                "p": paired_p(mine, base) if contender is not first else None,
+            }
+        rows.append(row)
+    told = {"budget": budget, "seeds": seeds, "common": groups[0][0].common}
+    return {**told, "contenders": rows, "curves": [contender.curves for group in groups for contender in group]}
+
+
+def paired_p(mine: Sequence[float], base: Sequence[float]) -> float | None:
+    """Two-sided p-value of a paired t-test over seeds; None for fewer than two, or where all differ by the same."""
+    differences = [a - b for a, b in zip(mine, base, strict=True)]
+    if len(differences) < 2 or max(differences) - min(differences) < 1e-9:
+        return None
+    return float(ttest_rel(mine, base).pvalue)
+
+
+def verdict(measure: dict[str, Any]) -> str:
+    """What a difference to the baseline means, in a few words, with the points that it is."""
+    points = f"{100 * measure['difference']:+.1f}"
+    if measure["p"] is None:
+        return points if measure["difference"] else ""
+    seen = "better" if measure["difference"] > 0 else "worse"
+    words = seen if measure["p"] < SIGNIFICANT else "within noise"
+    return f"{points}, {words} (p {told_p(measure['p'])})"
+
+
+def told_p(p: float) -> str:
+    """A p-value to read: 0.051 and 0.049 lie on two sides."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def comparison_rows(result: dict[str, Any]) -> list[list[str]]:
+    """The table's cells, the heads first: one row for each contender, accuracies in percent with their spread."""
+    kinds = list(result["contenders"][0]["measures"])
+    rows = [["contender", "epochs", "compute" if result["budget"] != "time" else "time"]]
+    for kind in kinds:
+        rows[0] += [kind.replace("knn", "kNN").replace("finetune", "fine-tuned", 1), "to baseline"]
+    for row in result["contenders"]:
+        rows.append([row["contender"], str(row["epochs"]), f"{row['work']:.2f}"])
+        for kind in kinds:
+            one = row["measures"][kind]
+            spread = f" ± {100 * one['deviation']:.1f}" if one["deviation"] is not None else ""
+            rows[-1] += [f"{100 * one['mean']:.1f}{spread}", verdict(one)]
+    return rows
+
+
+def comparison_table(result: dict[str, Any]) -> Table:
+    """`comparison_rows` for a terminal."""
+    seeds = f"mean and deviation of {result['seeds']} seeds" if result["seeds"] > 1 else "one seed"
+    made = Table(title=f"equal {result['budget']}, {seeds}", title_justify="left")
+    heads, *rows = comparison_rows(result)
+    for number, head in enumerate(heads):
+        made.add_column(head, overflow="fold", justify="right" if number in (1, 2) else "left")
+    for row in rows:
+        made.add_row(*map(escape, row))
+    return made
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """`comparison_rows` for a notebook."""
+    heads, *rows = comparison_rows(result)
+    return "\n".join("| " + " | ".join(line) + " |" for line in (heads, ["-"] * len(heads), *rows))
+
+
+def draw_curves(contenders: list[Contender], file: Path, budget: Budget) -> None:
+    """Online kNN while training, over the work done: a line for each contender, a band for its seeds' range."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
+    most = max((x for one in contenders for curve in one.curves.values() for x, _ in curve), default=0.0)
+    unit, name = (60.0, "minutes") if budget == "time" else (1e15, "PFLOP") if most >= 1e14 else (1e12, "TFLOP")
+    for contender in contenders:
+        curves = [curve for curve in contender.curves.values() if curve]
+        if not curves or len({len(curve) for curve in curves}) > 1:
+            continue
+        values = torch.tensor([[y for _, y in curve] for curve in curves])
+        work = [x / unit for x, _ in curves[0]]
+        label = f"{contender.words}, {contender.epochs} epochs"
+        (line,) = axes.plot(work, values.mean(dim=0).tolist(), marker=".", label=label)
+        low, high = values.min(dim=0).values.tolist(), values.max(dim=0).values.tolist()
+        axes.fill_between(work, low, high, alpha=0.15, color=line.get_color(), linewidth=0)
+    axes.set_xlabel(name)
+    axes.set_ylabel("online kNN accuracy")
+    if axes.has_data():
+        figure.legend(fontsize="small", loc="outside lower center", frameon=False)
+    figure.savefig(file, dpi=150)
+    pyplot.close(figure)
