@@ -66,6 +66,7 @@ def slug(words: str) -> str:
 
 
 def flag_name(word: str) -> str:
+    """`--a-b` of `--a_b=1`: the flag that a word gives, one way to write it."""
     return word.split("=")[0].replace("_", "-")
 
 
@@ -76,6 +77,7 @@ def _refuse_ours(text: str) -> None:
 
 
 def configure(line: str, data: Sequence[str], common: str, flags: str) -> Pretrain:
+    """The run that a line means, with what `common` and `flags` add. Raises UserError for what is no such line."""
     if common and not common.strip().startswith("--"):
         raise UserError(f"common flags begin with a flag, as in --common='--encoder.patch 8', got '{common}'")
     _refuse_ours(line)

@@ -70,7 +70,7 @@ def compare(
     if len(set(lines)) < len(lines):
         raise UserError("a contender is named twice: they differ in their settings, or one is enough")
     share = max(1, cores() // jobs)
-    flags = f"--machine.threads {share} --machine.workers {share} {LIKE_ALL}"
+    flags = f"--machine.threads {share} --machine.workers {min(16, share)} {LIKE_ALL}"
     configs = [configure(line, data, common, flags) for line in lines]
     for kind in measurement.kinds:
         check_fine_tuning(kind)
