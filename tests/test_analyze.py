@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -481,6 +482,11 @@ def test_files_and_tables(run, forty, tmp_path):
 
     for part in ("rows", "cka", "spectrum"):
         assert pq.read_table(out / f"{part}.parquet").to_pylist() == json.loads(table.read_text())[part]
+
+
+def test_cka_alone_has_its_table(run, forty):
+    said = mimkit(f"analyze '{run}' --data {forty} --metrics cka --pictures 20")
+    assert said.status == 0 and re.search(r"CKA to.*\n *layer +last *\n +0 .*\n +1 +1 *\n", said.out), said.out
 
 
 def test_a_film_is_drawn(run, forty, tmp_path):

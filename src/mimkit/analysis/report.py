@@ -18,7 +18,7 @@ def tables(result: dict[str, Any]) -> Group:
     """Layers as rows and metrics as columns for every target, of a film steps and the last layer; then refusals."""
     made: list[Any] = []
     film = "clusters" in result
-    for target in dict.fromkeys(row["target"] for row in result["rows"]):
+    for target in dict.fromkeys(result["targets"]):
         for decoder in (False, True):
             rows = [
                 row
@@ -30,9 +30,9 @@ def tables(result: dict[str, Any]) -> Group:
             if film:
                 last = max((row["layer"] for row in rows if row["layer"] is not None), default=None)
                 rows = [row for row in rows if row["layer"] in (None, last)]
-            if rows:
+            cka = {} if film or decoder else _to_last(result, target)
+            if rows or cka:
                 title = escape(target) + (" (decoder)" if decoder else "") + (", last layer" if film else "")
-                cka = {} if film or decoder else _to_last(result, target)
                 made.append(_table(rows, title, "step" if film else "layer", cka))
     for found in result.get("clusters", ()):
         step = found["step"]
@@ -55,7 +55,7 @@ def _table(rows: list[dict[str, Any]], title: str, key: str, cka: dict[int, dict
     if cka:
         table.add_column("CKA to\nlast", justify="right")
     known = {(row[key], row["metric"]): row for row in rows}
-    for place in sorted({row[key] for row in rows}, key=lambda one: (one is None, one)):
+    for place in sorted({row[key] for row in rows} | cka.keys(), key=lambda one: (one is None, one)):
         cells = [_number(known.get((place, name))) for name in names]
         cells += [_number(cka.get(place))] if cka else []
         table.add_row("all" if place is None else str(place), *cells)
