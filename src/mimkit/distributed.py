@@ -1,7 +1,7 @@
 """Processes: torchrun's environment enters; rank, world and a few collectives leave. No-ops in one process."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -32,7 +32,7 @@ def is_main() -> bool:
 
 
 @contextmanager
-def processes(device: torch.device) -> Iterator[None]:
+def processes(device: torch.device) -> Generator[None]:
     """Join the process group that torchrun announces (NCCL on CUDA, gloo elsewhere) and leave it at the end."""
     if "RANK" not in os.environ or dist.is_initialized():
         yield

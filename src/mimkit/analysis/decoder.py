@@ -67,4 +67,5 @@ def decoder_measures(
 
 def _core(task: Method) -> Method:
     """The autoencoder inside a method that has one, as EMAE."""
-    return getattr(task, "mae", task)
+    inner = getattr(task, "mae", None)
+    return inner if isinstance(inner, Method) else task

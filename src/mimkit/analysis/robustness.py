@@ -1,7 +1,7 @@
 """Robustness to changed depth: features of a whole and a changed network enter, how much they differ leaves."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,7 +22,7 @@ def relative_change(features: Float[Tensor, "B D"], reference: Float[Tensor, "B 
 
 
 @contextmanager
-def swapped(blocks: nn.Sequential, first: int) -> Iterator[None]:
+def swapped(blocks: nn.Sequential, first: int) -> Generator[None]:
     """The network with the blocks `first` and `first + 1` in each other's place, while the context lasts."""
     kept: list[Any] = [blocks[first], blocks[first + 1]]
     blocks[first], blocks[first + 1] = kept[1], kept[0]

@@ -6,7 +6,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +58,7 @@ def check_fine_tuning(kind: str) -> None:
 
 
 @contextmanager
-def alone(out: Path) -> Iterator[None]:
+def alone(out: Path) -> Generator[None]:
     """Hold the folder, or say that another process does; what was made for nothing is removed."""
     made = [place for place in (out, *out.parents) if not place.exists()]
     if out.is_file():

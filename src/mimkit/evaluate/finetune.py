@@ -210,7 +210,7 @@ def draw_confusion(confusion: Int64[Tensor, "K K"], names: list[str]) -> Image.I
     cells = Image.fromarray((pixels * 255).round().to(torch.uint8).numpy())
     cells = cells.resize((classes * side, classes * side), Image.Resampling.NEAREST)
     font, small = (ImageFont.load_default(size=points) for points in (13, 12))
-    shown = [str(name)[:24] for name in names] if classes <= NAMED else []
+    shown = [name[:24] for name in names] if classes <= NAMED else []
     margin = 30 + int(max((font.getlength(name) for name in shown), default=0))
     sheet = Image.new("RGB", (margin + cells.width + 10, margin + cells.height + 10), "white")
     sheet.paste(cells, (margin, margin))

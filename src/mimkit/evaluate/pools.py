@@ -43,7 +43,7 @@ def pools_of(model: nn.Module | None) -> tuple[Pool, ...]:
 
 def pooled(model: nn.Module, images: Float[Tensor, "B C H W"]) -> dict[str, Float[Tensor, "B _"]]:
     """Rows of all pools that the model has, by one pass, in float32."""
-    norm = getattr(model, "fc_norm", None) or nn.Identity()
+    norm: Any = getattr(model, "fc_norm", None) or nn.Identity()
     if _plain(model):
         rows: list[list[Tensor]] = []
         for prefix, patches in _last_blocks(model, images, BLOCKS):
@@ -90,7 +90,7 @@ def tokens_of(model: nn.Module | None, images: Float[Tensor, "B C H W"], name: s
 
 def _plain(model: nn.Module) -> bool:
     """Whether timm tells class and patch tokens of every block of this model apart: ViTs, EVA, BEiT and kin."""
-    look = getattr(model, "forward_intermediates", None)
+    look: Any = getattr(model, "forward_intermediates", None)
     return hasattr(model, "num_prefix_tokens") and "return_prefix_tokens" in inspect.signature(look or repr).parameters
 
 

@@ -214,7 +214,7 @@ def _initialised(trained: nn.Module, build: Callable[[], nn.Module], seed: int) 
             model: Any = build()
         if isinstance(model, VisionTransformer):  # others begin as timm has them
             initialise(model)
-    table = getattr(trained, "pos_embed", None)
+    table: Any = getattr(trained, "pos_embed", None)
     grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
     if table is not None and grid is not None and model.embed_dim % 4 == 0:
         fixed = torch.zeros_like(table)

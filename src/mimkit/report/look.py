@@ -222,7 +222,7 @@ def _layers(
     return made, {
         "src": [numbers(one) for one in maps],
         "grid": list(network.grid),
-        "heads": [int(one.shape[1]) for one in kept],
+        "heads": [one.shape[1] for one in kept],
         "queries": (["class token"] if with_class else []) + ["mean of all patches"],
         "places": [list(place) for place in wanted],
     }

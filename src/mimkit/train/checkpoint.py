@@ -1,7 +1,7 @@
 """Checkpoints: the state of a run enters, a file that is complete or absent leaves (and back)."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -18,7 +18,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
+def replacing(path: Path) -> Generator[IO[bytes]]:
     """A file beside `path`, flushed to disk and renamed over it; nothing is left beside when that fails."""
     beside = path.with_name(path.name + ".tmp")
     try:

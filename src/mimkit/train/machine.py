@@ -4,7 +4,7 @@ import ctypes
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -246,7 +246,7 @@ def cores() -> int:
 
 
 @contextmanager
-def untouched(task: nn.Module) -> Iterator[None]:
+def untouched(task: nn.Module) -> Generator[None]:
     """Steps that only try a task out leave no trace: buffers, as BatchNorm's running statistics, are put back."""
     kept = {name: value.clone() for name, value in task.named_buffers()}
     try:

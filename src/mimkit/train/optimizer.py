@@ -101,7 +101,7 @@ class AdamWConfig(OptimizerConfig):
             raise UserError(f"optimizer.layer_decay lies above 0 and up to 1, got {self.layer_decay}")
 
     def make(self, task: nn.Module, rate: float) -> torch.optim.Optimizer:
-        undecayed = () if self.decay_all else getattr(task, "undecayed", ())
+        undecayed: Any = () if self.decay_all else getattr(task, "undecayed", ())
         settings: Any = dict(weight_decay=self.weight_decay, weight_decay_exclude_1d=not self.decay_all)
         if self.layer_decay is None:
             groups = param_groups_weight_decay(task, no_weight_decay_list=undecayed, **settings)

@@ -184,7 +184,7 @@ class Prepared:
             encoder.mean, encoder.std = self.statistics
             task = self.config.method.build(encoder)
         if self.config.encoder.weights and not self.begun:
-            decoder = getattr(task, "decoder", None)
+            decoder: Any = getattr(task, "decoder", None)
             report = load_weights(self.config.encoder.weights, encoder, decoder, name=self.config.encoder.name)
             self._report = report.summary()
         return task
