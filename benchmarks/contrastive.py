@@ -22,11 +22,12 @@ from lightly.models.utils import deactivate_requires_grad, update_momentum
 from step import answer, append, compare, cpu_kind, peak, saved_mb, show, take_turns  # beside this file
 from torch import nn
 
+from mimkit.core.batch import Batch
+from mimkit.core.randomness import rng_keys
 from mimkit.methods.moco_v3 import MoCoV3Config
 from mimkit.methods.simclr import SimCLRConfig
-from mimkit.model.encoder import Backbone, EncoderConfig
-from mimkit.randomness import keys
-from mimkit.task import Batch
+from mimkit.model.backbone import Backbone
+from mimkit.model.build import EncoderConfig
 from mimkit.train.machine import keep_freed_memory
 
 CONFIGS = {  # image, encoder, width of MoCo v3's hidden layers, batch
@@ -45,7 +46,7 @@ class LightlySimCLR(nn.Module):
 
     def __init__(self, encoder: Backbone) -> None:
         super().__init__()
-        self.backbone = encoder.vit
+        self.backbone = encoder.timm
         self.head = SimCLRProjectionHead(encoder.width, encoder.width, 128)
         self.criterion = NTXentLoss(TEMPERATURE)
 
@@ -61,8 +62,8 @@ class LightlyMoCoV3(nn.Module):
 
     def __init__(self, encoder: Backbone, hidden: int) -> None:
         super().__init__()
-        convolutional = not hasattr(encoder.vit, "patch_embed")
-        self.backbone = encoder.vit
+        convolutional = not hasattr(encoder.timm, "patch_embed")
+        self.backbone = encoder.timm
         self.head = MoCoProjectionHead(encoder.width, hidden, 256, num_layers=3 - convolutional, batch_norm=True)
         self.predictor = MoCoProjectionHead(256, hidden, 256, num_layers=2, batch_norm=True)
         if not convolutional:
@@ -73,13 +74,17 @@ class LightlyMoCoV3(nn.Module):
 
     def forward(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
         queries = [self.predictor(self.head(self.backbone(view))) for view in (first, second)]
-        keys = [self.slow_head(self.slow_backbone(view)).detach() for view in (first, second)]
-        return self.loss(queries[0], keys[1]) + self.loss(queries[1], keys[0])
+        rng_keys = [self.slow_head(self.slow_backbone(view)).detach() for view in (first, second)]
+        return self.loss(queries[0], rng_keys[1]) + self.loss(queries[1], rng_keys[0])
 
-    def loss(self, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    def loss(self, queries: torch.Tensor, rng_keys: torch.Tensor) -> torch.Tensor:
         """Cross-entropy times twice the temperature."""
-        cosines = F.normalize(queries, dim=1) @ F.normalize(keys, dim=1).T
-        return 2 * TEMPERATURE * F.cross_entropy(cosines / TEMPERATURE, torch.arange(len(keys), device=keys.device))
+        cosines = F.normalize(queries, dim=1) @ F.normalize(rng_keys, dim=1).T
+        return (
+            2
+            * TEMPERATURE
+            * F.cross_entropy(cosines / TEMPERATURE, torch.arange(len(rng_keys), device=rng_keys.device))
+        )
 
     def before_step(self) -> None:
         update_momentum(self.backbone, self.slow_backbone, MOMENTUM)
@@ -94,8 +99,8 @@ def build(name: str, method: str, config: tuple) -> nn.Module:
         if method == "simclr":
             return SimCLRConfig(temperature=TEMPERATURE).build(encoder)
         return MoCoV3Config(temperature=TEMPERATURE, momentum=MOMENTUM, hidden=hidden).build(encoder)
-    if hasattr(encoder.vit, "patch_embed"):
-        encoder.vit.reset_classifier(0, "token")
+    if hasattr(encoder.timm, "patch_embed"):
+        encoder.timm.reset_classifier(0, "token")
     return LightlySimCLR(encoder) if method == "simclr" else LightlyMoCoV3(encoder, hidden)
 
 
@@ -116,7 +121,7 @@ def worker(arguments: argparse.Namespace) -> None:
     optimizer = torch.optim.AdamW(weights, 1e-4, weight_decay=0.05, fused=True)
     first, second = torch.randn(2, batch, 3, size, size, device=device)
     number = torch.arange(batch)
-    inputs = Batch(first, keys("step", number).to(device), number, others=(second,))
+    inputs = Batch(first, rng_keys("step", number).to(device), number, other_views=(second,))
 
     def loss_of() -> torch.Tensor:
         with torch.autocast(device, torch.bfloat16, enabled="bf16" in options):

@@ -23,7 +23,9 @@ from PIL import Image, ImageDraw
 from scenes import PATCH, SIZE, Scenes, photographs, synthetic
 from torch import Tensor
 
-from mimkit.draw import MaskArguments, draw_masks
+from mimkit.analysis.mask_drawing import MaskArguments, draw_masks
+from mimkit.core.randomness import rng_keys, uniform
+from mimkit.guidance.signals import compute_signal
 from mimkit.masks import (
     AMTMasker,
     AttMaskMasker,
@@ -38,21 +40,19 @@ from mimkit.masks import (
 )
 from mimkit.masks.ncut import RULES, object_side
 from mimkit.masks.random import hidden_count
-from mimkit.masks.salience import salience, salient_share
+from mimkit.masks.salience import salience, salient_fraction
 from mimkit.masks.statistics import object_hidden, score_entropy
-from mimkit.model.encoder import Encoder
 from mimkit.model.patches import patchify
-from mimkit.observe import observe
-from mimkit.randomness import keys, uniform
+from mimkit.model.vit import Encoder
 from mimkit.recipes import find_recipe
 from mimkit.train.checkpoint import checkpoints, load_checkpoint
 from mimkit.train.prepare import Prepared
 from mimkit.train.pretrain import pretrain
-from mimkit.train.run import RunFolder
+from mimkit.train.run_folder import RunFolder
 
 GRID = (SIZE // PATCH, SIZE // PATCH)
 RATIOS = (0.75, 0.5)
-MOMENTS = (0.1, 0.3, 0.6, 1.0)  # shares of training, besides none
+PROGRESS_POINTS = (0.1, 0.3, 0.6, 1.0)  # shares of training, besides none
 SEEDS = 4  # masks of each picture
 EPOCHS = {"synthetic": 28, "photographs": 12}
 TRAINED_ON = 4000  # synthetic pictures; those after them are measured
@@ -66,7 +66,7 @@ def train(what: str, data: str, folder: Path) -> None:
     machine = config.machine
     machine.device, machine.threads, machine.workers = "cpu", 1, 0
     machine.precision, machine.attention = "bfloat16", "plain"
-    machine.looks, machine.tensorboard, machine.save_minutes = 0, False, 1e6
+    machine.evals, machine.tensorboard, machine.save_minutes = 0, False, 1e6
     machine.save_every, machine.keep = -(-Prepared(config).steps // 10), 10
     if not RunFolder(folder).finished:
         pretrain(config, folder, recipe="mae_mini_64")
@@ -78,7 +78,7 @@ def moments(folder: Path) -> Iterator[tuple[float, Encoder]]:
     known = saved["resolved"]
     yield 0.0, Prepared(saved["config"], known).encoder.eval()
     kept = {int(path.stem.removeprefix("step-")): path for path in checkpoints(folder)}
-    for moment in MOMENTS:
+    for moment in PROGRESS_POINTS:
         ready = Prepared(saved["config"], known, begun=True)
         step = min(kept, key=lambda step: abs(step - moment * known["steps"]))
         ready.task.load_state_dict(load_checkpoint(kept[step])["model"])
@@ -101,13 +101,13 @@ def asked(ratio: float) -> dict[str, Masker]:
     }
 
 
-CONTROLS = ("the object itself", "centre", "contrast", "cut of raw pixels")
+CONTROLS = ("the object itself", "center", "contrast", "cut of raw pixels")
 SCORED = ("salience, noise 0", "AttMask, high", "self-guided, no hints")  # a fixed score decides
 
 
 def interval(values: Tensor) -> list[float]:
     """Mean over pictures and its 95 % bootstrap interval."""
-    draws = uniform(keys("coverage", "bootstrap", torch.arange(1000)), len(values))
+    draws = uniform(rng_keys("coverage", "bootstrap", torch.arange(1000)), len(values))
     means = values[(draws * len(values)).long()].double().mean(dim=1)
     ends = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64))
     return [round(x, 3) for x in (values.mean().item(), *ends.tolist())]
@@ -130,9 +130,9 @@ def measure(scenes: Scenes, encoder: Encoder) -> dict[str, Any]:
     patches = patchify((scenes.pixels / 255 - mean) / std, encoder.patch)
     objects, n = scenes.objects, patches.shape[1]
     with torch.inference_mode():
-        signals = {signal: observe(signal, encoder, patches, -2) for signal in Signal}
-        layers = {layer: observe(Signal.FEATURES, encoder, patches, layer) for layer in (-4, -3, -2, -1)}
-    addresses = [keys("coverage", "mask", seed, torch.arange(len(objects))) for seed in range(SEEDS)]
+        signals = {signal: compute_signal(signal, encoder, patches, -2) for signal in Signal}
+        layers = {layer: compute_signal(Signal.FEATURES, encoder, patches, layer) for layer in (-4, -3, -2, -1)}
+    addresses = [rng_keys("coverage", "mask", seed, torch.arange(len(objects))) for seed in range(SEEDS)]
     rows = []
 
     def add(ratio: float, name: str, masks: list[Mask], **more: Any) -> None:
@@ -147,7 +147,7 @@ def measure(scenes: Scenes, encoder: Encoder) -> dict[str, Any]:
     cutting = SelfGuidedMasker(start=0.0, hints=0.0)
     controls = {
         "the object itself": objects,
-        "centre": -outwards.float().expand(len(objects), -1),
+        "center": -outwards.float().expand(len(objects), -1),
         "contrast": patches.std(dim=2),
         "cut of raw pixels": cutting.maps(patches, GRID)[..., 0],
         "self-guided, place taken out": cutting.maps(placeless(layers[-2]), GRID)[..., 0],
@@ -178,7 +178,7 @@ def measure(scenes: Scenes, encoder: Encoder) -> dict[str, Any]:
         "of place": {str(name): of_place(x) for name, x in layers.items()}
         | {"patches": of_place(signals[Signal.PATCHES])},
         "salience": round(found.mean().item(), 3),
-        "salient_share": round(salient_share(found).item(), 3),
+        "salient_fraction": round(salient_fraction(found).item(), 3),
         "attention_entropy": round(score_entropy(attention).mean().item(), 4),
     }
 
@@ -298,8 +298,8 @@ def figure(results: dict[str, Any], file: Path) -> None:
             x, y, low, high = (np.array(values) for values in zip(*points, strict=True))
             axis.errorbar(x, y, [y - low, high - y], marker="o", markersize=3, capsize=2, linewidth=1.2, label=name)
         ceiling = row_of(result["moments"][0], 0.75, "the object itself")
-        axis.axhline(ceiling["gain"][0], color="grey", linewidth=0.8, linestyle=":")
-        axis.text(0, ceiling["gain"][0], "all of the object", va="top", fontsize=7, color="grey")
+        axis.axhline(ceiling["gain"][0], color="gray", linewidth=0.8, linestyle=":")
+        axis.text(0, ceiling["gain"][0], "all of the object", va="top", fontsize=7, color="gray")
         axis.set_title(f"{what}, {result['pictures']} pictures", fontsize=9)
         axis.set_xlabel("training so far, %")
     axes[0][0].set_ylabel("object hidden / hidden at random")

@@ -2,10 +2,10 @@
 
     python benchmarks/input.py [--small DATA] [--photos FOLDER] [--rounds N] [--json FILE]
 
-`small`: pictures in memory; cut, mirrored and normalised as batches, against a DataLoader that does it for
-each picture with torchvision's v2 transforms. `grey`: the same with grey ones of 28 px, cut from these.
+`small`: pictures in memory; cut, mirrored and normalized as batches, against a DataLoader that does it for
+each picture with torchvision's v2 transforms. `gray`: the same with gray ones of 28 px, cut from these.
 `photos`: JPEG files to crops of 224 px, against the recipe of MAE's release (Pillow and torchvision's v1
-transforms). All end in normalised float32, and all run with the allocator setting of training. Rounds are
+transforms). All end in normalized float32, and all run with the allocator setting of training. Rounds are
 interleaved; times are medians over the rounds, ratios medians of each round's.
 """
 
@@ -80,10 +80,10 @@ def png(pixels: torch.Tensor) -> bytes:
     return out.getvalue()
 
 
-def grey(pictures: Pictures) -> Pictures:
+def gray(pictures: Pictures) -> Pictures:
     """As many and as large as MNIST's: the green of the middle 28 x 28 pixels, of some several times."""
     pixels = torch.stack([pictures.read(i)[1:2, 2:30, 2:30] for i in range(10_000)])
-    return Decoded("grey", pixels.repeat(6, 1, 1, 1))
+    return Decoded("gray", pixels.repeat(6, 1, 1, 1))
 
 
 def small(pictures: Pictures, side: int) -> dict[str, Callable[[], int]]:
@@ -96,8 +96,8 @@ def small(pictures: Pictures, side: int) -> dict[str, Callable[[], int]]:
     pixels = torch.stack([pictures.read(i) for i in range(count)])
     arrays = [picture_of(picture) for picture in pixels]
     crop = v2.RandomResizedCrop(side, (0.2, 1.0), interpolation=InterpolationMode.BICUBIC, antialias=True)
-    normalise = v2.Normalize(MEAN[: pictures.channels], STD[: pictures.channels])
-    common = [v2.RandomHorizontalFlip(), v2.ToDtype(torch.float32, scale=True), normalise]
+    normalize = v2.Normalize(MEAN[: pictures.channels], STD[: pictures.channels])
+    common = [v2.RandomHorizontalFlip(), v2.ToDtype(torch.float32, scale=True), normalize]
     encoded = [png(picture) for picture in pixels]
     pillow = v2.Compose([crop, v2.ToImage(), *common])
     peers = {
@@ -166,8 +166,8 @@ def main() -> None:
     torch.set_num_threads(1)
     keep_freed_memory()
     results = []
-    colour = open_pictures([args.small], "train", channels=3)
-    settings = {"small": small(colour, 32), "grey": small(grey(colour), 28), "photos": photos(args.photos)}
+    color = open_pictures([args.small], "train", channels=3)
+    settings = {"small": small(color, 32), "gray": small(gray(color), 28), "photos": photos(args.photos)}
     for setting, runs in settings.items():
         times = measure(runs, args.rounds)
         for name in runs:

@@ -1,4 +1,4 @@
-"""Accuracy against time of a recipe: a recipe and labelled pictures enter; kNN and probe at several points leave.
+"""Accuracy against time of a recipe: a recipe and labeled pictures enter; kNN and probe at several points leave.
 
 Trains once, keeps checkpoints on the way, measures each, and beside them the pixels and the untrained encoder.
 
@@ -17,7 +17,7 @@ from mimkit.recipes import find_recipe
 from mimkit.train.checkpoint import checkpoints, load_checkpoint
 from mimkit.train.prepare import Prepared
 from mimkit.train.pretrain import export_encoder, pretrain
-from mimkit.train.run import RunFolder
+from mimkit.train.run_folder import RunFolder
 
 
 def main() -> None:
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=6, help="checkpoints to measure")
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--limit-train", type=int, help="labelled pictures for the points before the last")
+    parser.add_argument("--limit-train", type=int, help="labeled pictures for the points before the last")
     parser.add_argument("--limit-test", type=int)
     parser.add_argument("--run", type=Path, help="keep the run here; an unfinished one goes on")
     parser.add_argument("--json", type=Path)

@@ -22,7 +22,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from mimkit.exploitation import Trigger
+from mimkit.core.batch import Batch
+from mimkit.core.randomness import rng_keys
+from mimkit.guidance.sampler import MaskSampler
+from mimkit.guidance.signals import compute_signal
 from mimkit.masks import (
     AMTMasker,
     AttMaskMasker,
@@ -34,13 +37,11 @@ from mimkit.masks import (
     Signal,
     ncut,
 )
+from mimkit.masks.trigger import Trigger
 from mimkit.methods.mae import MAEConfig
+from mimkit.model.build import EncoderConfig
 from mimkit.model.decoder import DecoderConfig
-from mimkit.model.encoder import EncoderConfig
 from mimkit.model.patches import patchify
-from mimkit.observe import Observer, observe
-from mimkit.randomness import keys
-from mimkit.task import Batch
 from mimkit.train.machine import keep_freed_memory
 
 CONFIGS = {  # image, patch, width, depth, heads, decoder width, decoder depth, decoder heads, batch
@@ -74,16 +75,16 @@ class Bench:
     batch: Batch
     patches: torch.Tensor
     autocast: Callable[[], torch.autocast]
-    observers: dict[str, Observer]
+    observers: dict[str, MaskSampler]
 
     def step(self, name: str) -> None:
-        self.method.observer = self.observers[name]
+        self.method.mask_sampler = self.observers[name]
         with self.autocast():
             loss = self.method(self.batch, HALFWAY).loss
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.method.observer.follow(self.method.encoder)
+        self.method.mask_sampler.update(self.method.encoder)
 
     def look(self, name: str) -> None:
         with self.autocast():
@@ -94,7 +95,7 @@ class Bench:
         """The pass over all patches that self-guided masks cannot do without, written plainly."""
         encoder = self.method.encoder
         with self.autocast():
-            return encoder.through(encoder.embed(self.patches), len(encoder.vit.blocks) + 1 + layer).patches
+            return encoder.through(encoder.embed(self.patches), len(encoder.timm.blocks) + 1 + layer).patches
 
 
 def build(arguments: argparse.Namespace) -> Bench:
@@ -114,19 +115,19 @@ def build(arguments: argparse.Namespace) -> Bench:
     corner, side = torch.rand(batch, 2) * 0.4, torch.full((batch, 2), 0.6)
     inputs = Batch(
         smooth(batch, size).to(device),
-        keys("masks", number).to(device),
+        rng_keys("masks", number).to(device),
         number,
         crop=torch.cat([corner, side], dim=1).to(device),
         flip=(number % 2 == 0).to(device),
         moment=torch.full((), HALFWAY, device=device),
     )
-    observers = {name: Observer(masker, method.encoder).to(device) for name, masker in MASKERS.items()}
-    for observer in observers.values():
-        if observer.cache is not None:
+    observers = {name: MaskSampler(masker, method.encoder).to(device) for name, masker in MASKERS.items()}
+    for mask_sampler in observers.values():
+        if mask_sampler.cache is not None:
             patches = method.encoder.grid[0] * method.encoder.grid[1]
-            columns = 2 if isinstance(observer.guide, SelfGuidedMasker) else 1
-            observer.cache = torch.rand(PICTURES, patches, columns, device=device).half()
-        assert observer.trigger is None or Trigger.from_tensor(observer.trigger).fired
+            columns = 2 if isinstance(mask_sampler.guide, SelfGuidedMasker) else 1
+            mask_sampler.cache = torch.rand(PICTURES, patches, columns, device=device).half()
+        assert mask_sampler.trigger is None or Trigger.from_tensor(mask_sampler.trigger).fired
     autocast = lambda: torch.autocast(device, torch.bfloat16, enabled=arguments.bf16)  # noqa: E731
     return Bench(method, optimizer, inputs, patchify(inputs.images, method.encoder.patch), autocast, observers)
 
@@ -155,7 +156,7 @@ def seconds(work: Callable[[], object], device: str, times: int = 1) -> float:
 
 def measure(bench: Bench, arguments: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
     """Seconds of each part in each round; forwards and backwards in turn, so that no part follows always the same."""
-    features = observe(Signal.FEATURES, bench.method.encoder, bench.patches, -2)
+    features = compute_signal(Signal.FEATURES, bench.method.encoder, bench.patches, -2)
     parts = {
         f"{kind} {name}": lambda k=kind, n=name: getattr(bench, k)(n) for name in MASKERS for kind in ("look", "step")
     }
@@ -222,7 +223,7 @@ def waits(bench: Bench) -> None:
             bench.step(name)
         found = sorted({e.key for e in seen.key_averages() if any(w in e.key for w in waiting)})
         found = [key for key in found if key != "cudaDeviceSynchronize"]  # the profiler's own, when it stops
-        print(f"{name}: 3 steps with synchronisation forbidden passed; the profile holds {found or 'no waiting call'}")
+        print(f"{name}: 3 steps with synchronization forbidden passed; the profile holds {found or 'no waiting call'}")
 
 
 def traced(arguments: argparse.Namespace) -> None:
@@ -238,7 +239,7 @@ def traced(arguments: argparse.Namespace) -> None:
         tensors = {k: fake.from_tensor(v) for k, v in vars(bench.batch).items() if isinstance(v, torch.Tensor)}
         batch = replace(bench.batch, **tensors)
         for name in MASKERS:
-            bench.method.observer = bench.observers[name]
+            bench.method.mask_sampler = bench.observers[name]
             with bench.autocast():
                 bench.method(batch, HALFWAY)
             print(f"{name}: the forward pass reads no value")

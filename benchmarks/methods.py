@@ -24,17 +24,18 @@ import torch
 from step import peak  # beside this file
 from timm.layers import set_fused_attn
 
-from mimkit.export import export_timm
+from mimkit.core.batch import Batch
+from mimkit.core.randomness import rng_keys
 from mimkit.masks import PartitionMasker, SimMIMMasker
+from mimkit.methods.base import MethodConfig
 from mimkit.methods.emae import EMAEConfig
 from mimkit.methods.mae import MAEConfig
 from mimkit.methods.maskalign import MaskAlignConfig
 from mimkit.methods.simmim import SimMIMConfig
+from mimkit.model.build import EncoderConfig
 from mimkit.model.decoder import DecoderConfig
-from mimkit.model.encoder import EncoderConfig
-from mimkit.randomness import keys
-from mimkit.task import Batch, MethodConfig
 from mimkit.train.machine import keep_freed_memory
+from mimkit.weights.timm import export_timm
 
 CONFIGS = {  # image, ViT (patch, width, depth, heads), decoder (width, depth, heads), Swin, mask unit on it, batch
     "mini32": (
@@ -96,7 +97,7 @@ def worker(arguments: argparse.Namespace) -> None:
     weights = [p for p in task.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, 1e-4, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
     number = torch.arange(batch)
-    inputs = Batch(torch.randn(batch, 3, size, size, device=device), keys("step", number).to(device), number)
+    inputs = Batch(torch.randn(batch, 3, size, size, device=device), rng_keys("step", number).to(device), number)
     saved: dict[int, int] = {}
     own = {p.data_ptr() for p in task.parameters()}
 
@@ -123,13 +124,13 @@ def worker(arguments: argparse.Namespace) -> None:
     step()
     millions = sum(p.numel() for p in task.parameters() if p.requires_grad) / 1e6
     print(json.dumps({"saved_mb": sum(saved.values()) / 2**20, "millions": millions}), flush=True)
-    clock: Callable[[], float] = time.perf_counter if device == "cuda" else time.process_time
+    time_step: Callable[[], float] = time.perf_counter if device == "cuda" else time.process_time
     for line in sys.stdin:
-        start = clock()
+        start = time_step()
         for _ in range(int(line)):
             loss = step()
         loss.item()  # waits for the device
-        print(json.dumps({"seconds": (clock() - start) / int(line), "peak_mb": peak(device) - before}), flush=True)
+        print(json.dumps({"seconds": (time_step() - start) / int(line), "peak_mb": peak(device) - before}), flush=True)
 
 
 def export_teacher(config: tuple, folder: str) -> None:
@@ -195,9 +196,9 @@ def main() -> None:
         names = [name for name in methods(config, teacher) if not arguments.only or name in ("mae", *arguments.only)]
         about: dict[str, dict[str, float]] = {}
         rows: dict[str, list[tuple[dict[str, float], dict[str, float]]]] = {}
-        others = [name for name in names if name != "mae"]
-        for first in range(0, len(others), arguments.at_once):  # with MAE each time: memory holds only so many
-            group = ["mae", *others[first : first + arguments.at_once]]
+        other_views = [name for name in names if name != "mae"]
+        for first in range(0, len(other_views), arguments.at_once):  # with MAE each time: memory holds only so many
+            group = ["mae", *other_views[first : first + arguments.at_once]]
             measured, said = measure(group, shared, arguments.rounds, arguments.steps)
             about |= said
             rows |= {name: list(zip(measured[name], measured["mae"], strict=True)) for name in group}

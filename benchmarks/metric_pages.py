@@ -22,18 +22,18 @@ import timm
 import torch
 from matplotlib import colormaps
 
-from mimkit.analysis.figures import COLOURS, line, panels
-from mimkit.launch import configured
-from mimkit.train.work import WEIGHED, flops, weigh
+from mimkit.analysis.figures import COLORS, line, panels
+from mimkit.recipes.overrides import configured
+from mimkit.train.cost import WEIGHED, count_flops, flops
 
 RUNS = {
-    "runs/mae": ("MAE", COLOURS[0]),
-    "runs/simmim": ("SimMIM", COLOURS[4]),
-    "runs/simclr": ("SimCLR", COLOURS[1]),
-    "runs/supervised": ("supervised", COLOURS[2]),
-    "untrained:runs/mae": ("untrained", COLOURS[7]),
-    "runs/mae2": ("MAE, 2 epochs", COLOURS[4]),
-    "runs/emae": ("EMAE, 2 epochs", COLOURS[1]),
+    "runs/mae": ("MAE", COLORS[0]),
+    "runs/simmim": ("SimMIM", COLORS[4]),
+    "runs/simclr": ("SimCLR", COLORS[1]),
+    "runs/supervised": ("supervised", COLORS[2]),
+    "untrained:runs/mae": ("untrained", COLORS[7]),
+    "runs/mae2": ("MAE, 2 epochs", COLORS[4]),
+    "runs/emae": ("EMAE, 2 epochs", COLORS[1]),
 }
 HEADS = {  # metric: label, file, a reference and what it is
     "attention_distance": ("attention distance (px)", "attention-distance", (16.546, "uniform attention")),
@@ -58,13 +58,13 @@ def draw_heads(result: dict, metric: str) -> None:
     label, name, reference = HEADS[metric]
     figure, axes = panels(len(result["targets"]), len(result["targets"]), side=(2.1, 2.6), sharey=True, sharex=True)
     for one, target in zip(axes, result["targets"], strict=True):
-        title, colour = RUNS[target]
+        title, color = RUNS[target]
         some = rows(result, metric, target)
         heads = [row for row in some if row["head"] is not None]
         one.scatter(
-            [row["layer"] for row in heads], [row["value"] for row in heads], s=16, color=colour, alpha=0.55, lw=0
+            [row["layer"] for row in heads], [row["value"] for row in heads], s=16, color=color, alpha=0.55, lw=0
         )
-        line(one, [row for row in some if row["head"] is None], "layer", color=colour)
+        line(one, [row for row in some if row["head"] is None], "layer", color=color)
         if reference:
             one.axhline(reference[0], color="#888", lw=0.8, ls="--")
         one.set_title(title, fontsize=10)
@@ -139,8 +139,8 @@ def draw_reconstruction(result: dict) -> None:
     for one, (metric, label) in zip(axes, metrics.items(), strict=True):
         values = [rows(result, metric, target)[0] for target in targets]
         spread = [1.96 * row["stderr"] for row in values]
-        colours = [RUNS[target][1] for target in targets]
-        one.bar(range(len(targets)), [row["value"] for row in values], yerr=spread, color=colours, width=0.6)
+        colors = [RUNS[target][1] for target in targets]
+        one.bar(range(len(targets)), [row["value"] for row in values], yerr=spread, color=colors, width=0.6)
         one.set_xticks(range(len(targets)), names, fontsize=8)
         one.set_ylabel(label)
     save(figure, "reconstruction")
@@ -162,7 +162,7 @@ def draw_film(result: dict) -> None:
     figure, axes = panels(2, 2, side=(4.0, 2.8))
     labels = {"exploitation_masked": "share owed to mask tokens", "mask_token_variance": "mask-token variance"}
     for one, (metric, label) in zip(axes, labels.items(), strict=True):
-        line(one, rows(result, metric, "runs/film"), "step", color=COLOURS[0])
+        line(one, rows(result, metric, "runs/film"), "step", color=COLORS[0])
         one.set(xlabel="step", ylabel=label, ylim=(0, 1))
     axes[0].axhline(0.75, color="#888", lw=0.8, ls="--")
     place = dict(xytext=(40, 3), textcoords="offset points", fontsize=8, color="#666")
@@ -177,7 +177,9 @@ def shade(layer: int, layers: int) -> tuple[float, ...]:
 def print_work(data: str) -> None:
     """A table of the trainings in docs/metrics/README.md."""
     trained = {"mae_mini_32": 6, "simmim_mini_32": 3, "simclr_mini_32": 1}
-    work = dict(zip(trained, weigh([configured([name], [name, "--data", data]) for name in trained]), strict=True))
+    work = dict(
+        zip(trained, count_flops([configured([name], [name, "--data", data]) for name in trained]), strict=True)
+    )
     shape = dict(img_size=32, patch_size=4, embed_dim=128, depth=4, num_heads=4, num_classes=10)
     vit = timm.create_model("vit_tiny_patch16_224", **shape)
     for block in vit.blocks:
@@ -193,8 +195,8 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results/metrics")
     parser.add_argument("--weigh", metavar="DIR", help="CIFAR-10")
     asked = parser.parse_args()
-    if asked.weigh:
-        return print_work(asked.weigh)
+    if asked.count_flops:
+        return print_work(asked.count_flops)
     folder = asked.results
     five, depth, decoder, film = (
         json.loads((folder / f"{name}.json").read_text()) for name in ("five", "depth", "decoder", "film")

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import torch
 
-from mimkit.analysis.figures import COLOURS, panels
+from mimkit.analysis.figures import COLORS, panels
 from mimkit.compare.contender import Contender
 from mimkit.compare.table import markdown, paired_p, told_p
-from mimkit.launch import configured
 from mimkit.masks.statistics import average_distance
+from mimkit.recipes.overrides import configured
 from mimkit.train.prepare import Pretrain
 
 MASKS = 512
@@ -29,8 +29,8 @@ MASKS = 512
 
 def less(asked: str, seeds: list[list[float]]) -> list[float]:
     """By seed, what the asked contender has, or it less another one."""
-    one, *others = (seeds[int(number)] for number in asked.split("-"))
-    return [mine - sum(theirs) for mine, *theirs in zip(one, *others, strict=True)]
+    one, *other_views = (seeds[int(number)] for number in asked.split("-"))
+    return [mine - sum(theirs) for mine, *theirs in zip(one, *other_views, strict=True)]
 
 
 def compared(pair: str, seeds: list[list[float]]) -> str:
@@ -54,13 +54,13 @@ def draw_distances(results: dict[str, dict], file: Path) -> None:
     figure, axes = panels(len(results), len(results), side=(4.2, 3.2))
     for one, (name, result) in zip(axes, results.items(), strict=True):
         rows = sorted(result["contenders"], key=lambda row: row["distance"])
-        for colour, kind in zip(COLOURS, rows[0]["measures"], strict=False):
+        for color, kind in zip(COLORS, rows[0]["measures"], strict=False):
             found = [row["measures"][kind] for row in rows]
             one.errorbar(
                 [row["distance"] for row in rows],
                 [100 * measure["mean"] for measure in found],
                 yerr=[100 * (measure["deviation"] or 0) for measure in found],
-                color=colour, marker="o", ms=4, capsize=3, label=kind.replace("knn", "kNN"),
+                color=color, marker="o", ms=4, capsize=3, label=kind.replace("knn", "kNN"),
             )  # fmt: skip
         one.set(title=name, xlabel="AvgDist (px)", ylabel="accuracy (%)")
     axes[0].legend(frameon=False, fontsize=8)

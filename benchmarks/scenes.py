@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from mimkit.randomness import keys, uniform
+from mimkit.core.randomness import rng_keys, uniform
 
 SIZE, PATCH = 64, 8
 SIZES = (0.10, 0.45)  # share of a synthetic picture that its object covers
@@ -27,7 +27,7 @@ class Scenes:
 
 
 def texture(key: Tensor) -> Tensor:
-    """(B, 3, 64, 64) in 0..1: gratings, checks, dots, clouds or grain in two colours."""
+    """(B, 3, 64, 64) in 0..1: gratings, checks, dots, clouds or grain in two colors."""
     draws = uniform(key, 16).unsqueeze(2).unsqueeze(3)
     x, y = places()
     angle, pitch = draws[:, 0] * math.pi, 3 + 9 * draws[:, 1]
@@ -50,7 +50,7 @@ def texture(key: Tensor) -> Tensor:
 
 
 def places() -> tuple[Tensor, Tensor]:
-    """Centres of pixels in 0..1, across and down."""
+    """Centers of pixels in 0..1, across and down."""
     axis = (torch.arange(SIZE) + 0.5) / SIZE
     return axis.expand(SIZE, SIZE), axis.unsqueeze(1).expand(SIZE, SIZE)
 
@@ -79,8 +79,8 @@ def synthetic(first: int, count: int) -> Scenes:
     """Pictures number `first` and the following: every other one is two textures that meet, the rest have an object."""
     pixels, objects = [], []
     for number in torch.arange(first, first + count).split(500):
-        inside = region(keys("coverage", "region", number), number % 2 == 0)
-        front, back = (texture(keys("coverage", part, number)) for part in ("front", "back"))
+        inside = region(rng_keys("coverage", "region", number), number % 2 == 0)
+        front, back = (texture(rng_keys("coverage", part, number)) for part in ("front", "back"))
         pixels.append((torch.where(inside.unsqueeze(1), front, back) * 255).round().to(torch.uint8))
         objects.append(shares(inside.float().unsqueeze(1)))
     kinds = ["two textures" if number % 2 else "object" for number in range(first, first + count)]

@@ -2,7 +2,7 @@
 
 Each implementation lives in a process of its own; one at a time works, and the parent goes round all of them (A B C
 A B C ...), so that a slow phase of a shared machine hits all alike. The ratio is the median over rounds of the first
-implementation's time over this one's. Same shapes, mask ratio 0.75, standardised patches, AdamW.
+implementation's time over this one's. Same shapes, mask ratio 0.75, standardized patches, AdamW.
 
     python benchmarks/step.py --config tiny4 --threads 1
     python benchmarks/step.py --config b16 --device cuda --impl mimkit mimkit+bf16 --json benchmarks/results/step.json
@@ -32,8 +32,8 @@ PEAK = {"cuda": 989e12}  # dense bf16 of an H100 or H200, for the share of peak
 
 def build_mimkit(config, options):
     from mimkit.methods.mae import MAEConfig
+    from mimkit.model.build import EncoderConfig
     from mimkit.model.decoder import DecoderConfig
-    from mimkit.model.encoder import EncoderConfig
     from mimkit.train.machine import keep_freed_memory
 
     keep_freed_memory()
@@ -80,7 +80,7 @@ def build_lightly(config, options):
     size, patch, width, depth, heads, *decoder, _ = config
 
     class Lightly(nn.Module):
-        """MAE from lightly's parts, put together as its documentation shows, with standardised patches."""
+        """MAE from lightly's parts, put together as its documentation shows, with standardized patches."""
 
         def __init__(self):
             super().__init__()
@@ -141,11 +141,11 @@ def worker(arguments) -> None:
     optimizer = torch.optim.AdamW(weights, 1e-4, betas=(0.9, 0.95), weight_decay=0.05, fused=name == "mimkit")
     images = torch.randn(batch, 3, config[0], config[0], device=device)
     if name == "mimkit":
-        from mimkit.randomness import keys
-        from mimkit.task import Batch
+        from mimkit.core.batch import Batch
+        from mimkit.core.randomness import rng_keys
 
         number = torch.arange(batch)
-        inputs = Batch(images, keys("step", number).to(device), number)
+        inputs = Batch(images, rng_keys("step", number).to(device), number)
 
     def loss_of():
         with torch.autocast(device, torch.bfloat16, enabled="bf16" in options):
@@ -211,7 +211,7 @@ def peak(device: str) -> float:
 
 def take_turns(script: str, names: list[str], shared: list[str], rounds: int, steps: int) -> tuple[dict, dict]:
     """Run a worker of `script` for each name and let them step in turns: each one's rounds, and what each is like."""
-    environment = dict(os.environ, HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", GOMP_SPINCOUNT="1000")
+    environment = dict(os.environ, HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELIZM="false", GOMP_SPINCOUNT="1000")
     children, info = {}, {}
     for name in names:
         child = subprocess.Popen(
@@ -246,8 +246,8 @@ def compare(rows: dict, info: dict, batch: int) -> list[dict]:
     for name, mine in rows.items():
         speed = batch / statistics.median(row["wall"] for row in mine)
         row = {"implementation": name, "images_per_second": round(speed, 1)}
-        for clock in ("wall", "cpu"):
-            ratios = [a[clock] / b[clock] for a, b in zip(first, mine, strict=True)]
+        for time_step in ("wall", "cpu"):
+            ratios = [a[time_step] / b[time_step] for a, b in zip(first, mine, strict=True)]
             row[f"ratio_{clock}"] = round(statistics.median(ratios), 3)
         row |= {"least": round(min(ratios), 3), "most": round(max(ratios), 3)}
         row |= {"peak_mb": round(mine[-1]["peak_mb"]), "saved_mb": round(info[name]["saved_mb"], 1)}

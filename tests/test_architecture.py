@@ -7,39 +7,30 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "mimkit"
 ORDER = [
-    "errors",
-    "randomness",
-    "config",
-    "distributed",
-    "console",
+    "core",
     "masks",
-    "model",
-    "exploitation",
-    "task",
     "data",
-    "targets",
-    "objectives",
-    "observe",
+    "model",
+    "guidance",
     "methods",
-    "measures",
     "weights",
-    "export",
-    "pictures",
     "train",
     "evaluate",
+    "recipes",
     "analysis",
     "report",
-    "recipes",
-    "draw",
-    "doctor",
-    "launch",
     "compare",
-    "commands",
     "cli",
 ]  # a file imports from what stands before it, or from its own folder
-WORDS_OF_A_COMMAND = {"console", "launch", "draw"}  # who knows tyro
+KNOW_TYRO = {"core/flags.py", "recipes/overrides.py", "analysis/mask_drawing.py"}
 FILES = sorted(SOURCE.rglob("*.py"))
-BUDGETS = {"methods/": 120, "train/loop.py": 80, "": 400}  # lines; the first that fits counts
+BUDGETS = {
+    "methods/losses.py": 240,
+    "methods/targets/": 240,
+    "methods/": 130,
+    "train/loop.py": 80,
+    "": 400,
+}  # lines; the first that fits counts
 
 
 def part(path: Path) -> str:
@@ -97,7 +88,7 @@ def test_budgets_and_names(path):
 
 
 def test_only_the_command_line_knows_tyro():
-    assert {part(path) for path in FILES if "tyro" in imported(path)} == WORDS_OF_A_COMMAND
+    assert {named(path) for path in FILES if "tyro" in imported(path)} == KNOW_TYRO
 
 
 def test_evaluation_imports_no_method_and_maskers_no_model():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mimkit.cli import COMMANDS
+from mimkit.cli.main import COMMANDS
 from mimkit.data.named import NAMES
 from mimkit.masks import maskers
 from mimkit.recipes import recipes

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from commandline import mimkit, refused
-from mimkit.train.run import RunFolder
+from mimkit.train.run_folder import RunFolder
 
 
 @pytest.fixture(autouse=True)

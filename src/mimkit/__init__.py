@@ -1,3 +1,3 @@
-"""mimkit: learn visual representations from unlabelled pictures by masked image modelling."""
+"""mimkit: learn visual representations from unlabeled pictures by masked image modeling."""
 
 __version__ = "0.1.0"

@@ -19,7 +19,7 @@ def among_patches(attention: Float[Tensor, "B H T T"], prefix: int) -> Float[Ten
 
 
 def patch_distances(grid: tuple[int, int], patch: tuple[int, int]) -> Float[Tensor, "N N"]:
-    """Euclidean distances between the centres of patches in pixels, float64; patches are row-major."""
+    """Euclidean distances between the centers of patches in pixels, float64; patches are row-major."""
     rows, columns = torch.meshgrid(
         torch.arange(grid[0], dtype=torch.float64) * patch[0],
         torch.arange(grid[1], dtype=torch.float64) * patch[1],
@@ -67,7 +67,7 @@ def head_divergence(attention: Float[Tensor, "B H N N"]) -> Float[Tensor, "B H"]
 
 
 def mutual_information(attention: Float[Tensor, "B H N N"]) -> Float[Tensor, "B H"]:
-    """How much of what a head looks at depends on who looks: the normalised mutual information of queries and keys.
+    """How much of what a head looks at depends on who looks: the normalized mutual information of queries and keys.
 
     With p(q) = 1/N and p(k|q) = A_qk: I(q; k) / sqrt(H(q) H(k)). From 0, all queries look at the same (attention
     collapse), to 1, each at its own. Random logits already give more than 0, so it tells no meaning. Expected: near 0
@@ -75,9 +75,9 @@ def mutual_information(attention: Float[Tensor, "B H N N"]) -> Float[Tensor, "B 
     naver-ai/cl-vs-mim.
     """
     p = _positive(attention)
-    keys = torch.special.entr(p.mean(dim=-2)).sum(dim=-1)
-    information = (keys - torch.special.entr(p).sum(dim=-1).mean(dim=-1)).clamp_min(0)
-    return information / (math.log(attention.shape[-1]) * keys).sqrt()
+    rng_keys = torch.special.entr(p.mean(dim=-2)).sum(dim=-1)
+    information = (rng_keys - torch.special.entr(p).sum(dim=-1).mean(dim=-1)).clamp_min(0)
+    return information / (math.log(attention.shape[-1]) * rng_keys).sqrt()
 
 
 def _positive(attention: Tensor) -> Tensor:

@@ -7,21 +7,21 @@ from torch import Tensor
 
 from mimkit.analysis.reconstruction import disagreement, reconstruction_error
 from mimkit.analysis.relations import feature_variance
-from mimkit.exploitation import decoder_attention, exploitation_rate
+from mimkit.core.batch import Batch
+from mimkit.core.randomness import rng_keys
+from mimkit.guidance.exploitation import decoder_attention, exploitation_rate
 from mimkit.masks import PartitionMasker, RandomMasker
 from mimkit.masks.statistics import average_distance
+from mimkit.methods.base import Method
 from mimkit.methods.mae import MAE
-from mimkit.model.encoder import Encoder
 from mimkit.model.patches import patchify
-from mimkit.randomness import keys
-from mimkit.task import Batch, Method
 
 LATE = 0.999  # masks are measured as at the end of training
 
 
 def refusal(task: Method) -> str | None:
     """Why this method has no measures of a decoder; None if it has them."""
-    if isinstance(_core(task), MAE):
+    if isinstance(task, MAE):
         return None
     return f"{type(task).__name__} has no decoder with mask tokens"
 
@@ -35,11 +35,11 @@ def decoder_measures(
     partition into K parts (the least divisor of N from 4 on), each visible once, so that K - 1 masks hide each patch.
     AvgDist of the run's own masks. Masks are addressed by `index`, hence the same for every model.
     """
-    mae = _core(task)
-    assert isinstance(mae, MAE) and isinstance(mae.encoder, Encoder)
+    mae = task
+    assert isinstance(mae, MAE)
     encoder, decoder, grid = mae.encoder, mae.decoder, mae.encoder.grid
     patches = patchify(images, encoder.patch)
-    address = keys("analysis", index).to(images.device)
+    address = rng_keys("analysis", index).to(images.device)
     mask = RandomMasker()(patches[..., :0], address, 0.0, grid)
     left: list[Tensor] = []
     handles = [block.register_forward_hook(lambda block, entered, out: left.append(out)) for block in decoder.blocks]
@@ -61,11 +61,5 @@ def decoder_measures(
     yield "reconstruction_error", None, reconstruction_error(prediction, target, hidden)
     yield "disagreement", None, disagreement(prediction, target, hidden)
 
-    mask, _ = mae.observer(encoder, patches, Batch(images, address, index), LATE)
+    mask, _ = mae.mask_sampler(encoder, patches, Batch(images, address, index), LATE)
     yield "average_distance", None, average_distance(mask, grid, encoder.patch).unflatten(0, (-1, mask.views)).mean(1)
-
-
-def _core(task: Method) -> Method:
-    """The autoencoder inside a method that has one, as EMAE."""
-    inner = getattr(task, "mae", None)
-    return inner if isinstance(inner, Method) else task

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from mimkit.analysis.metrics import METRICS
 
 Rows = list[dict[str, Any]]
-COLOURS = ("#1d4ed8", "#c2410c", "#15803d", "#7e22ce", "#0e7490", "#a16207", "#be185d", "#404040")
+COLORS = ("#1d4ed8", "#c2410c", "#15803d", "#7e22ce", "#0e7490", "#a16207", "#be185d", "#404040")
 HEADS = ("attention_distance", "attention_entropy", "head_divergence", "mutual_information")
 LAYERS = (
     "high_frequency",
@@ -70,17 +70,17 @@ def _heads(rows: Rows, targets: list[str], out: Path) -> None:
         figure, axes = panels(len(names) * len(shown), len(shown), side=(4.4, 2.5), sharey="row", sharex="col")
     for place, one in enumerate(axes):
         name, target = names[place // len(shown)], shown[place % len(shown)]
-        colour = COLOURS[targets.index(target) % len(COLOURS)]
+        color = COLORS[targets.index(target) % len(COLORS)]
         some = [r for r in rows if (r["metric"], r["target"]) == (name, target) and r["value"] is not None]
         heads = [r for r in some if r["head"] is not None]
-        one.scatter([r["layer"] for r in heads], [r["value"] for r in heads], s=14, color=colour, alpha=0.55, lw=0)
-        line(one, [r for r in some if r["head"] is None], "layer", color=colour)
+        one.scatter([r["layer"] for r in heads], [r["value"] for r in heads], s=14, color=color, alpha=0.55, lw=0)
+        line(one, [r for r in some if r["head"] is None], "layer", color=color)
         highest = max((r["value"] for r in rows if r["metric"] == name and r["value"] is not None), default=1.0)
         one.set_ylim(0, 1.06 * highest or 1.0)
         if place < len(shown) > 1:
             one.set_title(_short(target), fontsize=10)
         if place % len(shown) == 0:
-            one.set_ylabel(_labelled(name))
+            one.set_ylabel(_labeled(name))
         if place >= len(axes) - max(2, len(shown)):
             one.set_xlabel("layer")
             one.locator_params(axis="x", integer=True)
@@ -107,8 +107,8 @@ def _curves(rows: Rows, targets: list[str], out: Path) -> None:
         for number, target in enumerate(targets):
             some = [r for r in rows if (r["metric"], r["target"], r["head"]) == (name, target, None)]
             if some:
-                line(one, some, "layer", color=COLOURS[number % len(COLOURS)], label=_short(target))
-        one.set(xlabel="layer", ylabel=_labelled(name))
+                line(one, some, "layer", color=COLORS[number % len(COLORS)], label=_short(target))
+        one.set(xlabel="layer", ylabel=_labeled(name))
         one.locator_params(axis="x", integer=True)
     _legend(figure, targets)
     figure.savefig(out, dpi=130)
@@ -124,9 +124,9 @@ def _spectra(rows: Rows, targets: list[str], out: Path) -> None:
         layers = sorted({row["layer"] for row in rows if row["target"] == target})
         for layer in layers:
             some = [row for row in rows if (row["target"], row["layer"]) == (target, layer)]
-            colour = colormaps["viridis"](0.92 * layer / max(1, layers[-1]))
+            color = colormaps["viridis"](0.92 * layer / max(1, layers[-1]))
             named = f"layer {layer}" if layer in (layers[0], layers[-1]) else None
-            line(one, some, "frequency", band=False, color=colour, label=named)
+            line(one, some, "frequency", band=False, color=color, label=named)
         one.set(xlabel="frequency (pi a patch)", title=_short(target))
         one.legend(frameon=False, fontsize=8)
     axes[0].set_ylabel("log amplitude, relative to 0")
@@ -175,15 +175,15 @@ def _film(rows: Rows, out: Path) -> None:
         some = [row for row in rows if row["metric"] == name]
         layers = sorted({row["layer"] for row in some})
         for layer in layers:
-            colour = colormaps["viridis"](0.92 * layer / max(1, layers[-1]))
+            color = colormaps["viridis"](0.92 * layer / max(1, layers[-1]))
             named = f"layer {layer}" if layer in (layers[0], layers[-1]) else None
-            line(one, [row for row in some if row["layer"] == layer], "step", color=colour, label=named)
-        one.set(xlabel="step", ylabel=_labelled(name))
+            line(one, [row for row in some if row["layer"] == layer], "step", color=color, label=named)
+        one.set(xlabel="step", ylabel=_labeled(name))
     axes[0].legend(frameon=False, fontsize=8)
     figure.savefig(out, dpi=130)
 
 
-def _labelled(name: str) -> str:
+def _labeled(name: str) -> str:
     unit = METRICS[name].unit
     return name.replace("_", " ") + (f" ({unit})" if unit else "")
 

@@ -7,7 +7,7 @@ GROUPS = {
     "cka": "linear CKA of all pairs of layers, within and between targets",
     "fourier": "log amplitude of high frequencies",
     "variance": "how far the tokens of a picture point apart",
-    "clusters": "normalised cut of the patches, and how far its two sides are apart",
+    "clusters": "normalized cut of the patches, and how far its two sides are apart",
     "rank": "effective rank of pooled features",
     "drop": "what dropping the last blocks changes",
     "decoder": "of a run with a decoder: exploitation, mask tokens, reconstruction, masks",

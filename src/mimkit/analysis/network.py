@@ -11,7 +11,7 @@ from timm.models import SwinTransformer, SwinTransformerV2
 from torch import Tensor, nn
 
 from mimkit.analysis.attention import among_patches
-from mimkit.errors import UserError
+from mimkit.core.errors import UserError
 from mimkit.evaluate.target import Extractor
 from mimkit.model.attention import attention_weights
 
@@ -63,7 +63,7 @@ class Network:
         else:
             kind = "pixels" if model is None else type(model).__name__
             raise UserError(
-                f"'{extractor.name}' ({kind}) has no row of blocks over patch tokens to analyse: give a run, an export "
+                f"'{extractor.name}' ({kind}) has no row of blocks over patch tokens to analyze: give a run, an export "
                 "or a vit_*, deit* or swin* model"
             )
 

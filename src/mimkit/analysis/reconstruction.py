@@ -10,7 +10,7 @@ def reconstruction_error(
 ) -> Float[Tensor, " B"]:
     """Mean squared error on hidden patches over all masks, in units of the target's variance in the picture.
 
-    1 is what predicting the picture's mean costs, 0 perfect. NaN for a picture of one colour. It is of pixels: a model
+    1 is what predicting the picture's mean costs, 0 perfect. NaN for a picture of one color. It is of pixels: a model
     may know what is there and not draw it.
     """
     error = (prediction - target.unsqueeze(1)).square().mean(dim=3)

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mimkit.analysis.metrics import METRICS
-from mimkit.errors import UserError
+from mimkit.core.errors import UserError
 
 PARTS = ("rows", "cka", "spectrum")
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from mimkit.measures import knn
+from mimkit.core.metrics import knn
 
 
 def relative_change(features: Float[Tensor, "B D"], reference: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:

@@ -14,19 +14,19 @@ from mimkit.analysis.metrics import GROUPS, METRICS, USUAL
 from mimkit.analysis.network import Network
 from mimkit.analysis.similarity import linear_cka
 from mimkit.analysis.study import Relations, Study
+from mimkit.core.errors import UserError, at_least, unknown
 from mimkit.data.loader import statistics
 from mimkit.data.pictures import Pictures
 from mimkit.data.sources import open_pictures
 from mimkit.data.stream import all_bad
-from mimkit.errors import UserError, at_least, unknown
 from mimkit.evaluate.features import batches_for
 from mimkit.evaluate.run import usual_size
 from mimkit.evaluate.target import Extractor, export_folder, open_target
-from mimkit.task import Method
+from mimkit.methods.base import Method
 from mimkit.train.checkpoint import checkpoints, load_checkpoint
 from mimkit.train.machine import Machine
 from mimkit.train.prepare import Prepared
-from mimkit.train.run import RunFolder
+from mimkit.train.run_folder import RunFolder
 
 BATCH = 50  # pictures of a batch: CKA sums its terms over them
 
@@ -89,28 +89,28 @@ def analyze(
         if subject.task is not None:
             subject.task.to(where)
         keep = film and reference is None
-        study = Study(network, asked.difference(refused), subject.task, keep=keep, reference=reference)
-        skipped = _look(study, subject, shown, pictures, where, workers)
-        reference = study.relations if study.keep else reference
-        result |= {"data": shown.name, "pictures": sum(map(len, study.index)), "skipped": skipped}
-        result["rows"] += study.averages.rows(name, subject.step)
-        result["spectrum"] += study.spectrum(name, subject.step)
-        if subject.step is None or study.keep:  # a film tells of the same refusals at every step
+        setup = Study(network, asked.difference(refused), subject.task, keep=keep, reference=reference)
+        skipped = _look(setup, subject, shown, pictures, where, workers)
+        reference = setup.relations if setup.keep else reference
+        result |= {"data": shown.name, "pictures": sum(map(len, setup.index)), "skipped": skipped}
+        result["rows"] += setup.averages.rows(name, subject.step)
+        result["spectrum"] += setup.spectrum(name, subject.step)
+        if subject.step is None or setup.keep:  # a film tells of the same refusals at every step
             result["refused"] += [
                 {"target": name, "metrics": group, "reason": reason}
-                for group, reason in (refused | study.left_out).items()
-                if group in asked or group in study.left_out
+                for group, reason in (refused | setup.left_out).items()
+                if group in asked or group in setup.left_out
             ]
         for other, one in studies if "cka" in asked and not film else []:
-            if [i.tolist() for i in one.index] != [i.tolist() for i in study.index]:
+            if [i.tolist() for i in one.index] != [i.tolist() for i in setup.index]:
                 raise UserError(f"{name} and {other} could not read the same pictures: see 'mimkit doctor'")
-            result["cka"] += _cka(name, study, other, one, None)
+            result["cka"] += _cka(name, setup, other, one, None)
         if "cka" in asked:
-            result["cka"] += _cka(name, study, name, study, subject.step)
+            result["cka"] += _cka(name, setup, name, setup, subject.step)
         if not film:
-            studies.append((name, study))
-            study.network.model.to("cpu")
-        study.task = None
+            studies.append((name, setup))
+            setup.network.model.to("cpu")
+        setup.task = None
     if film:
         for part in ("rows", "cka", "spectrum"):
             result[part].sort(key=lambda row: row["step"])  # the last came first
@@ -176,7 +176,7 @@ def _frames(name: str, run: RunFolder, saves: list[Path], extractor: Extractor) 
             continue
         state: dict[str, Any] = {} if save is None else load_checkpoint(save)
         task.load_state_dict(state.get("model", begin))
-        yield Subject(replace(extractor, model=task.encoder.vit), state.get("step", 0), task)
+        yield Subject(replace(extractor, model=task.encoder.timm), state.get("step", 0), task)
 
 
 def open_task(run: RunFolder) -> tuple[Method, bool]:
@@ -198,24 +198,24 @@ def _without_decoder(subject: Subject) -> dict[str, str]:
     return {} if reason is None else {"decoder": reason}
 
 
-def _look(study: Study, subject: Subject, shown: Pictures, count: int, where: torch.device, workers: int) -> int:
+def _look(setup: Study, subject: Subject, shown: Pictures, count: int, where: torch.device, workers: int) -> int:
     """Show the pictures to a study; returns how many could not be read."""
     extractor = subject.extractor
     skipped: dict[int, str] = {}
     what = f"layers of {escape(extractor.name)}" + ("" if subject.step is None else f", step {subject.step}")
     settings: dict[str, Any] = dict(device=where, batch_size=BATCH, limit=count, shuffle=True, skipped=skipped)
-    study.batches(batches_for(extractor, shown, what, workers=workers, **settings), shown.labels)
-    if not study.index:
+    setup.batches(batches_for(extractor, shown, what, workers=workers, **settings), shown.labels)
+    if not setup.index:
         raise all_bad(shown, skipped)
     return len(skipped)
 
 
-def _cka(name: str, study: Study, other: str, one: Study, step: int | None) -> list[dict[str, Any]]:
+def _cka(name: str, setup: Study, other: str, one: Study, step: int | None) -> list[dict[str, Any]]:
     """Every layer with every layer."""
-    if not study.grams:
+    if not setup.grams:
         raise UserError("CKA compares at least 4 pictures at once: give more pictures, or leave cka out of --metrics")
-    values, errors = linear_cka(study.grams, one.grams)
-    n = sum(each.shape[-1] for each in study.grams)
+    values, errors = linear_cka(setup.grams, one.grams)
+    n = sum(each.shape[-1] for each in setup.grams)
     return [
         {"target": name, "step": step, "layer": a, "other": other, "other_layer": b}
         | {"value": known(values[a, b].item()), "stderr": known(errors[a, b].item()), "n": n}

@@ -6,13 +6,13 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from mimkit.errors import UserError
+from mimkit.core.errors import UserError
 
 
 def gram(features: Float[Tensor, "n *rest"]) -> Float64[Tensor, "n n"]:
     """Inner products of all pairs of examples, with a zero diagonal, in float64.
 
-    Features are centred before: the unbiased HSIC does not change and digits are saved.
+    Features are centered before: the unbiased HSIC does not change and digits are saved.
     """
     x = features.flatten(1).double()
     x = x - x.mean(dim=0)
@@ -34,7 +34,7 @@ def hsic(k: Float64[Tensor, "L n n"], l: Float64[Tensor, "M n n"]) -> Float64[Te
 
 
 def linear_cka(
-    some: Sequence[Float64[Tensor, "L _ _"]], others: Sequence[Float64[Tensor, "M _ _"]]
+    some: Sequence[Float64[Tensor, "L _ _"]], other_views: Sequence[Float64[Tensor, "M _ _"]]
 ) -> tuple[Float64[Tensor, "L M"], Float64[Tensor, "L M"]]:
     """Linear CKA of every layer of one model with every layer of another, and its standard error.
 
@@ -50,8 +50,8 @@ def linear_cka(
     Expected: masked and contrastive models alike in all layers, supervised ones in blocks. Source: Kornblith et al.
     2019 (arXiv:1905.00414), Nguyen et al. 2021 (arXiv:2010.15327).
     """
-    cross = torch.stack([len(k[0]) * hsic(k, other) for k, other in zip(some, others, strict=True)])
-    first, second = (torch.stack([len(k[0]) * hsic(k, k).diagonal() for k in one]) for one in (some, others))
+    cross = torch.stack([len(k[0]) * hsic(k, other) for k, other in zip(some, other_views, strict=True)])
+    first, second = (torch.stack([len(k[0]) * hsic(k, k).diagonal() for k in one]) for one in (some, other_views))
 
     def ratio(kept: Tensor) -> Tensor:
         a, b = first[kept].sum(dim=0), second[kept].sum(dim=0)

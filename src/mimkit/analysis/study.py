@@ -10,12 +10,7 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from mimkit.analysis.attention import (
-    attention_distance,
-    attention_entropy,
-    head_divergence,
-    mutual_information,
-)
+from mimkit.analysis.attention import attention_distance, attention_entropy, head_divergence, mutual_information
 from mimkit.analysis.collect import Averages, known, mean_and_error
 from mimkit.analysis.decoder import decoder_measures
 from mimkit.analysis.network import Layer, Network
@@ -29,9 +24,9 @@ from mimkit.analysis.relations import (
 from mimkit.analysis.robustness import knn_accuracy, relative_change, swapped
 from mimkit.analysis.similarity import gram
 from mimkit.analysis.spectrum import frequencies, log_amplitude
+from mimkit.core.metrics import effective_rank
 from mimkit.masks.ncut import ncut
-from mimkit.measures import effective_rank
-from mimkit.task import Method
+from mimkit.methods.base import Method
 
 PROBE = 32  # pictures whose relations are kept for a comparison over training
 _SOME = 16  # pictures that a decoder takes at once

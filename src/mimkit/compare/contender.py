@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from mimkit.errors import UserError
-from mimkit.launch import configured
+from mimkit.core.errors import UserError
+from mimkit.recipes.overrides import configured
+from mimkit.train.cost import count_flops, time_step
 from mimkit.train.machine import Engine
 from mimkit.train.prepare import Prepared, Pretrain
-from mimkit.train.run import RunFolder, read_json, write_json
-from mimkit.train.work import clock, weigh
+from mimkit.train.run_folder import RunFolder, read_json, write_json
 
 Budget = Literal["steps", "compute", "time"]
 OURS = ("--data", "--run", "--seed", "--epochs", "--minutes", "--max-steps", "--json")  # which the comparison gives
@@ -86,7 +86,9 @@ def configure(line: str, data: Sequence[str], common: str, flags: str) -> Pretra
     return configured(words, [*words, "--data", *data])
 
 
-def share_out(contenders: list[Contender], budget: Budget, epochs: int, out: Path, say: Callable[[str], None]) -> None:
+def allocate_epochs(
+    contenders: list[Contender], budget: Budget, epochs: int, out: Path, log: Callable[[str], None]
+) -> None:
     """Give every contender the epochs that the baseline's budget buys; costs once found are kept in `out`."""
     first, plan = contenders[0], out / "plan.json"
     asked: dict[str, Any] = {"data": list(first.config.data), "common": first.common}
@@ -98,9 +100,9 @@ def share_out(contenders: list[Contender], budget: Budget, epochs: int, out: Pat
     unit = "seconds" if budget == "time" else "FLOP"
     costs = known.setdefault(unit, {})
     if new := [contender for contender in contenders if contender.words not in costs]:
-        say(f"weighing a step of {len(new)} contenders")
+        log(f"weighing a step of {len(new)} contenders")
         again = [contender for contender in contenders if contender.words in costs][: unit == "seconds"]
-        found = (clock if unit == "seconds" else weigh)([contender.config for contender in (*again, *new)])
+        found = (time_step if unit == "seconds" else count_flops)([contender.config for contender in (*again, *new)])
         scale = costs[again[0].words] / found[0] if again else 1.0  # the machine may be faster than it was then
         costs |= {one.words: scale * cost for one, cost in zip(new, found[len(again) :], strict=True)}
         out.mkdir(parents=True, exist_ok=True)

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mimkit.compare.contender import OURS, Contender, flag_name, slug
-from mimkit.errors import UserError
+from mimkit.core.errors import UserError
 from mimkit.evaluate.finetune import unfinished
-from mimkit.launch import read_finetuning
 from mimkit.recipes import find_recipe
-from mimkit.train.run import RunFolder, read_json
+from mimkit.recipes.overrides import read_finetuning
+from mimkit.train.run_folder import RunFolder, read_json
 
 
 class Stopped(Exception):
@@ -82,8 +82,8 @@ def alone(out: Path) -> Generator[None]:
 class Children:
     """Processes that are asked to stop, so that they save, when this one is or when one of them fails."""
 
-    def __init__(self, say: Callable[[str], None], threads: int = 1) -> None:
-        self.say, self.threads = say, threads
+    def __init__(self, log: Callable[[str], None], threads: int = 1) -> None:
+        self.log, self.threads = log, threads
         self.running: set[subprocess.Popen] = set()
         self.why: Exception | None = None
         """Why no more are started."""
@@ -157,7 +157,7 @@ class Work:
         elif not run.finished:
             own = ["--data", *self.data, "--epochs", str(contender.epochs), "--seed", str(seed), "--run", str(folder)]
             self._run(["pretrain", *contender.command(self.flags), *own], folder)
-            self.children.say(f"trained   {contender.words}, seed {seed}: {contender.epochs} epochs")
+            self.children.log(f"trained   {contender.words}, seed {seed}: {contender.epochs} epochs")
         found: dict[str, float] = {}
         for kind in self.measurement.kinds:
             how, _, words = kind.partition(" ")
@@ -167,7 +167,7 @@ class Work:
                 else self._frozen(kind, target, folder)
             )
         contender.results[seed] = found
-        self.children.say(f"measured  {contender.words}, seed {seed}: {', '.join(found)}")
+        self.children.log(f"measured  {contender.words}, seed {seed}: {', '.join(found)}")
         if contender.before is None:
             work = contender.config.batch_size * contender.cost
             contender.curves[seed] = [(r["step"] * work, r["knn"]) for r in run.metrics() if "knn" in r]

@@ -11,15 +11,15 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from mimkit.compare.contender import Budget, Contender, configure, refuse_other, share_out, shared_precision
+from mimkit.compare.contender import Budget, Contender, allocate_epochs, configure, refuse_other, shared_precision
 from mimkit.compare.processes import Children, Measurement, Work, alone, check_fine_tuning
 from mimkit.compare.table import draw_curves, markdown, summary
-from mimkit.errors import UserError, at_least
-from mimkit.evaluate.run import labelled
+from mimkit.core.errors import UserError, at_least
+from mimkit.evaluate.run import labeled
 from mimkit.train.machine import cores
-from mimkit.train.run import write_json
+from mimkit.train.run_folder import write_json
 
-LIKE_ALL = "--machine.looks 8 --machine.tensorboard False"  # unless `common` or a contender says otherwise
+LIKE_ALL = "--machine.evals 8 --machine.tensorboard False"  # unless `common` or a contender says otherwise
 
 
 def compare(
@@ -34,7 +34,7 @@ def compare(
     measurement: Measurement = Measurement(),
     untrained: bool = False,
     common: str = "",
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Train and measure every contender with every seed under the budget of the first, the baseline, or under several.
 
@@ -69,18 +69,18 @@ def compare(
         raise UserError("name two recipes or more: mimkit compare A B --data DATA")
     if len(set(lines)) < len(lines):
         raise UserError("a contender is named twice: they differ in their settings, or one is enough")
-    share = max(1, cores() // jobs)
-    flags = f"--machine.threads {share} --machine.workers {min(16, share)} {LIKE_ALL}"
+    fraction = max(1, cores() // jobs)
+    flags = f"--machine.threads {fraction} --machine.workers {min(16, fraction)} {LIKE_ALL}"
     configs = [configure(line, data, common, flags) for line in lines]
     for kind in measurement.kinds:
         check_fine_tuning(kind)
     for split in ("train", "test"):
-        labelled(list(data), split)
+        labeled(list(data), split)
     with alone(out):
         groups = []
         for number in sorted(set(epochs)) or [configs[0].epochs]:
             group = [Contender(line, config, common) for line, config in zip(lines, configs, strict=True)]
-            share_out(group, budget, number, out, say)
+            allocate_epochs(group, budget, number, out, log)
             groups.append(group)
         trained = [contender for group in groups for contender in group]
         for folder, count in Counter(contender.folder(out, 0).parent for contender in trained).items():
@@ -93,7 +93,7 @@ def compare(
         first = trained[0]
         before = [Contender(f"untrained {first.words}", first.config, common, before=first)] if untrained else []
         groups[-1] += before
-        with ThreadPoolExecutor(jobs) as pool, Children(say, share) as children:
+        with ThreadPoolExecutor(jobs) as pool, Children(log, fraction) as children:
             work = Work(children, data, out, flags, measurement)
             for row in (trained, before):  # what is untrained has the shape of a trained one
                 tasks = [pool.submit(work.one, contender, seed) for seed in range(seeds) for contender in row]
@@ -105,5 +105,5 @@ def compare(
         if importlib.util.find_spec("matplotlib"):
             draw_curves(trained, out / "curves.png", budget)
         else:
-            say("curves.png is left out, it needs an extra: pip install 'mimkit[report]'")
+            log("curves.png is left out, it needs an extra: pip install 'mimkit[report]'")
     return result

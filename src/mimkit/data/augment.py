@@ -13,10 +13,10 @@ from jaxtyping import Float, Int64, UInt8
 from PIL import Image
 from torch import Tensor
 
-from mimkit.errors import UserError, at_least
-from mimkit.randomness import uniform
+from mimkit.core.errors import UserError, at_least
+from mimkit.core.randomness import uniform
 
-_BOX, _NOISE = 2, 3  # streams of a view's key; 0 and 1 draw its box and its colours
+_BOX, _NOISE = 2, 3  # streams of a view's key; 0 and 1 draw its box and its colors
 _TRIES = 10
 
 
@@ -24,7 +24,7 @@ _TRIES = 10
 class RandAugment:
     """Some random operations on every picture (Cubuk et al. 2019), by timm's auto_augment, on the CPU.
 
-    The defaults are MAE's for fine-tuning, `rand-m9-mstd0.5-inc1`, with bicubic resampling and grey borders. Pictures
+    The defaults are MAE's for fine-tuning, `rand-m9-mstd0.5-inc1`, with bicubic resampling and gray borders. Pictures
     pass through Pillow one by one: in the workers if the set streams, in the training process if it lives in memory.
     """
 
@@ -50,13 +50,13 @@ class RandAugment:
         if channels not in (1, 3):
             raise UserError(f"view.augment needs pictures of 1 or 3 channels, these have {channels}: leave it out")
 
-    def __call__(self, pictures: UInt8[Tensor, "B C H W"], keys: Int64[Tensor, " B"]) -> UInt8[Tensor, "B C H W"]:
+    def __call__(self, pictures: UInt8[Tensor, "B C H W"], rng_keys: Int64[Tensor, " B"]) -> UInt8[Tensor, "B C H W"]:
         """Altered pictures (C 1 or 3), each a function of its key; Python's and NumPy's generators are as before."""
         self.check(pictures.shape[1])
-        change = _timm(self, grey=pictures.shape[1] == 1)
+        change = _timm(self, gray=pictures.shape[1] == 1)
         states, out = (random.getstate(), np.random.get_state()), torch.empty_like(pictures)
         try:
-            for into, picture, key in zip(out, pictures, keys.tolist(), strict=True):
+            for into, picture, key in zip(out, pictures, rng_keys.tolist(), strict=True):
                 random.seed(key % 2**64)  # of a negative number it would take the absolute value
                 np.random.seed(key % 2**32)
                 changed = change(Image.fromarray(picture.permute(1, 2, 0).squeeze(2).contiguous().numpy()))
@@ -68,11 +68,11 @@ class RandAugment:
 
 
 @lru_cache
-def _timm(augment: RandAugment, grey: bool) -> Any:
+def _timm(augment: RandAugment, gray: bool) -> Any:
     from timm.data.auto_augment import rand_augment_transform  # slow to import
 
     words = f"rand-m{augment.magnitude}-n{augment.ops}-mstd{augment.spread:f}-inc{int(augment.increasing)}"
-    middle = 128 if grey else (128, 128, 128)
+    middle = 128 if gray else (128, 128, 128)
     made = rand_augment_transform(words, {"img_mean": middle, "interpolation": Image.Resampling.BICUBIC})
     for op in made.ops:
         if op.name.startswith("Posterize"):  # at the end of the scale timm keeps no bit, which Pillow refuses
@@ -84,18 +84,20 @@ def _some_bits(level_fn: Callable[..., tuple[int]], level: float, settings: dict
     return (max(1, level_fn(level, settings)[0]),)
 
 
-def erased(images: Float[Tensor, "B C H W"], keys: Int64[Tensor, " B"], share: float) -> Float[Tensor, "B C H W"]:
-    """Normalised images (changed in place), a share of them with a box of normal noise (Zhong et al. 2020).
+def erased(
+    images: Float[Tensor, "B C H W"], rng_keys: Int64[Tensor, " B"], fraction: float
+) -> Float[Tensor, "B C H W"]:
+    """Normalized images (changed in place), a share of them with a box of normal noise (Zhong et al. 2020).
 
     The box is timm's (data/random_erasing.py, mode `pixel`): area 0.02 to 1/3, aspect 0.3 to 1/0.3, ten tries. Keys
     on the CPU.
     """
     _, channels, height, width = images.shape
-    noise = uniform(keys, 2 * _TRIES + 3, _BOX).double()
-    rows = (noise[:, -1] < share).nonzero().flatten()
+    noise = uniform(rng_keys, 2 * _TRIES + 3, _BOX).double()
+    rows = (noise[:, -1] < fraction).nonzero().flatten()
     if not len(rows):
         return images
-    noise, keys = noise[rows], keys[rows].to(images.device, non_blocking=True)
+    noise, rng_keys = noise[rows], rng_keys[rows].to(images.device, non_blocking=True)
     area = (0.02 + (1 / 3 - 0.02) * noise[:, :_TRIES]) * (height * width)
     aspect = (math.log(0.3) * (1 - 2 * noise[:, _TRIES : 2 * _TRIES])).exp()
     h, w = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
@@ -107,6 +109,6 @@ def erased(images: Float[Tensor, "B C H W"], keys: Int64[Tensor, " B"], share: f
     y, x = torch.arange(height, device=images.device).view(-1, 1), torch.arange(width, device=images.device)
     inside = (y >= start[0]) & (y < end[0]) & (x >= start[1]) & (x < end[1])
     rows = rows.to(images.device, non_blocking=True)
-    even = uniform(keys, channels * height * width, _NOISE).mul_(2).sub_(1 - 2**-24)  # inside (-1, 1)
+    even = uniform(rng_keys, channels * height * width, _NOISE).mul_(2).sub_(1 - 2**-24)  # inside (-1, 1)
     normal = torch.erfinv(even).mul_(math.sqrt(2)).view(-1, channels, height, width)
     return images.index_copy_(0, rows, torch.where(inside, normal, images.index_select(0, rows)))

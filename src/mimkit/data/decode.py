@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg, decode_png
 
-from mimkit.errors import UserError, missing_extra
+from mimkit.core.errors import UserError, missing_extra
 
 SMALLEST = 8  # pixels on a side; anything smaller is an icon, a tracking pixel or damage
 _ORIENTATION = 0x0112  # the EXIF tag
@@ -34,7 +34,7 @@ class Header(NamedTuple):
 
 
 def header(data: bytes) -> Header:
-    """Size and number of colour channels (alpha not counted: 1 grey, 3 colour, N for other TIFF files).
+    """Size and number of color channels (alpha not counted: 1 gray, 3 color, N for other TIFF files).
 
     Raises BadPicture for what is no picture, too small, or larger than Pillow's limit against decompression
     bombs.
@@ -45,8 +45,8 @@ def header(data: bytes) -> Header:
     width, height = picture.size
     if picture.format != "TIFF" and _orientation(picture) in (5, 6, 7, 8):  # Pillow turns TIFF files itself
         width, height = height, width
-    grey = picture.mode in ("1", "L", "LA", "La", "F", "I") or picture.mode.startswith("I;16")
-    return Header(height, width, 1 if grey else 3)
+    gray = picture.mode in ("1", "L", "LA", "La", "F", "I") or picture.mode.startswith("I;16")
+    return Header(height, width, 1 if gray else 3)
 
 
 def decode(
@@ -56,7 +56,7 @@ def decode(
 
     Args:
         data: the bytes of a file in any format that Pillow reads (TIFF with N channels through tifffile).
-        channels: 1 or 3, converting between grey and colour (ITU-R 601 luma); any other number needs a TIFF
+        channels: 1 or 3, converting between gray and color (ITU-R 601 luma); any other number needs a TIFF
             file with exactly that many samples a pixel. Alpha is dropped.
         value_range: raw values that become 0 and 255 in 16-bit, 32-bit and float pictures (values outside are
             clipped); by default 0..65535 for 16-bit and 0..1 for float. 8-bit pictures are taken as they are.
@@ -80,7 +80,7 @@ def _decode(data: bytes, channels: int, value_range: tuple[float, float] | None)
     try:
         picture = _open(data)
     except BadPicture:
-        if data and _is_tiff(data):  # 16-bit colour, 3 float channels, ...: Pillow does not know them
+        if data and _is_tiff(data):  # 16-bit color, 3 float channels, ...: Pillow does not know them
             return _checked(_tiff(data, channels, value_range))
         raise
     if channels not in (1, 3):
@@ -90,7 +90,7 @@ def _decode(data: bytes, channels: int, value_range: tuple[float, float] | None)
         pixels = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=_MODES[channels])
         assert isinstance(pixels, Tensor)
         return pixels
-    if picture.format == "PNG" and data[24] == 16:  # bit depth: Pillow would cut colour to its high bytes
+    if picture.format == "PNG" and data[24] == 16:  # bit depth: Pillow would cut color to its high bytes
         values = decode_png(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.UNCHANGED)
         values = values[:1] if len(values) == 2 else values[:3]
         return _upright(_to_channels(_to_bytes(values.numpy(), value_range), channels), orientation)
@@ -141,7 +141,7 @@ def _checked(pixels: Tensor) -> Tensor:
 
 
 def _ended(data: bytes) -> bool:
-    """Whether a JPEG has its end marker: torchvision fills what is missing from a truncated one with grey."""
+    """Whether a JPEG has its end marker: torchvision fills what is missing from a truncated one with gray."""
     return data[-2:] == b"\xff\xd9" or data.rstrip(b"\0")[-2:] == b"\xff\xd9"
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mimkit.core.errors import UserError
 from mimkit.data.pictures import Encoded, Pictures, Split, digest, sample, split_by_address
-from mimkit.errors import UserError
 
 _KINDS = "jpg jpeg jpe jfif mpo png webp avif bmp gif tif tiff ppm pgm pbm pnm jp2"
 ENDINGS = frozenset(f".{kind}" for kind in _KINDS.split())
@@ -95,8 +95,8 @@ class Files(Encoded):
 class Index:
     """What lies in a folder: pictures in sorted order, and every directory with its time of change."""
 
-    def __init__(self, pictures: Paths, folders: Paths, changed: np.ndarray, others: Counter[str]) -> None:
-        self.pictures, self.folders, self.changed, self.others = pictures, folders, changed, others
+    def __init__(self, pictures: Paths, folders: Paths, changed: np.ndarray, other_views: Counter[str]) -> None:
+        self.pictures, self.folders, self.changed, self.other_views = pictures, folders, changed, other_views
 
     def current(self, root: bytes) -> bool:
         """Whether every directory is as it was: adding, removing or renaming a file changes its directory."""
@@ -114,7 +114,7 @@ def walk(root: bytes) -> Index:
     pictures: list[bytes] = []
     folders: list[bytes] = []
     changed: list[int] = []
-    others: Counter[str] = Counter()
+    other_views: Counter[str] = Counter()
     endings = {ending.encode() for ending in ENDINGS}
 
     def visit(folder: bytes, above: frozenset[tuple[int, int]]) -> None:
@@ -137,14 +137,14 @@ def walk(root: bytes) -> Index:
                 elif (ending := os.path.splitext(entry.name)[1].lower()) in endings:
                     pictures.append(path)
                 else:
-                    others[os.fsdecode(ending) or "no ending"] += 1
+                    other_views[os.fsdecode(ending) or "no ending"] += 1
             except PermissionError:
-                others["no permission"] += 1
+                other_views["no permission"] += 1
             except FileNotFoundError:  # went away meanwhile
                 continue
 
     visit(b"", frozenset())
-    return Index(Paths.pack(pictures), Paths.pack(folders), np.array(changed, np.int64), others)
+    return Index(Paths.pack(pictures), Paths.pack(folders), np.array(changed, np.int64), other_views)
 
 
 def index(folder: Path) -> Index:
@@ -209,7 +209,7 @@ def open_folder(
     """The pictures below a folder: flat, nested, class folders, or any of these under train/ and val/."""
     found = index(folder)
     if not len(found.pictures):
-        raise UserError(_nothing(folder, found.others or walk(os.fsencode(folder)).others))
+        raise UserError(_nothing(folder, found.other_views or walk(os.fsencode(folder)).other_views))
     tops = {path.split(b"/", 1)[0] for path in found.folders if path}
     train = next((top for top in sorted(tops) if _TRAIN.match(os.fsdecode(top))), None)
     tests = [top for top in tops if _TEST.match(os.fsdecode(top))]
@@ -265,12 +265,12 @@ def _classes(paths: list[bytes]) -> tuple[str, ...] | None:
     return tuple(os.fsdecode(name) for name in names) if len(names) > 1 else None
 
 
-def _nothing(folder: Path, others: Counter[str]) -> str:
-    if not others:
+def _nothing(folder: Path, other_views: Counter[str]) -> str:
+    if not other_views:
         return f"{folder} is empty: give a folder that holds pictures"
-    endings = ", ".join(ending for ending, _ in others.most_common(5))
+    endings = ", ".join(ending for ending, _ in other_views.most_common(5))
     readable = " ".join(sorted(ENDINGS))
-    found = f"{others.total():,} files, none of them pictures: {endings}"
+    found = f"{other_views.total():,} files, none of them pictures: {endings}"
     return f"{folder} holds {found}; readable endings: {readable}"
 
 

@@ -2,12 +2,12 @@
 
 import torch
 
+from mimkit.core.errors import UserError
+from mimkit.core.randomness import rng_keys
 from mimkit.data.pictures import Pictures, Subset
-from mimkit.errors import UserError
-from mimkit.randomness import keys
 
 
-def share_of_labels(pictures: Pictures, share: float, seed: int = 0) -> Pictures:
+def label_subset(pictures: Pictures, fraction: float, seed: int = 0) -> Pictures:
     """This share of each class, at least one picture of each; a smaller share is a part of a larger one.
 
     Raises UserError without labels, for no share in (0, 1], and for one of fewer pictures than classes.
@@ -17,19 +17,19 @@ def share_of_labels(pictures: Pictures, share: float, seed: int = 0) -> Pictures
             f"fine-tuning needs labels, and {pictures.name} has none: put the pictures of each class into a folder of "
             "its own (DATA/cat/1.jpg, DATA/dog/2.jpg), or give a list of paths with a tab and a label a line"
         )
-    if not 0 < share <= 1:
-        raise UserError(f"the share of labels lies above 0 and up to 1, got {share}")
-    if share == 1:
+    if not 0 < fraction <= 1:
+        raise UserError(f"the share of labels lies above 0 and up to 1, got {fraction}")
+    if fraction == 1:
         return pictures
     counts = torch.bincount(pictures.labels)
     kinds = int((counts > 0).sum())
-    if share * len(pictures) < kinds:
+    if fraction * len(pictures) < kinds:
         raise UserError(
-            f"--share {share:g} of {len(pictures):,} pictures is less than one for each of {kinds} classes: give "
+            f"--label-fraction {fraction:g} of {len(pictures):,} pictures is less than one for each of {kinds} classes: give "
             f"{kinds / len(pictures):.1g} or more"
         )
-    order = keys("share", seed, torch.arange(len(pictures))).argsort()
+    order = rng_keys("share", seed, torch.arange(len(pictures))).argsort()
     order = order[pictures.labels[order].argsort(stable=True)]  # class after class, by address in each
     place = torch.arange(len(order)) - (counts.cumsum(0) - counts)[pictures.labels[order]]
-    wanted = (share * counts).round().long().clamp(min=1)
+    wanted = (fraction * counts).round().long().clamp(min=1)
     return Subset(pictures, order[place < wanted[pictures.labels[order]]].sort().values)

@@ -1,8 +1,8 @@
-"""From pictures to batches on the device: steps enter, normalised views with their random keys leave.
+"""From pictures to batches on the device: steps enter, normalized views with their random keys leave.
 
-Small sets of one size live in memory as one uint8 tensor and are cut, resized and normalised as whole
+Small sets of one size live in memory as one uint8 tensor and are cut, resized and normalized as whole
 batches; all others stream through worker processes as uint8. Both ways see the same pictures, boxes and keys, and
-colours change as whole batches on the device.
+colors change as whole batches on the device.
 """
 
 import os
@@ -16,21 +16,21 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
+from mimkit.core.batch import Batch
+from mimkit.core.errors import UserError
+from mimkit.core.randomness import rng_keys
 from mimkit.data.augment import erased
 from mimkit.data.decode import BadPicture
 from mimkit.data.pictures import Pictures, sample
 from mimkit.data.stream import Chunks, Drawn, EvaluationViews, MicroBatches, Plan, all_bad, cut, order, stream
-from mimkit.data.views import CenterCrop, View, crop_resize_many, shares
-from mimkit.errors import UserError
-from mimkit.randomness import keys
-from mimkit.task import Batch
+from mimkit.data.views import CenterCrop, View, crop_resize_many, relative_boxes
 
 __all__ = ["Loader", "evaluation_batches", "order", "statistics"]
 
 _CHUNK = 256  # pictures that one worker decodes in a piece when a set is loaded into memory
-_AT_ONCE = 1 << 18  # values normalised in a piece on the CPU
+_AT_ONCE = 1 << 18  # values normalized in a piece on the CPU
 _DRAWN = 4096  # pictures whose boxes are drawn at once, for as many steps as they make
-_GPU_SHARE = 0.2  # of a GPU's memory that pictures may take
+_GPU_FRACTION = 0.2  # of a GPU's memory that pictures may take
 
 
 class Loader:
@@ -38,7 +38,7 @@ class Loader:
 
     Args:
         pictures: what to show; `view` says which part of each, and how.
-        others: further views of the same pictures, in Batch.others; each is drawn by itself.
+        others: further views of the same pictures, in Batch.other_views; each is drawn by itself.
         size: height and width of the views that have no size of their own.
         mean, std: per channel, in 0..1.
         batch_size: of a whole step, over all ranks; `micro_batch` is what one rank sees at once.
@@ -48,7 +48,7 @@ class Loader:
             ranks on it) when None.
         notify: told in a line what takes long.
 
-    Raises UserError when the batch size cannot be divided, a view asks for colours that the pictures do not have, or
+    Raises UserError when the batch size cannot be divided, a view asks for colors that the pictures do not have, or
     `resident=True` is not possible.
     """
 
@@ -57,7 +57,7 @@ class Loader:
         pictures: Pictures,
         view: View,
         *,
-        others: tuple[View, ...] = (),
+        other_views: tuple[View, ...] = (),
         size: tuple[int, int],
         mean: Sequence[float],
         std: Sequence[float],
@@ -70,21 +70,21 @@ class Loader:
         workers: int = 0,
         resident: Literal["auto"] | bool = "auto",
         memory_limit: int | None = None,
-        notify: Callable[[str], None] = lambda line: None,
+        log: Callable[[str], None] = lambda line: None,
     ) -> None:
         check_batch(batch_size, micro_batch, world)
-        self.pictures, self.views, self.size, self.device = pictures, (view, *others), size, torch.device(device)
+        self.pictures, self.views, self.size, self.device = pictures, (view, *other_views), size, torch.device(device)
         for one in self.views:
             one.check(pictures.channels)
-        self.plan = Plan(seed, len(pictures), batch_size, micro_batch, rank, world, len(others))
+        self.plan = Plan(seed, len(pictures), batch_size, micro_batch, rank, world, len(other_views))
         self.skipped: dict[int, str] = {}
         """Bad pictures met so far and why."""
-        self._workers, self._notify = workers, notify
-        self._normalise = Normalise(mean, std, self.device)
+        self._workers, self._log = workers, log
+        self._normalize = Normalize(mean, std, self.device)
         self._pixels: UInt8[Tensor, "n C H W"] | None = None
         self._bad: Tensor | None = None
         if resident is not False:
-            self._load(memory_limit or memory_share(), insist=resident is True)
+            self._load(memory_limit or memory_budget(), insist=resident is True)
 
     @property
     def resident(self) -> bool:
@@ -116,7 +116,7 @@ class Loader:
                 view.boxes(drawn, heights, widths, shape)
                 for view, drawn, shape in zip(self.views, rows.views, sized, strict=True)
             ]
-            crop, flip = shares(ways[0][0], heights, widths), ways[0][1]
+            crop, flip = relative_boxes(ways[0][0], heights, widths), ways[0][1]
             for start in range(0, len(index), size):
                 here = slice(start, start + size)
                 chosen = pixels.index_select(0, index[here].to(pixels.device)).to(self.device)
@@ -142,20 +142,20 @@ class Loader:
         """One view of pictures in memory, finished."""
         if view.augment is not None:  # one by one, in the arithmetic of the workers: it sees the same whole numbers
             return self._finish(view, cut(view, pictures.cpu(), boxes, flip, drawn, size), drawn)
-        finish = self._normalise if view.colours is None else None
+        finish = self._normalize if view.color is None else None
         values = crop_resize_many(pictures, boxes, flip, size, view.interpolation, finish)
-        return self._finish(view, values, drawn, normalised=finish is not None)
+        return self._finish(view, values, drawn, normalized=finish is not None)
 
-    def _finish(self, view: View, values: Tensor, drawn: Tensor, *, normalised: bool = False) -> Tensor:
-        """Colours, normalisation and erasing, on the device; from values in 0..255 if not normalised."""
-        if view.colours is not None:
-            values = view.colours(values.to(self.device, non_blocking=True).float() / 255, drawn).mul_(255)
-        images = values if normalised else self._normalise(values)
+    def _finish(self, view: View, values: Tensor, drawn: Tensor, *, normalized: bool = False) -> Tensor:
+        """Colors, normalization and erasing, on the device; from values in 0..255 if not normalized."""
+        if view.color is not None:
+            values = view.color(values.to(self.device, non_blocking=True).float() / 255, drawn).mul_(255)
+        images = values if normalized else self._normalize(values)
         return erased(images, drawn, view.erase) if view.erase else images
 
     def _batch(self, images: list[Tensor], drawn: Drawn, skipped: tuple[tuple[int, str], ...] = ()) -> Batch:
         mask, crop, flip = (one.to(self.device, non_blocking=True) for one in (drawn.mask, drawn.crop, drawn.flip))
-        return Batch(images[0], mask, drawn.index, skipped, crop, flip, others=tuple(images[1:]))
+        return Batch(images[0], mask, drawn.index, skipped, crop, flip, other_views=tuple(images[1:]))
 
     def _substituted(self, epoch: Tensor, picture: Tensor) -> Tensor:
         """Numbers of pictures with the bad ones replaced."""
@@ -176,13 +176,13 @@ class Loader:
             total = len(self.pictures) * shape[0] * shape[1] * shape[2]
             if total > limit and not insist:
                 return
-            self._notify(f"loading {len(self.pictures):,} pictures into memory ({total / 1e6:,.0f} MB)")
+            self._log(f"loading {len(self.pictures):,} pictures into memory ({total / 1e6:,.0f} MB)")
             pixels = self._decode_all(shape, insist)
         if pixels is None:
             return
         if self.device.type == "cuda":
             room = torch.cuda.get_device_properties(self.device).total_memory
-            if pixels.numel() <= _GPU_SHARE * room:
+            if pixels.numel() <= _GPU_FRACTION * room:
                 pixels = pixels.to(self.device)
         self._pixels = pixels
 
@@ -216,12 +216,12 @@ class Loader:
                 if other is not None:
                     if insist:
                         raise self._different(0, other)
-                    self._notify("not all pictures have one size: they stream from where they lie")
+                    self._log("not all pictures have one size: they stream from where they lie")
                     return None
                 pixels[number * _CHUNK : number * _CHUNK + len(chunk)] = chunk
                 if time.monotonic() - told > 10:
                     told = time.monotonic()
-                    self._notify(f"{number * _CHUNK + len(chunk):,} of {len(pixels):,} after {told - started:.0f} s")
+                    self._log(f"{number * _CHUNK + len(chunk):,} of {len(pixels):,} after {told - started:.0f} s")
         if bad:
             self.skipped.update(bad)
             self._bad = torch.zeros(len(pixels), dtype=torch.bool)
@@ -231,7 +231,7 @@ class Loader:
         return pixels
 
 
-class Normalise:
+class Normalize:
     """Views in 0..255, uint8 or float32, to (x / 255 - mean) / std in float32 on the device; in `out` if
     given.
     """
@@ -261,14 +261,14 @@ def check_batch(batch_size: int, micro_batch: int, world: int) -> None:
     nearest = max(1, round(batch_size / at_once)) * at_once
     fix = f"use batch size {nearest}"
     if micro_batch > 0 and batch_size > 0 and batch_size % world == 0:
-        share = batch_size // world
-        fits = max(size for size in range(1, min(micro_batch, share) + 1) if share % size == 0)
+        fraction = batch_size // world
+        fits = max(size for size in range(1, min(micro_batch, fraction) + 1) if fraction % size == 0)
         fix += f" or micro batches of {fits}"
     processes = f" on {world} processes" if world > 1 else ""
     raise UserError(f"batch size {batch_size}{processes} does not divide into micro batches of {micro_batch}: {fix}")
 
 
-def memory_share() -> int:
+def memory_budget() -> int:
     """Bytes that a resident set may take by default: a quarter of the memory, shared by the ranks on this
     machine.
     """
@@ -293,17 +293,17 @@ def evaluation_batches(
     shuffle: bool = False,
     skipped: dict[int, str] | None = None,
 ) -> Iterator[tuple[Float[Tensor, "B C h w"], Int64[Tensor, " B"] | None, Int64[Tensor, " B"]]]:
-    """Every picture once, without augmentation: normalised images on the device, labels and numbers.
+    """Every picture once, without augmentation: normalized images on the device, labels and numbers.
 
     Bad pictures are left out and noted in `skipped`. `limit` takes so many, spread over the set. They come in order,
     which in a folder of classes is class by class; with `shuffle` in one by address, where each batch is a random
     sample. Labels (None when the set has none) and numbers stay on the CPU.
     """
     device, skipped = torch.device(device), {} if skipped is None else skipped
-    normalise, labels = Normalise(mean, std, device), pictures.labels
+    normalize, labels = Normalize(mean, std, device), pictures.labels
     index = sample(len(pictures), len(pictures) if limit is None else limit)
     if shuffle:
-        index = torch.tensor(index)[keys("shuffle", torch.tensor(index)).argsort()].tolist()
+        index = torch.tensor(index)[rng_keys("shuffle", torch.tensor(index)).argsort()].tolist()
     pixels = pictures.tensor()
     if pixels is not None:
         for chosen in torch.tensor(index).split(batch_size):
@@ -311,7 +311,7 @@ def evaluation_batches(
             boxes, _ = view.boxes(side, side * pixels.shape[2], side * pixels.shape[3], size)
             upright = torch.zeros(len(chosen), dtype=torch.bool)
             some = pixels[chosen].to(device)
-            images = crop_resize_many(some, boxes, upright, size, view.interpolation, normalise)
+            images = crop_resize_many(some, boxes, upright, size, view.interpolation, normalize)
             yield images, None if labels is None else labels[chosen], chosen
         return
     make = EvaluationViews(pictures, view, size, index, batch_size)
@@ -319,7 +319,7 @@ def evaluation_batches(
         for views, chosen, bad in made:
             skipped.update(bad)
             if len(chosen):
-                yield normalise(views), None if labels is None else labels[chosen], chosen
+                yield normalize(views), None if labels is None else labels[chosen], chosen
 
 
 def statistics(
@@ -338,8 +338,8 @@ def statistics(
             counts[channel] += values.bincount(minlength=256)
     if not counts.any():
         raise all_bad(pictures, bad)
-    value, share = torch.arange(256) / 255, counts.double() / counts.sum(1, keepdim=True)
-    mean = share @ value.double()
-    variance = (share * (value.double() - mean[:, None]) ** 2).sum(1)
-    std = variance.sqrt().clamp(min=1 / 255)  # pictures of one colour
+    value, fraction = torch.arange(256) / 255, counts.double() / counts.sum(1, keepdim=True)
+    mean = fraction @ value.double()
+    variance = (fraction * (value.double() - mean[:, None]) ** 2).sum(1)
+    std = variance.sqrt().clamp(min=1 / 255)  # pictures of one color
     return tuple(round(x, 6) for x in mean.tolist()), tuple(round(x, 6) for x in std.tolist())

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torchvision import datasets
 
+from mimkit.core.errors import UserError
 from mimkit.data.folders import cache_folder, open_folder
 from mimkit.data.photos import photos
 from mimkit.data.pictures import Decoded, Pictures, Split
-from mimkit.errors import UserError
 
 NAMES = ("photos", "fashion-mnist", "cifar10", "cifar100", "stl10", "imagenette")
 _FASHION = (
@@ -22,7 +22,7 @@ _FASHION = (
 
 
 def open_named(name: str, split: Split, *, channels: int | None, value_range: tuple[float, float] | None) -> Pictures:
-    """One of NAMES. All have a test split; `all` is the train split, of stl10 with the unlabelled ones."""
+    """One of NAMES. All have a test split; `all` is the train split, of stl10 with the unlabeled ones."""
     train = split != "test"
     if name == "photos":
         made = photos(split)

@@ -11,15 +11,15 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
+from mimkit.core.errors import UserError
 from mimkit.data.folders import index
 from mimkit.data.pictures import Pictures
 from mimkit.data.views import View, crop_resize
-from mimkit.errors import UserError
 
 DIFFERENT = 1.03  # how much the aspects of a picture and its mask may differ: a few pixels of rounding
 
 
-def object_shares(
+def object_fractions(
     folder: Path,
     pictures: Pictures,
     numbers: Sequence[int],
@@ -44,7 +44,7 @@ def object_shares(
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}: --objects wants masks that are named like the pictures")
     files = {os.path.splitext(os.fsdecode(path))[0]: os.fsdecode(path) for path in index(folder).pictures}
-    shares = []
+    relative_boxes = []
     for number in numbers:
         place = pictures.where(number)
         parts = PurePath(place).with_suffix("").parts
@@ -62,8 +62,8 @@ def object_shares(
         sides = torch.tensor([whole.shape[0]]), torch.tensor([whole.shape[1]])
         boxes, flip = view.boxes(torch.zeros(1, dtype=torch.int64), *sides, size)
         pixels = torch.from_numpy(whole.astype(np.uint8) * 255)[None, None]
-        shares.append(avg_pool2d(crop_resize(pixels, boxes, flip, size, "bilinear") / 255, patch).flatten())
-    return torch.stack(shares)
+        relative_boxes.append(avg_pool2d(crop_resize(pixels, boxes, flip, size, "bilinear") / 255, patch).flatten())
+    return torch.stack(relative_boxes)
 
 
 def read_object(file: Path) -> np.ndarray:

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mimkit.core.errors import UserError, missing_extra
 from mimkit.data.folders import cache_folder
 from mimkit.data.pictures import Encoded, Pictures, Split, digest, split_by_address
-from mimkit.errors import UserError, missing_extra
 
 _IMAGES, _LABELS = ("image", "img"), ("label", "labels", "fine_label")
 _SPLIT = re.compile(r"(train|val|valid|validation|test)(-.*)?$")

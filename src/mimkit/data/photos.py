@@ -15,9 +15,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
+from mimkit.core.errors import missing_extra
+from mimkit.core.randomness import rng_keys
 from mimkit.data.pictures import Decoded, Split
-from mimkit.errors import missing_extra
-from mimkit.randomness import keys
 
 SIZE = 48  # pixels on a side
 SIDES = (48, 64, 88)  # source pixels on a side of a crop, a third of the crops each
@@ -85,7 +85,7 @@ def _crops(number: int, part: str) -> Tensor:
     for side in SIDES:
         strange = summed[side:, side:] - summed[:-side, side:] - summed[side:, :-side] + summed[:-side, :-side]
         places = (strange == 0).nonzero()
-        chosen = keys("photos", part, number, side, torch.arange(len(places))).argsort()[: 2 * count]
+        chosen = rng_keys("photos", part, number, side, torch.arange(len(places))).argsort()[: 2 * count]
         top, left = places[chosen].unbind(1)
         cut = picture.unfold(1, side, 1).unfold(2, side, 1)[:, top, left].transpose(0, 1)
         plain = cut[:, :, ::4, ::4].float().flatten(2).std(2).mean(1) < _PLAIN

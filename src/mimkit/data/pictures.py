@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
+from mimkit.core.errors import UserError
+from mimkit.core.randomness import rng_keys
 from mimkit.data.decode import BadPicture, Header, decode, header
-from mimkit.errors import UserError
-from mimkit.randomness import keys
 
 Split = Literal["train", "test", "all"]
 
@@ -33,7 +33,7 @@ class Pictures(ABC):
     @property
     @abstractmethod
     def channels(self) -> int:
-        """Colour channels that `read` gives."""
+        """Color channels that `read` gives."""
 
     @property
     @abstractmethod
@@ -74,7 +74,7 @@ class Encoded(Pictures):
 
     @cached_property
     def channels(self) -> int:
-        """As given, else from the headers of up to 64 pictures: all grey 1, N for a TIFF of N channels, else
+        """As given, else from the headers of up to 64 pictures: all gray 1, N for a TIFF of N channels, else
         3.
         """
         if self.wanted_channels is not None:
@@ -232,7 +232,7 @@ def split_by_address(pictures: Pictures, split: Split) -> Pictures:
         return pictures
     if len(pictures) < 5:
         raise UserError(f"{pictures.name} has {len(pictures)} pictures: too few to set some apart for a test")
-    order = keys("split", torch.arange(len(pictures))).argsort()
+    order = rng_keys("split", torch.arange(len(pictures))).argsort()
     tested = round(0.2 * len(pictures))
     return Subset(pictures, (order[:tested] if split == "test" else order[tested:]).sort().values)
 
@@ -242,7 +242,7 @@ def sample(n: int, size: int, seed: int = 0) -> list[int]:
     if n <= size:
         return list(range(n))
     edges = torch.arange(size + 1) * n // size  # one from each of `size` equal stretches
-    return (edges[:-1] + keys("sample", seed, torch.arange(size)) % edges.diff()).tolist()
+    return (edges[:-1] + rng_keys("sample", seed, torch.arange(size)) % edges.diff()).tolist()
 
 
 def digest(*parts: object) -> str:

@@ -1,9 +1,9 @@
 """Augmentation as published: the name of a recipe enters, a view leaves; two or more of them are compared.
 
-None of them says how images are normalised; SimCLR learns from values in [0, 1] (images.mean 0, images.std 1).
+None of them says how images are normalized; SimCLR learns from values in [0, 1] (images.mean 0, images.std 1).
 """
 
-from mimkit.data.colours import Colours
+from mimkit.data.color import ColorAugment
 from mimkit.data.views import RandomResizedCrop
 
 
@@ -13,7 +13,7 @@ def simclr(strength: float = 1.0, *, blur: bool = True) -> RandomResizedCrop:
     Brightness is multiplied, as in its second version. The blur mirrors the border, where SimCLR's sees black.
     """
     change = 0.8 * strength
-    colours = Colours(
+    color = ColorAugment(
         brightness=change,
         contrast=change,
         saturation=change,
@@ -21,33 +21,33 @@ def simclr(strength: float = 1.0, *, blur: bool = True) -> RandomResizedCrop:
         blur=0.5 if blur else 0.0,
         blur_radius=0.05,
     )
-    return RandomResizedCrop(scale=(0.08, 1.0), colours=colours)
+    return RandomResizedCrop(scale=(0.08, 1.0), color=color)
 
 
 def moco_v1() -> RandomResizedCrop:
-    """MoCo (facebookresearch/moco: main_moco.py), but grey after the jitter, not before."""
-    return RandomResizedCrop(interpolation="bilinear", colours=Colours(jitter=1.0, hue=0.4, blur=0.0))
+    """MoCo (facebookresearch/moco: main_moco.py), but gray after the jitter, not before."""
+    return RandomResizedCrop(interpolation="bilinear", color=ColorAugment(jitter=1.0, hue=0.4, blur=0.0))
 
 
 def moco_v2() -> RandomResizedCrop:
     """MoCo v2 (facebookresearch/moco: main_moco.py with --aug-plus)."""
-    return RandomResizedCrop(interpolation="bilinear", colours=Colours())
+    return RandomResizedCrop(interpolation="bilinear", color=ColorAugment())
 
 
 def byol(first: bool) -> RandomResizedCrop:
-    """One of BYOL's two views (Grill et al. 2020, appendix B), which MoCo v3 took over: only one may be solarised."""
-    blur, solarise = (1.0, 0.0) if first else (0.1, 0.2)
-    return RandomResizedCrop(scale=(0.08, 1.0), colours=Colours(saturation=0.2, blur=blur, solarise=solarise))
+    """One of BYOL's two views (Grill et al. 2020, appendix B), which MoCo v3 took over: only one may be solarized."""
+    blur, solarize = (1.0, 0.0) if first else (0.1, 0.2)
+    return RandomResizedCrop(scale=(0.08, 1.0), color=ColorAugment(saturation=0.2, blur=blur, solarize=solarize))
 
 
 def dino(crops: int = 8, size: int = 96, *, blur: bool = True) -> tuple[RandomResizedCrop, ...]:
     """DINO's two whole views and `crops` small ones of `size` pixels (facebookresearch/dino: main_dino.py).
 
-    One whole view is blurred always; the other rarely, and only that one may be solarised.
+    One whole view is blurred always; the other rarely, and only that one may be solarized.
     """
     first, second, small = (
-        Colours(saturation=0.2, blur=chance if blur else 0.0, solarise=solarise)
-        for chance, solarise in ((1.0, 0.0), (0.1, 0.2), (0.5, 0.0))
+        ColorAugment(saturation=0.2, blur=chance if blur else 0.0, solarize=solarize)
+        for chance, solarize in ((1.0, 0.0), (0.1, 0.2), (0.5, 0.0))
     )
-    whole = [RandomResizedCrop(scale=(0.4, 1.0), colours=colours) for colours in (first, second)]
-    return (*whole, *[RandomResizedCrop(scale=(0.05, 0.4), size=size, colours=small)] * crops)
+    whole = [RandomResizedCrop(scale=(0.4, 1.0), color=color) for color in (first, second)]
+    return (*whole, *[RandomResizedCrop(scale=(0.05, 0.4), size=size, color=small)] * crops)

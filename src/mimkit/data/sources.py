@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
+from mimkit.core.errors import UserError, unknown
 from mimkit.data.folders import open_folder, open_list
 from mimkit.data.named import NAMES, open_named
 from mimkit.data.parquet import open_parquet, parquet_files
 from mimkit.data.pictures import Joined, Pictures, Split
-from mimkit.errors import UserError, unknown
 
 __all__ = ["Pictures", "Split", "open_pictures"]
 
@@ -29,7 +29,7 @@ def open_pictures(
         split: `train` or `test`: the source's own, else 80 % and 20 % of it by address. `all`: the train
             split where there is a test split of its own, else everything; what pre-training without labels
             wants.
-        channels: to convert to; by default as found (all grey 1, else 3, N for TIFF files with N channels).
+        channels: to convert to; by default as found (all gray 1, else 3, N for TIFF files with N channels).
         value_range: what becomes black and white in 16-bit and float pictures; see `decode`.
 
     Raises UserError.

@@ -16,11 +16,11 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from mimkit.core.errors import UserError
+from mimkit.core.randomness import integer, rng_keys
 from mimkit.data.decode import BadPicture
 from mimkit.data.pictures import Pictures
-from mimkit.data.views import View, crop_resize_one, shares
-from mimkit.errors import UserError
-from mimkit.randomness import integer, keys
+from mimkit.data.views import View, crop_resize_one, relative_boxes
 
 T = TypeVar("T")
 _AT_ONCE = (32, 1 << 26)  # pictures or bytes that are decoded before their boxes are drawn together
@@ -128,7 +128,7 @@ class Plan:
     micro_batch: int
     rank: int
     world: int
-    others: int = 0  # views besides the first
+    other_views: int = 0  # views besides the first
 
     @property
     def accumulate(self) -> int:
@@ -145,14 +145,14 @@ class Plan:
         place = slices + torch.arange(self.micro_batch)
         position = (step * self.batch_size + place).flatten()
         picture, epoch = order(self.seed, position, self.n), position // self.n
-        mask = keys("mask", self.seed, step, place).flatten()
-        views = [keys("crop", self.seed, epoch, picture)]
-        views += [keys("view", self.seed, epoch, picture, number) for number in range(1, self.others + 1)]
+        mask = rng_keys("mask", self.seed, step, place).flatten()
+        views = [rng_keys("crop", self.seed, epoch, picture)]
+        views += [rng_keys("view", self.seed, epoch, picture, number) for number in range(1, self.other_views + 1)]
         return Rows(epoch, picture, torch.stack(views), mask)
 
     def substitute(self, epoch: Tensor, picture: Tensor, attempt: int) -> Tensor:
         """What stands in for pictures that cannot be read."""
-        return keys("replace", self.seed, epoch, picture, attempt) % self.n
+        return rng_keys("replace", self.seed, epoch, picture, attempt) % self.n
 
 
 class Drawn(NamedTuple):
@@ -208,7 +208,7 @@ class MicroBatches:
                     boxes, mirrored = view.boxes(drawn, heights, widths, size)
                     into[here] = cut(view, decoded, boxes, mirrored, drawn, size)
                     if number == 0:
-                        crop[here], flip[here] = shares(boxes, heights, widths), mirrored
+                        crop[here], flip[here] = relative_boxes(boxes, heights, widths), mirrored
                 decoded = []
         return views, Drawn(rows.mask, index, crop, flip, rows.views), list(skipped.items())
 

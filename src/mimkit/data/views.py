@@ -15,14 +15,14 @@ from jaxtyping import Bool, Float, Int32, Int64, UInt8
 from torch import Tensor
 from torch.nn.functional import embedding_bag, interpolate
 
+from mimkit.core.errors import UserError, at_least
+from mimkit.core.randomness import uniform
 from mimkit.data.augment import RandAugment
-from mimkit.data.colours import Colours
-from mimkit.errors import UserError, at_least
-from mimkit.randomness import uniform
+from mimkit.data.color import ColorAugment
 
 Interpolation = Literal["bicubic", "bilinear"]
 Finish = Callable[[Tensor, Tensor | None], Tensor]
-"""What is made of views in 0..255, uint8 or float32, in the second tensor if there is one: Normalise."""
+"""What is made of views in 0..255, uint8 or float32, in the second tensor if there is one: Normalize."""
 _TRIES = 10
 _AT_ONCE = 1 << 18  # values; a megabyte of float32
 _SMALL = 56 * 56  # pixels of a picture for which the CPU multiplies matrices
@@ -33,16 +33,16 @@ _TABLED = 64  # pixels; for longer axes a table of all weights would not pay
 class View(ABC):
     """A rule that says which box of a picture is seen, and whether mirrored, from a random key alone.
 
-    What then becomes of the box is drawn from the same key: `augment` alters it in 0..255, `colours` in [0, 1], and
-    `erase` after normalisation.
+    What then becomes of the box is drawn from the same key: `augment` alters it in 0..255, `colors` in [0, 1], and
+    `erase` after normalization.
     """
 
     interpolation: Interpolation = "bicubic"
     """How a box is resized."""
     size: int | None = None
     """Side of this view in pixels; by default as images.size says, and always so for the first view."""
-    colours: Colours | None = None
-    """Random changes of colour; by default none."""
+    color: ColorAugment | None = None
+    """Random changes of color; by default none."""
     augment: RandAugment | None = None
     """RandAugment, picture by picture on the CPU, for fine-tuning; by default none."""
     erase: float = 0.0
@@ -55,7 +55,7 @@ class View(ABC):
 
     def check(self, channels: int) -> None:
         """Refuse what pictures of so many channels cannot undergo."""
-        for part in (self.colours, self.augment):
+        for part in (self.color, self.augment):
             if part is not None:
                 part.check(channels)
 
@@ -66,7 +66,7 @@ class View(ABC):
     @abstractmethod
     def boxes(
         self,
-        keys: Int64[Tensor, " B"],
+        rng_keys: Int64[Tensor, " B"],
         heights: Int64[Tensor, " B"],
         widths: Int64[Tensor, " B"],
         size: tuple[int, int],
@@ -98,8 +98,8 @@ class RandomResizedCrop(View):
         if not 0 < self.ratio[0] <= self.ratio[1]:
             raise UserError(f"view.ratio must be 0 < least <= largest, got {self.ratio}")
 
-    def boxes(self, keys: Tensor, heights: Tensor, widths: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        noise = uniform(keys, 2 * _TRIES + 3).double()
+    def boxes(self, rng_keys: Tensor, heights: Tensor, widths: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        noise = uniform(rng_keys, 2 * _TRIES + 3).double()
         heights, widths = heights.double(), widths.double()
         area = (heights * widths)[:, None] * (self.scale[0] + (self.scale[1] - self.scale[0]) * noise[:, :_TRIES])
         least, largest = math.log(self.ratio[0]), math.log(self.ratio[1])
@@ -119,7 +119,7 @@ class RandomResizedCrop(View):
 
 @dataclass(frozen=True, kw_only=True)
 class Whole(View):
-    """The whole picture, resized if it has another size (its aspect is not kept): for small, centred
+    """The whole picture, resized if it has another size (its aspect is not kept): for small, centered
     pictures.
     """
 
@@ -130,9 +130,9 @@ class Whole(View):
         super().__post_init__()
         _check_flip(self.flip)
 
-    def boxes(self, keys: Tensor, heights: Tensor, widths: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def boxes(self, rng_keys: Tensor, heights: Tensor, widths: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         zero = torch.zeros_like(heights)
-        return torch.stack([zero, zero, heights, widths], 1), uniform(keys, 1).squeeze(1) < self.flip
+        return torch.stack([zero, zero, heights, widths], 1), uniform(rng_keys, 1).squeeze(1) < self.flip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +151,7 @@ class CenterCrop(View):
         if not 0 < self.fraction <= 1:
             raise UserError(f"view.fraction must lie in (0, 1], got {self.fraction}; 0.875 is usual")
 
-    def boxes(self, keys: Tensor, heights: Tensor, widths: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def boxes(self, rng_keys: Tensor, heights: Tensor, widths: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         aspect = size[1] / size[0]
         h = (torch.minimum(heights.double(), widths / aspect) * self.fraction).round().clamp(min=1)
         w = (torch.minimum(widths.double(), heights * aspect) * self.fraction).round().clamp(min=1)
@@ -165,7 +165,7 @@ def _check_flip(flip: float) -> None:
         raise UserError(f"view.flip is a share between 0 and 1, got {flip}; 0.5 mirrors half of the pictures")
 
 
-def shares(
+def relative_boxes(
     boxes: Int64[Tensor, "B 4"], heights: Int64[Tensor, " B"], widths: Int64[Tensor, " B"]
 ) -> Float[Tensor, "B 4"]:
     """Boxes as shares (float32, 0..1) of their pictures' heights and widths."""
@@ -314,7 +314,7 @@ def _taps(
 def _reach(
     length: Int64[Tensor, " B"], out: int, interpolation: Interpolation
 ) -> tuple[Float[Tensor, "B out 1"], Float[Tensor, "B 1 1"], Int64[Tensor, "B out 1"], Int64[Tensor, "B out 1"]]:
-    """Where the filters of a stretch of `length` pixels that is resized to `out` lie: centres, their width,
+    """Where the filters of a stretch of `length` pixels that is resized to `out` lie: centers, their width,
     the first pixel that each sees and the one after the last.
 
     The rule of torch's antialiased interpolation (aten/native/cpu/UpSampleKernel.cpp), which is Pillow's.
@@ -323,17 +323,17 @@ def _reach(
     scale = length / out
     stretch = scale.clamp(min=1)
     support = stretch * (2 if interpolation == "bicubic" else 1)
-    centre = scale * (torch.arange(out, device=length.device) + 0.5).view(1, -1, 1)
-    first = (centre - support + 0.5).long().clamp(min=0)
-    return centre, stretch, first, torch.minimum((centre + support + 0.5).long(), length)
+    center = scale * (torch.arange(out, device=length.device) + 0.5).view(1, -1, 1)
+    first = (center - support + 0.5).long().clamp(min=0)
+    return center, stretch, first, torch.minimum((center + support + 0.5).long(), length)
 
 
 def _filter(
     place: Int64[Tensor, "#B #out n"], length: Int64[Tensor, " B"], out: int, interpolation: Interpolation
 ) -> Float[Tensor, "B out n"]:
     """Weights of pixels at `place` in a stretch of `length` pixels that is resized to `out`."""
-    centre, stretch, first, end = _reach(length, out, interpolation)
-    x = ((place - centre + 0.5) / stretch).abs()
+    center, stretch, first, end = _reach(length, out, interpolation)
+    x = ((place - center + 0.5) / stretch).abs()
     if interpolation == "bicubic":  # Keys' cubic with a = -0.5
         near = (1.5 * x - 2.5) * x * x + 1
         far = ((-0.5 * x + 2.5) * x - 4) * x + 2

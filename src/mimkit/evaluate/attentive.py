@@ -1,6 +1,6 @@
 """Attentive probe: a frozen encoder and pictures enter; the accuracy of one layer of attention over its tokens leaves.
 
-A linear probe sees one pooled row of a picture; masked image modelling keeps what it knows in the patches. Here a
+A linear probe sees one pooled row of a picture; masked image modeling keeps what it knows in the patches. Here a
 learned query looks for it: x are a picture's tokens behind a BatchNorm without parameters, and
 
     pooled = concat over heads h of  softmax_n(q_h . W_k,h x_n / sqrt(d)) W_v,h x_n,    logits = W pooled + b
@@ -17,14 +17,14 @@ from jaxtyping import Float, Int64
 from rich.markup import escape
 from torch import Tensor, nn
 
-from mimkit.data.loader import memory_share
+from mimkit.core.metrics import accuracy_interval
+from mimkit.core.randomness import integer
+from mimkit.data.loader import memory_budget
 from mimkit.data.pictures import Pictures, sample
 from mimkit.data.stream import all_bad
 from mimkit.evaluate.features import batches_for, refuse_too_large
 from mimkit.evaluate.probe import Protocol, batch_size, choose_head, fit_heads, predict, split_held_out
 from mimkit.evaluate.target import Extractor
-from mimkit.measures import accuracy_interval
-from mimkit.randomness import integer
 
 PROTOCOL = Protocol(rates=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2), epochs=50, warmup=0.1)  # rates as they are, of no batch
 DECAY = 0.1  # of matrices
@@ -72,9 +72,9 @@ class AttentiveHeads(nn.Module):
             torch.stack([layer.get_parameter(f"{name}.weight") for layer in layers]).unflatten(1, (self.heads, -1))
             for name in ("key", "value")
         )
-        looks = torch.einsum("lhd,lhdc->lhc", query, key) / math.sqrt(query.shape[2])
-        attention = (x @ looks.flatten(0, 1).T).softmax(dim=1)
-        means = (attention.transpose(1, 2) @ x).unflatten(1, looks.shape[:2])
+        evals = torch.einsum("lhd,lhdc->lhc", query, key) / math.sqrt(query.shape[2])
+        attention = (x @ evals.flatten(0, 1).T).softmax(dim=1)
+        means = (attention.transpose(1, 2) @ x).unflatten(1, evals.shape[:2])
         pooled = torch.einsum("blhc,lhdc->blhd", means, value).flatten(2)
         weight, bias = (
             torch.stack([layer.linear.get_parameter(name) for layer in layers]) for name in ("weight", "bias")
@@ -115,8 +115,8 @@ def evaluate_attentive(
     fit, held = split_held_out(labels, seed)
     rates, size = PROTOCOL.rates, min(LARGEST, batch_size(len(fit)))
     heads = AttentiveHeads(tokens.shape[2], int(labels.max()) + 1, len(rates), seed).to(device)
-    optimizer, share = adamw(heads, rates), PROTOCOL.share
-    fit_heads(heads, optimizer, tokens, labels, fit, size=size, epochs=PROTOCOL.epochs, share=share, seed=seed)
+    optimizer, fraction = adamw(heads, rates), PROTOCOL.fraction
+    fit_heads(heads, optimizer, tokens, labels, fit, size=size, epochs=PROTOCOL.epochs, fraction=fraction, seed=seed)
     best, right = choose_head(heads.eval(), tokens[held], labels[held], AT_ONCE)
     skipped: dict[int, str] = {}
     limit = len(test) if limit_test is None else limit_test
@@ -142,9 +142,9 @@ def adamw(heads: AttentiveHeads, rates: tuple[float, ...]) -> torch.optim.AdamW:
     groups: list[dict[str, Any]] = []
     for layer, rate in zip(heads.layers, rates, strict=True):
         matrices = [value for name, value in layer.named_parameters() if name.endswith("weight")]
-        others = [value for name, value in layer.named_parameters() if not name.endswith("weight")]
+        other_views = [value for name, value in layer.named_parameters() if not name.endswith("weight")]
         groups.append({"params": matrices, "lr": rate, "weight_decay": DECAY})
-        groups.append({"params": others, "lr": rate, "weight_decay": 0.0})
+        groups.append({"params": other_views, "lr": rate, "weight_decay": 0.0})
     return torch.optim.AdamW(groups)
 
 
@@ -175,7 +175,7 @@ def _tokens(
     for images, some, _ in batches_for(extractor, pictures, f"tokens of {escape(pictures.name)}", **how):
         part = _half(extractor, images).cpu()
         if not done:
-            refuse_too_large("tokens", wanted, part[0].nbytes, memory_share())
+            refuse_too_large("tokens", wanted, part[0].nbytes, memory_budget())
             tokens = torch.empty(wanted, *part.shape[1:], dtype=part.dtype)
         tokens[done : done + len(part)] = part
         done += len(part)

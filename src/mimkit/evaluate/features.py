@@ -16,11 +16,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mimkit.core.errors import UserError
 from mimkit.data.folders import cache_folder
-from mimkit.data.loader import evaluation_batches, memory_share
+from mimkit.data.loader import evaluation_batches, memory_budget
 from mimkit.data.pictures import Pictures, digest, sample
 from mimkit.data.stream import all_bad
-from mimkit.errors import UserError
 from mimkit.evaluate.pools import WIDE, with_both
 from mimkit.evaluate.target import Extractor
 
@@ -132,7 +132,9 @@ def _compute(
     for images, _, index in batches_for(extractor, pictures, what, workers=workers, **settings):
         found = {pool: values for pool, values in extractor(images).items() if pool in pools}
         if not rows:
-            refuse_too_large("features", wanted, sum(values[0].nbytes for values in found.values()), 2 * memory_share())
+            refuse_too_large(
+                "features", wanted, sum(values[0].nbytes for values in found.values()), 2 * memory_budget()
+            )
         for name, values in (found | {"index": index}).items():
             if name not in rows:
                 rows[name] = torch.empty(wanted, *values.shape[1:], dtype=values.dtype)

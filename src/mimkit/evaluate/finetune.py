@@ -13,17 +13,17 @@ from rich.table import Table
 from timm.data import resolve_data_config
 from torch import Tensor
 
+from mimkit.core.errors import UserError, unknown
+from mimkit.core.grids import RAMP, colorize, save_picture
+from mimkit.core.metrics import accuracy_interval
 from mimkit.data.loader import evaluation_batches
 from mimkit.data.pictures import Pictures
 from mimkit.data.sources import open_pictures
 from mimkit.data.stream import all_bad
-from mimkit.errors import UserError, unknown
 from mimkit.evaluate.target import UNTRAINED, Extractor, export_folder
-from mimkit.measures import accuracy_interval
-from mimkit.model.encoder import EncoderConfig
-from mimkit.pictures import RAMP, coloured, save_picture
+from mimkit.model.build import EncoderConfig
 from mimkit.train.prepare import Prepared, Pretrain
-from mimkit.train.run import RunFolder, read_json, write_json
+from mimkit.train.run_folder import RunFolder, read_json, write_json
 
 WORST = 10  # classes in the table
 NAMED = 40  # classes up to which the picture has their names
@@ -59,7 +59,7 @@ class Start:
 def start_of(target: str) -> Start:
     """Where fine-tuning begins: a run folder, an export, a timm name (its released weights), or `untrained:` of these.
 
-    An untrained folder begins with new weights in the same architecture, by the same initialisation.
+    An untrained folder begins with new weights in the same architecture, by the same initialization.
 
     Raises UserError when there is no such target.
     """
@@ -123,7 +123,7 @@ def unfinished(folder: Path) -> bool:
 
 
 def held_out(config: Pretrain, channels: int) -> Pictures:
-    """The labelled pictures that are measured. Raises UserError when their classes are others than those learned."""
+    """The labeled pictures that are measured. Raises UserError when their classes are others than those learned."""
     train, test = (
         open_pictures(config.data, split, channels=channels, value_range=config.images.value_range)
         for split in ("train", "test")
@@ -191,9 +191,9 @@ def _per_class(confusion: Int64[Tensor, "K K"], names: list[str]) -> dict[str, A
     found = {}
     for i, (name, row) in enumerate(zip(names, confusion, strict=True)):
         if count := int(row.sum()):
-            others = row.clone()
-            others[i] = 0
-            taken = names[int(others.argmax())] if others.any() else None
+            other_views = row.clone()
+            other_views[i] = 0
+            taken = names[int(other_views.argmax())] if other_views.any() else None
             found[name] = {"accuracy": int(row[i]) / count, "pictures": count, "taken_for": taken}
     return found
 
@@ -206,7 +206,7 @@ def draw_confusion(confusion: Int64[Tensor, "K K"], names: list[str]) -> Image.I
     classes = len(confusion)
     shares = confusion.float() / confusion.sum(dim=1, keepdim=True).clamp(min=1)
     side = 34 if classes <= 20 else max(1, 760 // classes)
-    pixels = coloured(shares[None, None], (0.0, 1.0))[0].permute(1, 2, 0)
+    pixels = colorize(shares[None, None], (0.0, 1.0))[0].permute(1, 2, 0)
     cells = Image.fromarray((pixels * 255).round().to(torch.uint8).numpy())
     cells = cells.resize((classes * side, classes * side), Image.Resampling.NEAREST)
     font, small = (ImageFont.load_default(size=points) for points in (13, 12))
@@ -223,10 +223,10 @@ def draw_confusion(confusion: Int64[Tensor, "K K"], names: list[str]) -> Image.I
         upright = upright.rotate(90, expand=True)
         sheet.paste("black", (margin + i * side, 0), upright)
         for j in range(classes if classes <= 20 else 0):
-            if (share := shares[i, j].item()) >= 0.005:
-                colour = "black" if share > 1.5 / (len(RAMP) - 1) else "white"
+            if (fraction := shares[i, j].item()) >= 0.005:
+                color = "black" if fraction > 1.5 / (len(RAMP) - 1) else "white"
                 place = margin + (j + 0.5) * side, margin + (i + 0.5) * side
-                pen.text(place, f"{100 * share:.0f}", fill=colour, font=small, anchor="mm")
+                pen.text(place, f"{100 * fraction:.0f}", fill=color, font=small, anchor="mm")
     return sheet
 
 

@@ -1,11 +1,11 @@
-"""kNN: features of two sets with labels enter, the accuracy of nearest neighbours for each pool leaves."""
+"""kNN: features of two sets with labels enter, the accuracy of nearest neighbors for each pool leaves."""
 
 from collections.abc import Iterable
 
 import torch
 
+from mimkit.core.metrics import accuracy_interval, knn
 from mimkit.evaluate.features import Features
-from mimkit.measures import accuracy_interval, knn
 
 
 def evaluate_knn(
@@ -17,7 +17,7 @@ def evaluate_knn(
     pools: Iterable[str] | None = None,
     device: torch.device | str = "cpu",
 ) -> dict[str, dict[str, float]]:
-    """Accuracy on `test` by neighbours in `train`, with its 95 % interval: {pool: {accuracy, low, high}}.
+    """Accuracy on `test` by neighbors in `train`, with its 95 % interval: {pool: {accuracy, low, high}}.
 
     See `measures.knn`. Both sets need labels; `pools` are all that the features have, by default.
     """

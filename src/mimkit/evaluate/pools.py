@@ -8,7 +8,7 @@
 | `grid` | patch tokens, averaged over 2 x 2 cells, row by row | 4 D |
 | `blocks` | of each of the last 4 blocks its class token, then its mean | 8 D |
 
-All are behind the model's last norm, blocks before the last too. Where timm normalises behind the pooling
+All are behind the model's last norm, blocks before the last too. Where timm normalizes behind the pooling
 (`fc_norm`), so does each row here, part by part. Register tokens are in no pool.
 """
 
@@ -21,7 +21,7 @@ from jaxtyping import Float
 from timm.models import ResNet, SwinTransformer, SwinTransformerV2
 from torch import Tensor, nn
 
-from mimkit.errors import UserError
+from mimkit.core.errors import UserError
 
 Pool = Literal["mean", "class", "both", "grid", "blocks", "pixels"]
 WIDE = ("grid", "blocks")  # rows of several widths

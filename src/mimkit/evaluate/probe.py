@@ -23,10 +23,10 @@ from threadpoolctl import threadpool_limits
 from timm.optim import Lars
 from torch import Tensor, nn
 
-from mimkit.errors import UserError
+from mimkit.core.errors import UserError
+from mimkit.core.metrics import accuracy_interval
+from mimkit.core.randomness import integer, rng_keys
 from mimkit.evaluate.features import Features
-from mimkit.measures import accuracy_interval
-from mimkit.randomness import integer, keys
 
 ProbeMethod = Literal["auto", "logistic", "lars", "maskalign", "moco", "moco_v3", "simclr", "dino"]
 RATES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # base rates of LARS, for a batch of 256; MAE's own is 0.1
@@ -62,7 +62,7 @@ class Protocol:
     falls: tuple[float, ...] = ()
     """Shares of the training after which the rate is a tenth of what it was; none: half a cosine to 0, step by step."""
 
-    def share(self, done: float) -> float:
+    def fraction(self, done: float) -> float:
         """Of the highest learning rate, when a share of the training is `done`, in [0, 1)."""
         if done < self.warmup:
             return done / self.warmup
@@ -132,7 +132,7 @@ def split_held_out(labels: Int64[Tensor, " N"], seed: int) -> tuple[Int64[Tensor
 
     Raises UserError when the former have fewer than two classes.
     """
-    order = keys("held-out", seed, torch.arange(len(labels))).argsort()
+    order = rng_keys("held-out", seed, torch.arange(len(labels))).argsort()
     held = order[: max(1, round(HELD_OUT * len(labels)))].sort().values
     fit = order[len(held) :].sort().values
     if len(labels[fit].unique()) < 2:
@@ -201,7 +201,7 @@ def train_heads(
 ) -> Heads:
     """A paper's linear probe on fixed features, for several base learning rates at once, each times batch / 256.
 
-    The heads share batches and normalisation, nothing else. `rates` and `epochs` are the protocol's by default.
+    The heads share batches and normalization, nothing else. `rates` and `epochs` are the protocol's by default.
     """
     rates, size = protocol.rates if rates is None else rates, batch_size(len(features))
     heads = Heads(features.shape[1], classes, len(rates), seed, norm=protocol.norm, std=protocol.std)
@@ -210,7 +210,7 @@ def train_heads(
     optimizer = lars(heads, scaled) if protocol.lars else sgd(heads, scaled, nesterov=protocol.nesterov)
     epochs = protocol.epochs if epochs is None else epochs
     rows = torch.arange(len(features), device=features.device)
-    fit_heads(heads, optimizer, features, labels, rows, size=size, epochs=epochs, share=protocol.share, seed=seed)
+    fit_heads(heads, optimizer, features, labels, rows, size=size, epochs=epochs, fraction=protocol.fraction, seed=seed)
     return heads.eval()
 
 
@@ -223,20 +223,20 @@ def fit_heads(
     *,
     size: int,
     epochs: int,
-    share: Callable[[float], float],
+    fraction: Callable[[float], float],
     seed: int,
 ) -> None:
     """Train classifiers side by side on some `rows`: `heads` make logits (B, heads, classes) of a batch of features.
 
-    The optimiser begins with the highest learning rates, of which `share(done)` counts when a share of the training
+    The optimizer begins with the highest learning rates, of which `share(done)` counts when a share of the training
     is done. The order of an epoch is a function of (seed, epoch), and the last incomplete batch is left out.
     """
     steps, weight = len(rows) // size, next(heads.parameters())
     peaks = [group["lr"] for group in optimizer.param_groups]
     for epoch in range(epochs):
-        order = rows[keys("probe", seed, epoch, torch.arange(len(rows))).argsort().to(rows.device)]
+        order = rows[rng_keys("probe", seed, epoch, torch.arange(len(rows))).argsort().to(rows.device)]
         for step in range(steps):
-            part = share((epoch + step / steps) / epochs)
+            part = fraction((epoch + step / steps) / epochs)
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * part
             chosen = order[step * size : (step + 1) * size]
@@ -291,7 +291,7 @@ def fit_logistic(
     fit: Int64[Tensor, " F"],
     held: Int64[Tensor, " H"],
 ) -> tuple[Int64[Tensor, " Q"], dict[str, Any]]:
-    """Logistic regression on standardised features: penalty chosen on `held`, then fitted to all of `values`.
+    """Logistic regression on standardized features: penalty chosen on `held`, then fitted to all of `values`.
 
     Features of more than 1,024 numbers (pixels, wide pools) are reduced to their 512 leading principal components
     first, found without labels: some thousand pictures do not determine more, and it takes seconds, not minutes.

@@ -6,11 +6,11 @@ from typing import Any, Literal, cast, get_args
 from rich.markup import escape
 from rich.table import Table
 
+from mimkit.core.errors import UserError, unknown
 from mimkit.data.decode import BadPicture
 from mimkit.data.loader import statistics
 from mimkit.data.pictures import Pictures, Split, sample
 from mimkit.data.sources import open_pictures
-from mimkit.errors import UserError, unknown
 from mimkit.evaluate.attentive import evaluate_attentive
 from mimkit.evaluate.features import extract
 from mimkit.evaluate.knn import evaluate_knn
@@ -146,19 +146,19 @@ def _with(result: dict[str, Any], one: dict[str, Any]) -> str:
 def _open(target: str, data: list[str]) -> tuple[Pictures, Pictures, Extractor]:
     """Pictures to learn from and to be tested on, as the target wants them, and the target."""
     own = export_folder(target)  # before pictures are opened, which can take long
-    train = labelled(data, "train")
+    train = labeled(data, "train")
     mean, std = statistics(train) if own is None else ((), ())
     extractor = open_target(target, size=usual_size(train), channels=train.channels, mean=mean, std=std)
     how = {"channels": extractor.channels, "value_range": extractor.value_range}
     if (extractor.channels, extractor.value_range) != (train.channels, train.value_range):
-        train = labelled(data, "train", **how)
-    test = labelled(data, "test", **how)
+        train = labeled(data, "train", **how)
+    test = labeled(data, "test", **how)
     if train.classes != test.classes:
         raise UserError(f"{train.name}: train and test have different classes: give both the same class folders")
     return train, test, extractor
 
 
-def labelled(data: list[str], split: Split, **how: Any) -> Pictures:
+def labeled(data: list[str], split: Split, **how: Any) -> Pictures:
     """As `open_pictures`. Raises UserError for pictures without labels."""
     pictures = open_pictures(data, split, **how)
     if pictures.labels is None:

@@ -12,13 +12,13 @@ from jaxtyping import Float
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
+from mimkit.core.errors import UserError, unknown
+from mimkit.core.randomness import integer
 from mimkit.data.pictures import digest
 from mimkit.data.views import CenterCrop, Interpolation
-from mimkit.errors import UserError, unknown
 from mimkit.evaluate.pools import Pool, pooled, pools_of, tokens_of
-from mimkit.model.encoder import initialise
 from mimkit.model.patches import sincos_positions
-from mimkit.randomness import integer
+from mimkit.model.vit import initialize
 
 _PIXELS = 48  # longest side at which pixels are compared; wider vectors cost much and tell no more
 UNTRAINED = "untrained:"
@@ -57,7 +57,7 @@ class Extractor:
         return pools_of(self.model)
 
     def __call__(self, images: Float[Tensor, "B C H W"]) -> dict[str, Float[Tensor, "B _"]]:
-        """Features of normalised images in float32, one row a picture for each of `pools`; `pixels` are flattened."""
+        """Features of normalized images in float32, one row a picture for each of `pools`; `pixels` are flattened."""
         return {"pixels": images.flatten(1).float()} if self.model is None else pooled(self.model, images)
 
     def tokens(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B T D"]:
@@ -109,7 +109,7 @@ def open_target(
 
     Args:
         target: a run folder, an export folder, a timm name (with its released weights), `pixels`, or
-            `untrained:X` with X a timm name (timm's own initialisation) or a folder (MAE's initialisation,
+            `untrained:X` with X a timm name (timm's own initialization) or a folder (MAE's initialization,
             with the run's seed: the weights that the run began with).
         size: height and width of the data in pixels; a folder has its own, a timm ViT takes the next larger
             size that divides into patches.
@@ -179,7 +179,7 @@ def _open_folder(target: str, folder: Path) -> Extractor:
     except Exception as error:  # a damaged file makes timm and safetensors raise anything
         raise UserError(f"the export {folder} cannot be loaded ({_reason(error)}): export it again") from error
     if target.startswith(UNTRAINED):
-        model = _initialised(model, lambda: timm.create_model(where, num_classes=0), run.get("seed", 0))
+        model = _initialized(model, lambda: timm.create_model(where, num_classes=0), run.get("seed", 0))
     value_range = run.get("images", {}).get("value_range")
     found = _extractor(
         target,
@@ -206,14 +206,14 @@ def _trained_pool(model: nn.Module, config: dict[str, Any], run: dict[str, Any])
     return "class" if says and "class" in pools_of(model) else "mean"
 
 
-def _initialised(trained: nn.Module, build: Callable[[], nn.Module], seed: int) -> nn.Module:
+def _initialized(trained: nn.Module, build: Callable[[], nn.Module], seed: int) -> nn.Module:
     """The same architecture with the weights that `pretrain` begins with; sine-cosine positions stay."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(integer("init", seed))
         with torch.random.fork_rng(devices=[]):  # as in EncoderConfig.build
             model: Any = build()
         if isinstance(model, VisionTransformer):  # others begin as timm has them
-            initialise(model)
+            initialize(model)
     table: Any = getattr(trained, "pos_embed", None)
     grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
     if table is not None and grid is not None and model.embed_dim % 4 == 0:

@@ -7,12 +7,12 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from mimkit.errors import UserError
+from mimkit.core.errors import UserError
+from mimkit.core.randomness import uniform
 from mimkit.masks.informed import ModelMasker, choice
 from mimkit.masks.mask import Mask
-from mimkit.masks.masker import Curve, Moment, Signal, at
+from mimkit.masks.masker import Curve, Progress, Signal, at
 from mimkit.masks.random import RandomMasker, check_ratio, hidden_count
-from mimkit.randomness import uniform
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,14 +41,18 @@ class AttMaskMasker(ModelMasker):
         if not 0 <= self.shown <= self.top <= 1:
             raise UserError(f"masker.shown {self.shown} and masker.top {self.top} need 0 <= shown <= top <= 1")
 
-    def maps(self, signal: Float[Tensor, "B N H"], grid: tuple[int, int]) -> Float[Tensor, "B N 1"]:
+    def score_maps(self, signal: Float[Tensor, "B N H"], grid: tuple[int, int]) -> Float[Tensor, "B N 1"]:
         """Attention, the mean over heads."""
         return signal.float().mean(dim=2, keepdim=True)
 
     def hide(
-        self, maps: Float[Tensor, "B N M"], keys: Int64[Tensor, " B"], progress: Moment, grid: tuple[int, int]
+        self,
+        score_maps: Float[Tensor, "B N M"],
+        rng_keys: Int64[Tensor, " B"],
+        progress: Progress,
+        grid: tuple[int, int],
     ) -> Mask:
-        score, n = maps[..., 0], maps.shape[1]
+        score, n = score_maps[..., 0], score_maps.shape[1]
         hidden = hidden_count(n, float(at(self.ratio, progress)))
         if self.hides == "low":
             return Mask.from_scores(-score, hidden)
@@ -57,7 +61,7 @@ class AttMaskMasker(ModelMasker):
         if self.hides == "hint" and shown:
             # The order in which `from_scores` hides, so that ties cannot put a hint among patches that are seen anyway.
             highest = score.argsort(dim=1, stable=True)[:, n - top :]
-            hints = highest.gather(1, uniform(keys, top, stream=1).argsort(dim=1)[:, :shown])
+            hints = highest.gather(1, uniform(rng_keys, top, stream=1).argsort(dim=1)[:, :shown])
             score, hidden = score.scatter(1, hints, float("-inf")), hidden - shown
         return Mask.from_scores(score, hidden)
 
@@ -90,22 +94,28 @@ class AMTMasker(ModelMasker):
                 f"masker.throw {self.throw} and masker.ratio {most} must leave visible patches: sum below 1"
             )
 
-    def maps(self, signal: Float[Tensor, "B N H"], grid: tuple[int, int]) -> Float[Tensor, "B N 1"]:
+    def score_maps(self, signal: Float[Tensor, "B N H"], grid: tuple[int, int]) -> Float[Tensor, "B N 1"]:
         """Attention, each head stretched to [0, 1], then the mean over heads; zeros where a head sees no difference."""
         low, high = signal.float().aminmax(dim=1, keepdim=True)
         return ((signal - low) / (high - low).clamp_min(TINY)).mean(dim=2, keepdim=True)
 
-    def __call__(self, maps: Tensor, keys: Tensor, progress: Moment, grid: tuple[int, int]) -> Mask:
-        if maps.shape[2] == 0:
-            return RandomMasker(ratio=self.before)(maps, keys, progress, grid)
-        return self.hide(maps, keys, progress, grid)
+    def __call__(self, score_maps: Tensor, rng_keys: Tensor, progress: Progress, grid: tuple[int, int]) -> Mask:
+        if score_maps.shape[2] == 0:
+            return RandomMasker(ratio=self.before)(score_maps, rng_keys, progress, grid)
+        return self.hide(score_maps, rng_keys, progress, grid)
 
     def hide(
-        self, maps: Float[Tensor, "B N M"], keys: Int64[Tensor, " B"], progress: Moment, grid: tuple[int, int]
+        self,
+        score_maps: Float[Tensor, "B N M"],
+        rng_keys: Int64[Tensor, " B"],
+        progress: Progress,
+        grid: tuple[int, int],
     ) -> Mask:
-        n = maps.shape[1]
+        n = score_maps.shape[1]
         hidden = max(1, int(n * float(at(self.ratio, progress))))
-        return Mask.from_scores(race(maps[..., 0], keys), hidden, throw=min(int(n * self.throw), n - hidden - 1))
+        return Mask.from_scores(
+            race(score_maps[..., 0], rng_keys), hidden, throw=min(int(n * self.throw), n - hidden - 1)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,23 +131,29 @@ class MultinomialMasker(ModelMasker):
     ratio: Curve = 0.7
     """Share of hidden patches, 0 < ratio < 1; two numbers: from the first at the start to the second at the end."""
 
-    def maps(self, signal: Float[Tensor, "B N H"], grid: tuple[int, int]) -> Float[Tensor, "B N 1"]:
+    def score_maps(self, signal: Float[Tensor, "B N H"], grid: tuple[int, int]) -> Float[Tensor, "B N 1"]:
         """Attention, the mean over heads."""
         return signal.float().mean(dim=2, keepdim=True)
 
     def hide(
-        self, maps: Float[Tensor, "B N M"], keys: Int64[Tensor, " B"], progress: Moment, grid: tuple[int, int]
+        self,
+        score_maps: Float[Tensor, "B N M"],
+        rng_keys: Int64[Tensor, " B"],
+        progress: Progress,
+        grid: tuple[int, int],
     ) -> Mask:
-        return Mask.from_scores(-race(maps[..., 0], keys), hidden_count(maps.shape[1], float(at(self.ratio, progress))))
+        return Mask.from_scores(
+            -race(score_maps[..., 0], rng_keys), hidden_count(score_maps.shape[1], float(at(self.ratio, progress)))
+        )
 
 
 TINY = torch.finfo(torch.float32).tiny
 
 
-def race(weights: Float[Tensor, "B N"], keys: Int64[Tensor, " B"]) -> Float[Tensor, "B N"]:
+def race(weights: Float[Tensor, "B N"], rng_keys: Int64[Tensor, " B"]) -> Float[Tensor, "B N"]:
     """Scores whose descending order is drawn without replacement, with probabilities in proportion to the weights.
 
     Gumbel noise on the logarithms, exact for any number drawn; weights of 0 come last, in uniform order.
     """
-    noise = uniform(keys, weights.shape[1], stream=2).clamp_min(2.0**-25)
+    noise = uniform(rng_keys, weights.shape[1], stream=2).clamp_min(2.0**-25)
     return weights.float().clamp_min(TINY).log() - (-noise.log()).log()

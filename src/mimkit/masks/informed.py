@@ -7,11 +7,12 @@ from typing import ClassVar
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from mimkit.config import absolute
-from mimkit.errors import UserError, unknown
+from mimkit.core.config import absolute
+from mimkit.core.errors import UserError, unknown
 from mimkit.masks.mask import Mask
-from mimkit.masks.masker import Curve, Masker, Moment, Signal
+from mimkit.masks.masker import Curve, Masker, Progress, Signal
 from mimkit.masks.random import RandomMasker, check_ratio
+from mimkit.masks.trigger import Trigger
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,7 @@ class InformedMasker(Masker):
     signal: ClassVar[Signal]
     triggers: ClassVar[tuple[str, ...]] = ("fixed",)
 
-    ratio: Curve = 0.75
+    ratio: Curve = 0.75  # type: ignore[bad-override]
     """Share of hidden patches, 0 < ratio < 1; two numbers: from the first at the start to the second at the end."""
     start: float = 0.0
     """Share of training that comes before, with random masks; with another `trigger`: at the latest then."""
@@ -40,25 +41,37 @@ class InformedMasker(Masker):
     def started(self, progress: float) -> "InformedMasker":
         return replace(self, start=min(self.start, progress))
 
-    def since(self, progress: Moment) -> Moment:
+    def recall(self, memory: Float[Tensor, "..."]) -> "InformedMasker":
+        """Started, if the trigger in its memory has fired."""
+        trigger = Trigger.from_tensor(memory)
+        return self.started(trigger.fired_at) if trigger.fired else self
+
+    def since(self, progress: Progress) -> Progress:
         """Progress since the start, in [0, 1): what hints decay over."""
         return (progress - self.start) / (1 - self.start)
 
     @abstractmethod
     def hide(
-        self, maps: Float[Tensor, "B N M"], keys: Int64[Tensor, " B"], progress: Moment, grid: tuple[int, int]
+        self,
+        score_maps: Float[Tensor, "B N M"],
+        rng_keys: Int64[Tensor, " B"],
+        progress: Progress,
+        grid: tuple[int, int],
     ) -> Mask:
         """The mask once the masker has started."""
 
-    def __call__(self, maps: Tensor, keys: Tensor, progress: Moment, grid: tuple[int, int]) -> Mask:
-        if maps.shape[2] == 0:
-            return RandomMasker(ratio=self.ratio)(maps, keys, progress, grid)
-        return self.hide(maps, keys, progress, grid)
+    def __call__(self, score_maps: Tensor, rng_keys: Tensor, progress: Progress, grid: tuple[int, int]) -> Mask:
+        if score_maps.shape[2] == 0:
+            return RandomMasker(ratio=self.ratio)(score_maps, rng_keys, progress, grid)
+        return self.hide(score_maps, rng_keys, progress, grid)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelMasker(InformedMasker):
     """An informed masker that asks a model: the one in training, its moving average, or a teacher."""
+
+    layer: ClassVar[int] = -1
+    """Encoder block whose output `Signal.FEATURES` is, counted from the end; a setting of those that read it."""
 
     scorer: str = "online"
     """Who looks: `online` (the encoder in training), `ema` (its moving average), or a teacher: a timm model's name

@@ -6,19 +6,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mimkit.errors import UserError
+from mimkit.core.errors import UserError
+from mimkit.core.randomness import uniform
 from mimkit.masks.mask import Mask
-from mimkit.masks.masker import Curve, Masker, Moment, Signal, at
+from mimkit.masks.masker import Curve, Evidence, Masker, Progress, Signal, at
 from mimkit.masks.random import RandomMasker
 from mimkit.masks.salience import SalienceMasker
-from mimkit.randomness import uniform
 
 
 @dataclass(frozen=True, kw_only=True)
 class MixtureMasker(Masker):
-    """Each picture takes the mask of `other` with probability `share`, else that of `one`.
+    """Each picture takes the mask of `other` with probability `fraction`, else that of `one`.
 
-    Both must hide equally many patches in one view. A share that changes with training turns one masker gradually
+    Both must hide equally many patches in one view. A fraction that changes with training turns one masker gradually
     into the other, as HPM's and SemMAE's curricula do.
     """
 
@@ -26,12 +26,14 @@ class MixtureMasker(Masker):
     """The masker of the rest; it must look at nothing."""
     other: Masker = field(default_factory=SalienceMasker)
     """A masker that may look at something."""
-    share: Curve = 0.5
+    fraction: Curve = 0.5
     """Share of pictures for `other`; two numbers: from the first at the start to the second at the end."""
 
     def __post_init__(self) -> None:
-        if not all(0 <= value <= 1 for value in (self.share if isinstance(self.share, tuple) else (self.share,))):
-            raise UserError(f"masker.share is a share of pictures between 0 and 1, got {self.share}")
+        if not all(
+            0 <= value <= 1 for value in (self.fraction if isinstance(self.fraction, tuple) else (self.fraction,))
+        ):
+            raise UserError(f"masker.fraction is a share of pictures between 0 and 1, got {self.fraction}")
 
     def reads(self, progress: float) -> Signal:
         if self.one.reads(progress) is not Signal.NONE:
@@ -44,25 +46,44 @@ class MixtureMasker(Masker):
     def guide(self) -> Masker:
         return self.other.guide
 
+    @property
+    def ramps(self) -> bool:
+        return self.one.ramps or self.other.ramps
+
+    @property
+    def needs_exploitation(self) -> bool:
+        return self.other.needs_exploitation
+
+    def memory(self) -> Float[Tensor, "..."] | None:
+        return self.other.memory()
+
+    def learn(
+        self, memory: Float[Tensor, "..."] | None, evidence: Evidence, progress: float
+    ) -> tuple[Float[Tensor, "..."] | None, dict[str, float]]:
+        return self.other.learn(memory, evidence, progress)
+
+    def recall(self, memory: Float[Tensor, "..."]) -> Masker:
+        return replace(self, other=self.other.recall(memory))
+
     def started(self, progress: float) -> Masker:
         return replace(self, other=self.other.started(progress))
 
-    def describe(self, maps: Float[Tensor, "B N M"], mask: Mask) -> dict[str, Tensor]:
-        return self.other.describe(maps, mask)
+    def describe(self, score_maps: Float[Tensor, "B N M"], mask: Mask) -> dict[str, Tensor]:
+        return self.other.describe(score_maps, mask)
 
-    def maps(self, signal: Float[Tensor, "B N C"], grid: tuple[int, int]) -> Float[Tensor, "B N M"]:
-        return self.other.maps(signal, grid) if signal.shape[2] else signal
+    def score_maps(self, signal: Float[Tensor, "B N C"], grid: tuple[int, int]) -> Float[Tensor, "B N M"]:
+        return self.other.score_maps(signal, grid) if signal.shape[2] else signal
 
-    def __call__(self, maps: Tensor, keys: Tensor, progress: Moment, grid: tuple[int, int]) -> Mask:
-        nothing = maps[..., :0]
-        one = self.one(nothing, keys, progress, grid)
-        other = self.other(maps, keys, progress, grid)
+    def __call__(self, score_maps: Tensor, rng_keys: Tensor, progress: Progress, grid: tuple[int, int]) -> Mask:
+        nothing = score_maps[..., :0]
+        one = self.one(nothing, rng_keys, progress, grid)
+        other = self.other(score_maps, rng_keys, progress, grid)
         plain = all(mask.views == 1 and not mask.ragged and mask.decoded is None for mask in (one, other))
         if not plain or one.visible.shape != other.visible.shape:
             raise UserError(
                 f"{type(self.one).__name__} and {type(self.other).__name__} do not hide equally many patches: "
                 "give both the same ratio, one view, and no spread or throwing"
             )
-        chosen = (uniform(keys, 1, stream=7) < at(self.share, progress)).expand_as(one.hidden)
+        chosen = (uniform(rng_keys, 1, stream=7) < at(self.fraction, progress)).expand_as(one.hidden)
         rows = chosen[:, : one.visible.shape[1]]
         return Mask(torch.where(chosen, other.hidden, one.hidden), torch.where(rows, other.visible, one.visible))

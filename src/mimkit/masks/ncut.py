@@ -1,4 +1,4 @@
-"""Normalised cut: features of patches enter, a cut of every picture into two sides leaves, and which is the object.
+"""Normalized cut: features of patches enter, a cut of every picture into two sides leaves, and which is the object.
 
 A picture is a graph: patches are its vertices, w_ij its weights, from cosines. The cut comes from the second largest
 eigenpair of P = D^{-1/2} W D^{-1/2} (Shi and Malik 2000); the largest, mu = 1 with v ~ D^{1/2} 1, is known exactly
@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mimkit.errors import at_least
+from mimkit.core.errors import at_least
+from mimkit.core.randomness import integer, uniform
 from mimkit.masks.informed import choice
-from mimkit.randomness import integer, uniform
 
 AFFINITIES = ("shift", "clamp", "binary")
 SOLVERS = ("lanczos", "eigh")

@@ -6,12 +6,12 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from mimkit.errors import UserError, at_least
+from mimkit.core.errors import UserError, at_least
+from mimkit.core.randomness import uniform
 from mimkit.masks.informed import choice
 from mimkit.masks.mask import Mask
-from mimkit.masks.masker import Masker, Moment
+from mimkit.masks.masker import Masker, Progress
 from mimkit.masks.random import check_ratio, hidden_count
-from mimkit.randomness import uniform
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,15 +35,19 @@ class PartitionMasker(Masker):
         choice("mode", self.mode, ("parallel", "independent"))
 
     def __call__(
-        self, maps: Float[Tensor, "B N M"], keys: Int64[Tensor, " B"], progress: Moment, grid: tuple[int, int]
+        self,
+        score_maps: Float[Tensor, "B N M"],
+        rng_keys: Int64[Tensor, " B"],
+        progress: Progress,
+        grid: tuple[int, int],
     ) -> Mask:
         n, parts = grid[0] * grid[1], self.parts
         if n % parts:
             raise UserError(f"masker.parts must divide the {n} patches of a picture, got {parts}{dividing(n, parts)}")
         if self.mode == "independent":
-            return Mask.from_scores(uniform(keys, parts * n).reshape(-1, n), n - n // parts, views=parts)
-        visible = uniform(keys, n).argsort(dim=1, stable=True).reshape(-1, n // parts)
-        hidden = torch.ones(len(visible), n, dtype=torch.bool, device=keys.device).scatter(1, visible, False)
+            return Mask.from_scores(uniform(rng_keys, parts * n).reshape(-1, n), n - n // parts, views=parts)
+        visible = uniform(rng_keys, n).argsort(dim=1, stable=True).reshape(-1, n // parts)
+        hidden = torch.ones(len(visible), n, dtype=torch.bool, device=rng_keys.device).scatter(1, visible, False)
         return Mask(hidden, visible, parts)
 
 
@@ -57,25 +61,29 @@ class ComplementaryMasker(Masker):
     Raises (when called): UserError on a grid of one patch.
     """
 
-    ratio: float = 0.75
+    ratio: float = 0.75  # type: ignore[bad-override]
     """Share that the first view hides and the second shows, 0 < ratio < 1."""
 
     def __post_init__(self) -> None:
         check_ratio(self.ratio)
 
     def __call__(
-        self, maps: Float[Tensor, "B N M"], keys: Int64[Tensor, " B"], progress: Moment, grid: tuple[int, int]
+        self,
+        score_maps: Float[Tensor, "B N M"],
+        rng_keys: Int64[Tensor, " B"],
+        progress: Progress,
+        grid: tuple[int, int],
     ) -> Mask:
         n = grid[0] * grid[1]
         if n == 1:
             raise UserError("two views cannot share a single patch: use larger images or smaller patches")
         first = max(1, hidden_count(n, self.ratio))
         # ranks, not noise: equal noise would otherwise be ordered alike in both views, which then overlap
-        rank = uniform(keys, n).argsort(dim=1, stable=True).argsort(dim=1)
+        rank = uniform(rng_keys, n).argsort(dim=1, stable=True).argsort(dim=1)
         scores = torch.stack((rank, n - 1 - rank), dim=1).flatten(0, 1).float()
         if 2 * first == n:
             return Mask.from_scores(scores, first, views=2)
-        hide = torch.where(torch.arange(len(scores), device=keys.device) % 2 == 0, first, n - first)
+        hide = torch.where(torch.arange(len(scores), device=rng_keys.device) % 2 == 0, first, n - first)
         return Mask.from_scores(scores, hide, least=min(first, n - first), views=2)
 
 

@@ -5,16 +5,16 @@ from dataclasses import dataclass
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from mimkit.errors import UserError
+from mimkit.core.errors import UserError
+from mimkit.core.randomness import uniform
 from mimkit.masks.mask import Mask
-from mimkit.masks.masker import Curve, Masker, Moment, at
-from mimkit.randomness import uniform
+from mimkit.masks.masker import Curve, Masker, Progress, at
 
 
 def hidden_count(patches: int, ratio: float) -> int:
     """How many of `patches` to hide: all but `int(patches * (1 - ratio))`, the float product floored.
 
-    Source: MAE's released code (facebookresearch/mae:models_mae.py), float artefacts included: 100 patches at 0.9
+    Source: MAE's released code (facebookresearch/mae:models_mae.py), float artifacts included: 100 patches at 0.9
     keep 9, not 10.
     """
     return patches - max(1, int(patches * (1 - ratio)))
@@ -31,14 +31,18 @@ def check_ratio(ratio: Curve) -> None:
 class RandomMasker(Masker):
     """MAE's random masks (He et al. 2022, section 3): sort uniform noise, keep the lowest, hide the rest."""
 
-    ratio: Curve = 0.75
+    ratio: Curve = 0.75  # type: ignore[bad-override]
     """Share of hidden patches, 0 < ratio < 1; two numbers: from the first at the start to the second at the end."""
 
     def __post_init__(self) -> None:
         check_ratio(self.ratio)
 
     def __call__(
-        self, maps: Float[Tensor, "B N M"], keys: Int64[Tensor, " B"], progress: Moment, grid: tuple[int, int]
+        self,
+        score_maps: Float[Tensor, "B N M"],
+        rng_keys: Int64[Tensor, " B"],
+        progress: Progress,
+        grid: tuple[int, int],
     ) -> Mask:
-        n = maps.shape[1]
-        return Mask.from_scores(uniform(keys, n), hidden_count(n, float(at(self.ratio, progress))))
+        n = score_maps.shape[1]
+        return Mask.from_scores(uniform(rng_keys, n), hidden_count(n, float(at(self.ratio, progress))))

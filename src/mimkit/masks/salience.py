@@ -6,14 +6,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mimkit.errors import UserError
+from mimkit.core.errors import UserError
+from mimkit.core.randomness import uniform
 from mimkit.masks.informed import InformedMasker, choice
 from mimkit.masks.mask import Mask
-from mimkit.masks.masker import Curve, Moment, Signal, at
+from mimkit.masks.masker import Curve, Evidence, Progress, Signal, at
 from mimkit.masks.random import hidden_count
-from mimkit.randomness import uniform
+from mimkit.masks.trigger import Trigger
 
-SATURATED = 0.2  # salience above which a patch counts as salient in `salient_share`
+UNSATURATED = 0.05  # salient fraction at which the masks start, with `trigger = "saturation"`
+SATURATED = 0.2  # salience above which a patch counts as salient in `salient_fraction`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,24 +60,44 @@ class SalienceMasker(InformedMasker):
             if not (self.spread >= 0 and ratio - self.spread > 0 and ratio + self.spread < 1):
                 raise UserError(f"masker.ratio {ratio} +- masker.spread {self.spread} must stay between 0 and 1")
 
-    def maps(self, signal: Float[Tensor, "B N D"], grid: tuple[int, int]) -> Float[Tensor, "B N M"]:
+    def score_maps(self, signal: Float[Tensor, "B N D"], grid: tuple[int, int]) -> Float[Tensor, "B N M"]:
         """The salience of each patch, 0..1: one number."""
         if signal.shape[2] == 0:
             return signal
         return salience(signal, scale=self.scale, temperature=self.temperature).unsqueeze(2)
 
-    def describe(self, maps: Float[Tensor, "B N M"], mask: Mask) -> dict[str, Tensor]:
+    def memory(self) -> Float[Tensor, "3"] | None:
+        return None if self.trigger == "fixed" else Trigger().to_tensor()
+
+    def learn(
+        self, memory: Float[Tensor, "..."] | None, evidence: Evidence, progress: float
+    ) -> tuple[Float[Tensor, "..."] | None, dict[str, float]]:
+        """How far from saturation the salience of the fixed pictures is, and whether that starts the masks."""
+        score_maps = self.score_maps(evidence.signal(Signal.PATCHES), evidence.grid)
+        fraction = salient_fraction(score_maps[..., 0]).item()
+        logs = {"sample_salience": score_maps.mean().item(), "sample_salient_fraction": fraction}
+        if memory is None:
+            return None, logs
+        trigger = Trigger.from_tensor(memory)
+        if fraction > UNSATURATED and not trigger.fired:
+            trigger = Trigger(armed=True, fired_at=progress)
+        return trigger.to_tensor(), logs | {"trigger_fired": float(trigger.fired)}
+
+    def describe(self, score_maps: Float[Tensor, "B N M"], mask: Mask) -> dict[str, Tensor]:
         """How far from saturation the salience is, and how far the ratios spread."""
-        if maps.shape[2] == 0:
+        if score_maps.shape[2] == 0:
             return {}
         ratios = mask.hidden.float().mean(dim=1)
         spread = {"hidden_least": ratios.min(), "hidden_most": ratios.max()} if mask.ragged else {}
-        return {"salience": maps[..., 0].mean(), "salient_share": salient_share(maps[..., 0])} | spread
+        return {
+            "salience": score_maps[..., 0].mean(),
+            "salient_fraction": salient_fraction(score_maps[..., 0]),
+        } | spread
 
-    def hide(self, maps: Tensor, keys: Tensor, progress: Moment, grid: tuple[int, int]) -> Mask:
-        s = maps[..., 0]
+    def hide(self, score_maps: Tensor, rng_keys: Tensor, progress: Progress, grid: tuple[int, int]) -> Mask:
+        s = score_maps[..., 0]
         n = s.shape[1]
-        scores = s + at(self.noise, progress) * uniform(keys, n)
+        scores = s + at(self.noise, progress) * uniform(rng_keys, n)
         ratio = float(at(self.ratio, progress))
         if self.spread == 0:
             return Mask.from_scores(scores, hidden_count(n, ratio))
@@ -107,7 +129,7 @@ def salience(patches: Float[Tensor, "B N D"], *, scale: str = "none", temperatur
     return (sums - low) / (high - low + 1e-6)
 
 
-def salient_share(salience: Float[Tensor, "B N"]) -> Float[Tensor, ""]:
+def salient_fraction(salience: Float[Tensor, "B N"]) -> Float[Tensor, ""]:
     """Share of patches above 0.2: about 2 % while the softmax is saturated, at which the masks are as good as random.
 
     Saturation and the bound are what the released formula gives with untrained patch embeddings.

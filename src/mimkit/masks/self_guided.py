@@ -1,4 +1,4 @@
-"""Self-guided masks: features of all patches enter, the object that a normalised cut finds in them is hidden."""
+"""Self-guided masks: features of all patches enter, the object that a normalized cut finds in them is hidden."""
 
 from dataclasses import dataclass
 
@@ -7,20 +7,21 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from mimkit.errors import UserError
+from mimkit.core.errors import UserError
+from mimkit.core.randomness import uniform
 from mimkit.masks.informed import ModelMasker, choice
 from mimkit.masks.mask import Mask
-from mimkit.masks.masker import Curve, Moment, Signal, at
+from mimkit.masks.masker import Curve, Evidence, Progress, Signal, at
 from mimkit.masks.ncut import ncut, object_side
 from mimkit.masks.random import hidden_count
-from mimkit.randomness import uniform
+from mimkit.masks.trigger import Trigger
 
 
 @dataclass(frozen=True, kw_only=True)
 class SelfGuidedMasker(ModelMasker):
     """Self-Guided MAE (NeurIPS 2024, arXiv:2507.19773): hide what belongs to the object, by the model's own features.
 
-    A normalised cut of the patches' similarities gives two sides; patches are ranked by their mean cosine with the
+    A normalized cut of the patches' similarities gives two sides; patches are ranked by their mean cosine with the
     object's side and the highest are hidden, so that every picture hides the same number. A few patches of the
     object stay visible as hints, fewer and fewer. The paper was not released with code: the layer, the object's
     rule, the affinities, how many hints, and how often the model looks are options, with our defaults.
@@ -35,7 +36,7 @@ class SelfGuidedMasker(ModelMasker):
     trigger: str = "fixed"
     """`fixed`: begin at `start`. `exploitation`: as soon as the decoder draws more on mask tokens than on visible
     ones, having drawn less on them before (section 3 of the paper; measured each epoch on a few fixed pictures)."""
-    layer: int = -2
+    layer: int = -2  # type: ignore[bad-override]
     """Encoder block whose output is cut, counted from the end: -1 is the last, -2 (paper: 11 of 12) the one before."""
     affinity: str = "shift"
     """Weights of the graph: `shift` (1 + cosine) / 2, `clamp` max(cosine, 1e-5), `binary` cosine > 0.2 (TokenCut)."""
@@ -59,11 +60,11 @@ class SelfGuidedMasker(ModelMasker):
         choice("solver", self.solver, ("lanczos", "eigh"))
         if self.layer >= 0:
             raise UserError(f"masker.layer counts from the end: -1 is the last block, got {self.layer}")
-        for share in self.hints if isinstance(self.hints, tuple) else (self.hints,):
-            if not 0 <= share <= 1:
+        for fraction in self.hints if isinstance(self.hints, tuple) else (self.hints,):
+            if not 0 <= fraction <= 1:
                 raise UserError(f"masker.hints are shares between 0 and 1, got {self.hints}")
 
-    def maps(self, signal: Float[Tensor, "B N D"], grid: tuple[int, int]) -> Float[Tensor, "B N M"]:
+    def score_maps(self, signal: Float[Tensor, "B N D"], grid: tuple[int, int]) -> Float[Tensor, "B N M"]:
         """Relevance of each patch (mean cosine with the object), and 1 on the object's side, 0 on the other."""
         if signal.shape[2] == 0:
             return signal
@@ -71,20 +72,41 @@ class SelfGuidedMasker(ModelMasker):
         inside = object_side(cut, grid, self.object)
         return torch.stack([relevance(signal, inside), inside.float()], dim=2)
 
-    def describe(self, maps: Float[Tensor, "B N M"], mask: Mask) -> dict[str, Tensor]:
+    @property
+    def needs_exploitation(self) -> bool:
+        return self.trigger == "exploitation"
+
+    def memory(self) -> Float[Tensor, "3"] | None:
+        return Trigger().to_tensor() if self.needs_exploitation else None
+
+    def learn(
+        self, memory: Float[Tensor, "..."] | None, evidence: Evidence, progress: float
+    ) -> tuple[Float[Tensor, "..."] | None, dict[str, float]]:
+        """Whether the decoder has come to draw more on mask tokens than on visible ones, which starts the masks."""
+        if memory is None:
+            return None, {}
+        visible, masked = (fraction.mean().item() for fraction in evidence.exploitation())
+        trigger = Trigger.from_tensor(memory).update(masked, visible, progress)
+        logs = {"exploited_masked": masked, "exploited_visible": visible}
+        return trigger.to_tensor(), logs | {
+            "trigger_armed": float(trigger.armed),
+            "trigger_fired": float(trigger.fired),
+        }
+
+    def describe(self, score_maps: Float[Tensor, "B N M"], mask: Mask) -> dict[str, Tensor]:
         """Share of the patches that lie in the object, and share of these that are hidden."""
-        if maps.shape[2] == 0:
+        if score_maps.shape[2] == 0:
             return {}
-        inside = maps[..., 1] > 0.5
+        inside = score_maps[..., 1] > 0.5
         return {"object": inside.float().mean(), "object_hidden": (inside & mask.hidden).sum() / inside.sum()}
 
-    def hide(self, maps: Tensor, keys: Tensor, progress: Moment, grid: tuple[int, int]) -> Mask:
-        score, inside = maps[..., 0], maps[..., 1] > 0.5
+    def hide(self, score_maps: Tensor, rng_keys: Tensor, progress: Progress, grid: tuple[int, int]) -> Mask:
+        score, inside = score_maps[..., 0], score_maps[..., 1] > 0.5
         count = hidden_count(score.shape[1], float(at(self.ratio, progress)))
-        hidden = rank(score) < count
+        hidden = descending_rank(score) < count
         if self.hints not in (0, (0, 0)):
-            shown = (torch.ones_like(keys) * count * at(self.hints, self.since(progress))).round().long()
-            hidden = with_hints(score, inside, hidden, shown, keys, self.hint_by == "score")
+            shown = (torch.ones_like(rng_keys) * count * at(self.hints, self.since(progress))).round().long()
+            hidden = with_hints(score, inside, hidden, shown, rng_keys, self.hint_by == "score")
         return Mask.from_scores(hidden.float(), count)
 
 
@@ -96,7 +118,7 @@ def relevance(features: Float[Tensor, "B N D"], inside: Bool[Tensor, "B N"]) -> 
         return torch.bmm(unit, torch.bmm(weight.unsqueeze(1), unit).mT).squeeze(2)
 
 
-def rank(scores: Float[Tensor, "B N"]) -> Int64[Tensor, "B N"]:
+def descending_rank(scores: Float[Tensor, "B N"]) -> Int64[Tensor, "B N"]:
     """Place of each patch when sorted from the highest score down; ties by position."""
     order = scores.argsort(dim=1, descending=True, stable=True)
     return torch.empty_like(order).scatter(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))
@@ -107,7 +129,7 @@ def with_hints(
     inside: Bool[Tensor, "B N"],
     hidden: Bool[Tensor, "B N"],
     shown: Int64[Tensor, " B"],
-    keys: Int64[Tensor, " B"],
+    rng_keys: Int64[Tensor, " B"],
     by_score: bool,
 ) -> Bool[Tensor, "B N"]:
     """Show `shown` hidden patches of the object and hide as many visible ones instead, those of the next highest score.
@@ -115,12 +137,12 @@ def with_hints(
     Fewer where the object has not as many hidden patches, or the picture not as many visible ones.
     """
     n = score.shape[1]
-    wanted = -(-uniform(keys, n, stream=1).clamp(min=1e-7).log()).log()  # Gumbel noise: a draw without replacement
+    wanted = -(-uniform(rng_keys, n, stream=1).clamp(min=1e-7).log()).log()  # Gumbel noise: a draw without replacement
     if by_score:
         low, high = score.aminmax(dim=1, keepdim=True)
         wanted = wanted + (1 - (score - low) / (high - low + 1e-6) + 1e-6).log()
     candidates = hidden & inside
     count = torch.minimum(shown, torch.minimum(candidates.sum(dim=1), (~hidden).sum(dim=1))).unsqueeze(1)
-    hints = rank(wanted.masked_fill(~candidates, -torch.inf)) < count
-    substitutes = rank(score.masked_fill(hidden, -torch.inf)) < count
+    hints = descending_rank(wanted.masked_fill(~candidates, -torch.inf)) < count
+    substitutes = descending_rank(score.masked_fill(hidden, -torch.inf)) < count
     return (hidden & ~hints) | substitutes

@@ -11,8 +11,8 @@ from jaxtyping import Bool, Float, Int64
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
+from mimkit.core.randomness import uniform
 from mimkit.masks.mask import Mask
-from mimkit.randomness import uniform
 
 
 def average_distance(mask: Mask, grid: tuple[int, int], patch: tuple[int, int]) -> Float[Tensor, " BK"]:
@@ -39,9 +39,9 @@ def overlap(hidden: Bool[Tensor, "R N"], other: Bool[Tensor, "R N"]) -> Float[Te
     return (hidden & other).sum(dim=1) / hidden.sum(dim=1)
 
 
-def random_like(mask: Mask, keys: Int64[Tensor, " B"]) -> Bool[Tensor, "BK N"]:
+def random_like(mask: Mask, rng_keys: Int64[Tensor, " B"]) -> Bool[Tensor, "BK N"]:
     """What RandomMasker hides with the same keys, as many patches in each row as this mask hides."""
-    order = mask.repeat(uniform(keys, mask.hidden.shape[1])).argsort(dim=1, descending=True, stable=True)
+    order = mask.repeat(uniform(rng_keys, mask.hidden.shape[1])).argsort(dim=1, descending=True, stable=True)
     place = torch.arange(order.shape[1], device=order.device).expand_as(order)
     return torch.zeros_like(mask.hidden).scatter(1, order, place < mask.hidden.sum(dim=1, keepdim=True))
 
@@ -55,8 +55,8 @@ def score_entropy(scores: Float[Tensor, "B N"]) -> Float[Tensor, " B"]:
     scores = scores.double()
     scores = scores - scores.amin(dim=1, keepdim=True).clamp(max=0)
     total = scores.sum(dim=1, keepdim=True)
-    share = torch.where(total > 0, scores / total, 1 / scores.shape[1])
-    return (torch.special.entr(share).sum(dim=1) / math.log(scores.shape[1])).float()
+    fraction = torch.where(total > 0, scores / total, 1 / scores.shape[1])
+    return (torch.special.entr(fraction).sum(dim=1) / math.log(scores.shape[1])).float()
 
 
 def object_hidden(mask: Mask, objects: Float[Tensor, "B N"]) -> Float[Tensor, " BK"]:
@@ -72,7 +72,7 @@ def object_hidden(mask: Mask, objects: Float[Tensor, "B N"]) -> Float[Tensor, " 
 
 def mask_statistics(
     drawn: Sequence[Mask],
-    keys: Sequence[Int64[Tensor, " B"]],
+    rng_keys: Sequence[Int64[Tensor, " B"]],
     grid: tuple[int, int],
     patch: tuple[int, int],
     *,
@@ -104,7 +104,7 @@ def mask_statistics(
     if thrown.any():
         found["thrown"] = mean(thrown)
     found["average_distance"] = mean(torch.cat([average_distance(mask, grid, patch) for mask in drawn]))
-    random = [overlap(mask.hidden, random_like(mask, key)) for mask, key in zip(drawn, keys, strict=True)]
+    random = [overlap(mask.hidden, random_like(mask, key)) for mask, key in zip(drawn, rng_keys, strict=True)]
     seeds = [overlap(one.hidden, other.hidden) for one, other in pairwise(drawn)]
     found |= {
         "overlap_random": mean(torch.cat(random)),

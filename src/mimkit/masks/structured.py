@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from mimkit.errors import UserError, at_least
+from mimkit.core.errors import UserError, at_least
+from mimkit.core.randomness import uniform
 from mimkit.masks.mask import Mask
-from mimkit.masks.masker import Masker, Moment
+from mimkit.masks.masker import Masker, Progress
 from mimkit.masks.random import check_ratio, hidden_count
-from mimkit.randomness import uniform
 
 ATTEMPTS = 40  # blocks tried for each picture; 99 of 100 pictures of BEiT's own loop need fewer up to a ratio of 0.75
 PATIENCE = 10  # failed attempts in a row after which BEiT gives a picture up
@@ -27,7 +27,7 @@ class SimMIMMasker(Masker):
     Raises (when called): UserError where `unit` does not divide the grid into at least two units.
     """
 
-    ratio: float = 0.6
+    ratio: float = 0.6  # type: ignore[bad-override]
     """Share of hidden units, 0 < ratio < 1."""
     unit: int = 2
     """Side of a unit in patches."""
@@ -37,13 +37,17 @@ class SimMIMMasker(Masker):
         at_least(1, **{"masker.unit": self.unit})
 
     def __call__(
-        self, maps: Float[Tensor, "B N M"], keys: Int64[Tensor, " B"], progress: Moment, grid: tuple[int, int]
+        self,
+        score_maps: Float[Tensor, "B N M"],
+        rng_keys: Int64[Tensor, " B"],
+        progress: Progress,
+        grid: tuple[int, int],
     ) -> Mask:
         rows, columns = units(grid, self.unit)
         count = rows * columns
         wanted = math.ceil(round(count * self.ratio, 9))  # rounded, as 25 * 0.28 is 7.000000000000001
         hide = min(max(1, wanted), count - 1)
-        hidden = Mask.from_scores(uniform(keys, count), hide).hidden.unflatten(1, (rows, columns))
+        hidden = Mask.from_scores(uniform(rng_keys, count), hide).hidden.unflatten(1, (rows, columns))
         return of_patches(enlarge(hidden, self.unit), hide * self.unit**2)
 
 
@@ -53,12 +57,12 @@ class SquareMasker(Masker):
 
     On a grid that is not square it has the grid's proportions. Its sides are `sqrt(ratio)` of the grid's, rounded to
     whole units, and leave at least one row and one column of units visible, so the share that is hidden comes near
-    `ratio` only on a fine grid: 81 of 144 patches at 0.6. Patches near the centre are hidden most often.
+    `ratio` only on a fine grid: 81 of 144 patches at 0.6. Patches near the center are hidden most often.
 
     Raises (when called): UserError where `unit` does not divide the grid into at least two units.
     """
 
-    ratio: float = 0.6
+    ratio: float = 0.6  # type: ignore[bad-override]
     """Share of the area to hide, about, 0 < ratio < 1."""
     unit: int = 1
     """The square's sides and place are multiples of this many patches."""
@@ -68,13 +72,17 @@ class SquareMasker(Masker):
         at_least(1, **{"masker.unit": self.unit})
 
     def __call__(
-        self, maps: Float[Tensor, "B N M"], keys: Int64[Tensor, " B"], progress: Moment, grid: tuple[int, int]
+        self,
+        score_maps: Float[Tensor, "B N M"],
+        rng_keys: Int64[Tensor, " B"],
+        progress: Progress,
+        grid: tuple[int, int],
     ) -> Mask:
         rows, columns = units(grid, self.unit)
         height, width = (
             max(1, min(side - 1, math.floor(side * math.sqrt(self.ratio) + 0.5))) for side in (rows, columns)
         )
-        place = uniform(keys, 2)
+        place = uniform(rng_keys, 2)
         top, left = (place[:, 0] * (rows - height + 1)).floor(), (place[:, 1] * (columns - width + 1)).floor()
         hidden = between(top, top + height, rows).unsqueeze(2) & between(left, left + width, columns).unsqueeze(1)
         return of_patches(enlarge(hidden, self.unit), height * width * self.unit**2)
@@ -93,7 +101,7 @@ class BlockMasker(Masker):
     Raises (when called): UserError on a grid of one patch.
     """
 
-    ratio: float = 0.4
+    ratio: float = 0.4  # type: ignore[bad-override]
     """Share of patches to hide, 0 < ratio < 1."""
     least: int = 16
     """Smallest area drawn, in patches; at most the number to hide, and on grids with a side below 12 at most the
@@ -112,20 +120,24 @@ class BlockMasker(Masker):
             raise UserError(f"masker.aspect goes from a number above 0 to one at least as large, got {self.aspect}")
 
     def __call__(
-        self, maps: Float[Tensor, "B N M"], keys: Int64[Tensor, " B"], progress: Moment, grid: tuple[int, int]
+        self,
+        score_maps: Float[Tensor, "B N M"],
+        rng_keys: Int64[Tensor, " B"],
+        progress: Progress,
+        grid: tuple[int, int],
     ) -> Mask:
         rows, columns = units(grid, 1)
         n = rows * columns
         target = max(1, hidden_count(n, self.ratio))
-        with torch.autocast(keys.device.type, enabled=False):
+        with torch.autocast(rng_keys.device.type, enabled=False):
             least = min(self.least, max(1, (min(grid) // 3) ** 2), target)
-            draws = uniform(keys, 4 * ATTEMPTS).unflatten(1, (ATTEMPTS, 4))
+            draws = uniform(rng_keys, 4 * ATTEMPTS).unflatten(1, (ATTEMPTS, 4))
             hidden = rectangles(draws, rows, columns, target, least, *self.aspect)
             flat = hidden.flatten(1).float()
             # Nearness falls so fast with distance that a patch beside a hidden one, even with the least noise, comes
             # before any that touches hidden ones at corners alone; the last term orders those far from everything.
-            nearness = flat @ nearnesses(grid, keys.device)
-            noise = uniform(keys, n, stream=1)
+            nearness = flat @ nearnesses(grid, rng_keys.device)
+            noise = uniform(rng_keys, n, stream=1)
             scores = torch.where(hidden.flatten(1), 2.0**30, nearness * (1 + noise / 4) + 1e-30 * noise)
         if self.exact:
             return Mask.from_scores(scores, target)
@@ -149,12 +161,16 @@ class GridMasker(Masker):
         at_least(2, **{"masker.step": self.step})
 
     def __call__(
-        self, maps: Float[Tensor, "B N M"], keys: Int64[Tensor, " B"], progress: Moment, grid: tuple[int, int]
+        self,
+        score_maps: Float[Tensor, "B N M"],
+        rng_keys: Int64[Tensor, " B"],
+        progress: Progress,
+        grid: tuple[int, int],
     ) -> Mask:
         divided(grid, self.step, "masker.step", range(2, max(grid) + 1))
         rows, columns = grid
-        place = (uniform(keys, 2) * self.step).floor()
-        row, column = (torch.arange(side, device=keys.device) % self.step for side in grid)
+        place = (uniform(rng_keys, 2) * self.step).floor()
+        row, column = (torch.arange(side, device=rng_keys.device) % self.step for side in grid)
         hidden = (row != place[:, :1]).unsqueeze(2) | (column != place[:, 1:]).unsqueeze(1)
         return of_patches(hidden, rows * columns - rows * columns // self.step**2)
 

@@ -8,20 +8,21 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from mimkit.distributed import total, world
-from mimkit.errors import UserError, at_least
-from mimkit.methods.simclr import other_view
-from mimkit.model.encoder import Encoder
+from mimkit.core.batch import Batch, DatasetView, Step
+from mimkit.core.distributed import total, world
+from mimkit.core.errors import UserError, at_least
+from mimkit.methods.base import Method, MethodConfig
+from mimkit.methods.losses import distil, feature_spread
+from mimkit.methods.simclr import second_view
 from mimkit.model.projector import Embedder, Pool, SlowCopy, prototype_head, small_normal
-from mimkit.objectives import distil, spread
-from mimkit.task import Batch, Gallery, Method, MethodConfig, Step
+from mimkit.model.vit import Encoder
 
 
 @dataclass(kw_only=True, slots=True)
 class DINOConfig(MethodConfig):
     """DINO (Caron et al. 2021, arXiv:2104.14294; facebookresearch/dino:main_dino.py), for ViTs.
 
-    The first view and the first of `images.others` are the whole ones, which the teacher sees too; the further ones are
+    The first view and the first of `images.other_views` are the whole ones, which the teacher sees too; the further ones are
     crops for the student alone, as many and as small as they are. The encoder that leaves is the teacher's.
     """
 
@@ -35,8 +36,8 @@ class DINOConfig(MethodConfig):
     """Share of training in which it goes from the first to the last, linearly."""
     momentum: float = 0.996
     """Share of the teacher that stays in the first step; it rises to 1 in half a cosine."""
-    centre_momentum: float = 0.9
-    """Share of the centre that stays in each step."""
+    center_momentum: float = 0.9
+    """Share of the center that stays in each step."""
     prototypes: int = 65536
     """Numbers of a distribution."""
     hidden: int = 2048
@@ -54,27 +55,27 @@ class DINOConfig(MethodConfig):
         for name in ("temperature", "teacher_temperature", "first_temperature"):
             if not getattr(self, name) > 0:
                 raise UserError(f"method.{name} must be above 0, got {getattr(self, name):g}; 0.04 to 0.1 is usual")
-        for name in ("warmup", "momentum", "centre_momentum", "freeze_last"):
+        for name in ("warmup", "momentum", "center_momentum", "freeze_last"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"method.{name} is a share between 0 and 1, got {getattr(self, name):g}")
         at_least(1, **{f"method.{name}": getattr(self, name) for name in ("prototypes", "hidden", "bottleneck")})
         widths = [encoder.width, *[self.hidden] * 2, self.bottleneck]
         head = prototype_head(widths, self.prototypes, unit=self.norm_last)
-        encoder.vit.apply(small_normal)
+        encoder.timm.apply(small_normal)
         return DINO(Embedder(encoder, self.pool, head), self)
 
 
 class DINO(Method):
     """Views of one size pass the student's encoder together, and all of them its head; the teacher drops no paths."""
 
-    centre: Float[Tensor, " K"]
+    center: Float[Tensor, " K"]
     seen: Float[Tensor, " K"]
     passes: Int64[Tensor, ""]
 
     def __init__(self, embedder: Embedder, config: DINOConfig) -> None:
         super().__init__()
         self.embedder, self.slow, self.config = embedder, SlowCopy(embedder, calm=True), config
-        self.register_buffer("centre", torch.zeros(config.prototypes))
+        self.register_buffer("center", torch.zeros(config.prototypes))
         self.register_buffer("seen", torch.zeros(config.prototypes), persistent=False)  # by the teacher in this step
         self.register_buffer("passes", torch.zeros((), dtype=torch.int64), persistent=False)
 
@@ -83,23 +84,25 @@ class DINO(Method):
         """The teacher's: it is ahead of the student's, and what the authors release."""
         return self.slow.module.encoder
 
-    def study(self, gallery: Gallery, begun: bool) -> None:
-        if not begun:
-            self.slow.follow(self.embedder, 0.0)  # released weights were loaded after the copy was made
+    def setup(self, dataset: DatasetView, resumed: bool) -> None:
+        if not resumed:
+            self.slow.update(self.embedder, 0.0)  # released weights were loaded after the copy was made
 
     def forward(self, batch: Batch, progress: float) -> Step:
-        if other_view(batch).shape != batch.images.shape:
-            raise UserError("DINO's teacher sees two views of images.size: give the first of images.others no size")
-        views = [batch.images, *batch.others]
+        if second_view(batch).shape != batch.images.shape:
+            raise UserError(
+                "DINO's teacher sees two views of images.size: give the first of images.other_views no size"
+            )
+        views = [batch.images, *batch.other_views]
         alike = [torch.cat([*group]) for _, group in groupby(views, lambda view: view.shape)]
         features = torch.cat([self.embedder.features(images) for images in alike])
         student = self.embedder.projector(features).unflatten(0, (len(views), -1))
         teacher = self.slow(torch.cat(views[:2])).unflatten(0, (2, -1))
         self.seen.add_(teacher.mean(dim=(0, 1)))
         self.passes.add_(1)
-        sharp = self.teacher_temperature(progress if batch.moment is None else batch.moment)
-        found = distil(student, teacher, self.centre, self.config.temperature, sharp)
-        return Step(found.loss, {"entropy": found.entropy, "spread": spread(features[: len(batch.images)])})
+        sharp = self.teacher_temperature(progress if batch.progress is None else batch.progress)
+        found = distil(student, teacher, self.center, self.config.temperature, sharp)
+        return Step(found.loss, {"entropy": found.entropy, "spread": feature_spread(features[: len(batch.images)])})
 
     def teacher_temperature(self, moment: float | Float[Tensor, ""]) -> float | Float[Tensor, ""]:
         """The teacher's temperature when so much of training is over."""
@@ -113,7 +116,7 @@ class DINO(Method):
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
         rest = (1 - self.config.momentum) * (1 + math.cos(math.pi * progress)) / 2
-        self.slow.follow(self.embedder, 1 - rest)
-        self.centre.lerp_(total(self.seen) / (world() * self.passes), 1 - self.config.centre_momentum)
+        self.slow.update(self.embedder, 1 - rest)
+        self.center.lerp_(total(self.seen) / (world() * self.passes), 1 - self.config.center_momentum)
         self.seen.zero_()
         self.passes.zero_()

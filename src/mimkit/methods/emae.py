@@ -2,22 +2,20 @@
 
 from dataclasses import dataclass, field
 
-from torch import Tensor
-
-from mimkit.errors import UserError, at_least
-from mimkit.masks import ComplementaryMasker, Mask, Masker, PartitionMasker
+from mimkit.core.batch import Batch, Step
+from mimkit.core.errors import UserError, at_least
+from mimkit.masks import ComplementaryMasker, Masker, PartitionMasker
 from mimkit.masks.informed import choice
-from mimkit.methods.mae import MAE, MAEConfig
+from mimkit.methods.base import MaskedConfig
+from mimkit.methods.losses import DISTANCES, disagreement, squared_error
+from mimkit.methods.mae import MAE
+from mimkit.methods.targets.pixels import Pixels
 from mimkit.model.decoder import Decoder, DecoderConfig
-from mimkit.model.encoder import Encoder
-from mimkit.model.patches import patchify
-from mimkit.objectives import DISTANCES, disagreement, squared_error
-from mimkit.targets import Pixels
-from mimkit.task import Batch, Gallery, Method, MethodConfig, Step
+from mimkit.model.vit import Encoder
 
 
 @dataclass(kw_only=True, slots=True)
-class EMAEConfig(MethodConfig):
+class EMAEConfig(MaskedConfig):
     """Efficient masked autoencoder with self-consistency (arXiv:2302.14431).
 
     The paper came without code: distance, stopped gradient and averaging are options, with our defaults.
@@ -49,41 +47,30 @@ class EMAEConfig(MethodConfig):
                 f"the two views of {name} hide no patch in common, so nothing can agree: use PartitionMasker with "
                 "masker.parts 3 or more, or method.weight 0"
             )
-        mae = MAEConfig(masker=masker, target=self.target, decoder=self.decoder).build(encoder)
-        if mae.observer.views == 1:
+        outputs = encoder.patch[0] * encoder.patch[1] * encoder.channels
+        method = EMAE(encoder, self.decoder.build(encoder, outputs), masker, self.target, self)
+        if method.mask_sampler.views == 1:
             raise UserError(f"EMAE compares several views of a picture and {name} makes one: use PartitionMasker")
-        return EMAE(mae, self)
+        return method
 
 
-class EMAE(Method):
-    """Has an MAE: reconstruction over all parts, plus agreement where a patch is hidden in two of them."""
+class EMAE(MAE):
+    """An MAE over all parts of a picture, plus agreement of two predictions where a patch is hidden in both parts."""
 
-    def __init__(self, mae: MAE, config: EMAEConfig) -> None:
-        super().__init__()
-        self.mae, self.config = mae, config
-        masker = config.masker
+    def __init__(self, encoder: Encoder, decoder: Decoder, masker: Masker, target: Pixels, config: EMAEConfig) -> None:
+        super().__init__(encoder, decoder, masker, target)
+        self.config = config
         self.partition = isinstance(masker, PartitionMasker) and masker.mode == "parallel"
 
-    @property
-    def encoder(self) -> Encoder:  # type: ignore[override]
-        """The encoder inside the autoencoder."""
-        return self.mae.encoder
-
-    @property
-    def decoder(self) -> Decoder:
-        """The decoder inside the autoencoder."""
-        return self.mae.decoder
-
     def forward(self, batch: Batch, progress: float) -> Step:
-        mae = self.mae
-        patches = patchify(batch.images, mae.encoder.patch)
-        mask, logs = mae.observer(mae.encoder, patches, batch, progress)
-        prediction = mae.predict(patches, mask)
-        whole = squared_error(prediction, mask.repeat(mae.target(patches)), mask.hidden, per_picture=mask.ragged)
-        logs |= {"hidden": mask.hidden.float().mean(), "reconstruction": whole.detach()}
+        patches, mask, logs = self.sample(batch, progress)
+        prediction = self.predict(patches, mask)
+        target = mask.repeat(self.target(patches))
+        reconstruction = squared_error(prediction, target, mask.hidden, per_picture=mask.ragged)
+        logs |= {"reconstruction": reconstruction.detach()}
         if self.config.weight == 0:
-            return Step(whole, logs)
-        agreement = disagreement(
+            return Step(reconstruction, logs)
+        consistency = disagreement(
             prediction.unflatten(0, (-1, mask.views)),
             mask.hidden.unflatten(0, (-1, mask.views)),
             self.config.distance,
@@ -91,14 +78,5 @@ class EMAE(Method):
             ordered=self.config.pairs == "ordered",
             partition=self.partition,
         )
-        return Step(whole + self.config.weight * agreement, logs | {"disagreement": agreement.detach()})
-
-    def after_step(self, progress: float) -> None:
-        self.mae.after_step(progress)
-
-    def before_epoch(self, epoch: int, progress: float, gallery: Gallery) -> dict[str, float]:
-        return self.mae.before_epoch(epoch, progress, gallery)
-
-    def reconstruct(self, batch: Batch, progress: float) -> tuple[Tensor, Mask]:
-        """Predictions of all parts (BK, C, H, W) and their masks."""
-        return self.mae.reconstruct(batch, progress)
+        loss = reconstruction + self.config.weight * consistency
+        return Step(loss, logs | {"disagreement": consistency.detach()})

@@ -12,9 +12,10 @@ from timm.loss import SoftTargetCrossEntropy
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
-from mimkit.errors import UserError, at_least
-from mimkit.model.encoder import Backbone
-from mimkit.task import Batch, Gallery, Method, MethodConfig, Step
+from mimkit.core.batch import Batch, DatasetView, Step
+from mimkit.core.errors import UserError, at_least
+from mimkit.methods.base import Method, MethodConfig
+from mimkit.model.backbone import Backbone
 
 
 @dataclass(kw_only=True, slots=True)
@@ -25,8 +26,8 @@ class FineTuneConfig(MethodConfig):
 
     classes: int = 0
     """Kinds of labels; 'mimkit evaluate finetune' counts them itself."""
-    share: float = 1.0
-    """Share of the labelled pictures to learn from: the same of each class, and at least one of each."""
+    label_fraction: float = 1.0
+    """Share of the labeled pictures to learn from: the same of each class, and at least one of each."""
     pool: Literal["mean", "class"] = "mean"
     """ViTs classify the mean of the patch tokens, with a new norm behind the pooling, or the class token."""
     head_std: float = 2e-5
@@ -60,7 +61,7 @@ class FineTune(Method):
     def __init__(self, encoder: Backbone, config: FineTuneConfig) -> None:
         super().__init__()
         self.encoder, self.config = encoder, config
-        vit: Any = encoder.vit
+        vit: Any = encoder.timm
         if isinstance(vit, VisionTransformer):
             if config.pool == "mean" and isinstance(vit.fc_norm, nn.Identity):
                 vit.norm, vit.fc_norm = vit.fc_norm, vit.norm
@@ -73,21 +74,21 @@ class FineTune(Method):
         nn.init.trunc_normal_(vit.get_classifier().weight, std=config.head_std)
         nn.init.zeros_(vit.get_classifier().bias)
         set_drop_path(vit, config.drop_path)
-        self.undecayed = tuple(f"encoder.vit.{name}" for name in sorted(getattr(vit, "no_weight_decay", set)()))
+        self.no_weight_decay = tuple(f"encoder.timm.{name}" for name in sorted(getattr(vit, "no_weight_decay", set)()))
         mixed = float(config.mixup > 0 or config.cutmix > 0)
         self.mixup = Mixup(config.mixup, config.cutmix, prob=mixed, switch_prob=config.switch)
         self.register_buffer("labels", torch.zeros(0, dtype=torch.int64), persistent=False)
 
-    def study(self, gallery: Gallery, begun: bool) -> None:
+    def setup(self, dataset: DatasetView, resumed: bool) -> None:
         """Take the labels. Raises UserError when there are none, one class alone, or more than the head has."""
-        if gallery.labels is None:
+        if dataset.labels is None:
             raise UserError("fine-tuning needs labels, and the pictures have none: give class folders or a list")
-        kinds = gallery.labels.unique()
+        kinds = dataset.labels.unique()
         if len(kinds) < 2:
             raise UserError("all pictures to learn from have one label: give two classes or more")
         if kinds[-1] >= self.config.classes:
             raise UserError(f"the pictures have {kinds[-1] + 1} classes, not --method.classes {self.config.classes}")
-        self.labels = gallery.labels
+        self.labels = dataset.labels
 
     @torch.compiler.disable
     def mix(self, images: Float[Tensor, "B C H W"], labels: Int64[Tensor, " B"]) -> tuple[Tensor, Float[Tensor, "B K"]]:
@@ -98,14 +99,14 @@ class FineTune(Method):
         before, images = np.random.get_state(), images.clone()
         np.random.seed(int(torch.randint(1 << 32, ())))  # on the CPU: nothing waits
         try:
-            share = self.mixup._mix_batch(images)  # not its __call__, which refuses odd batches without need
+            fraction = self.mixup._mix_batch(images)  # not its __call__, which refuses odd batches without need
         finally:
             np.random.set_state(before)
-        return images, mixup_target(labels, self.config.classes, share, self.config.smoothing)
+        return images, mixup_target(labels, self.config.classes, fraction, self.config.smoothing)
 
     def forward(self, batch: Batch, progress: float) -> Step:
         images, targets = self.mix(batch.images, self.labels[batch.index.to(self.labels.device)])
-        logits = self.encoder.vit(images).float()
+        logits = self.encoder.timm(images).float()
         right = torch.eq(logits.detach().argmax(dim=1), targets.argmax(dim=1)).float().mean()
         return Step(SoftTargetCrossEntropy()(logits, targets), {"train_accuracy": right})
 

@@ -6,20 +6,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mimkit.exploitation import Exploitation, decoder_attention, exploitation_rate
+from mimkit.core.batch import Batch, Step
+from mimkit.core.randomness import rng_keys
+from mimkit.guidance.exploitation import Exploitation, decoder_attention, exploitation_rate
 from mimkit.masks import Mask, Masker, RandomMasker
+from mimkit.methods.base import MaskedConfig, MaskedMethod
+from mimkit.methods.losses import squared_error
+from mimkit.methods.targets.pixels import Pixels
 from mimkit.model.decoder import Decoder, DecoderConfig
-from mimkit.model.encoder import Encoder
 from mimkit.model.patches import patchify, unpatchify
-from mimkit.objectives import squared_error
-from mimkit.observe import Observer
-from mimkit.randomness import keys
-from mimkit.targets import Pixels
-from mimkit.task import Batch, Gallery, Method, MethodConfig, Step
+from mimkit.model.vit import Encoder
 
 
 @dataclass(kw_only=True, slots=True)
-class MAEConfig(MethodConfig):
+class MAEConfig(MaskedConfig):
     """Masked autoencoder (He et al. 2022, arXiv:2111.06377)."""
 
     masker: Masker = field(default_factory=RandomMasker)
@@ -31,31 +31,25 @@ class MAEConfig(MethodConfig):
         return MAE(encoder, self.decoder.build(encoder, outputs), self.masker, self.target)
 
 
-class MAE(Method):
+class MAE(MaskedMethod):
     """The encoder sees the visible patches alone; a light decoder predicts the hidden ones; loss where hidden."""
 
+    encoder: Encoder  # type: ignore[bad-override]
+    decoder: Decoder  # type: ignore[bad-override]
+
     def __init__(self, encoder: Encoder, decoder: Decoder, masker: Masker, target: Pixels) -> None:
-        super().__init__()
-        self.encoder, self.decoder = encoder, decoder
-        self.observer = Observer(masker, encoder)
-        self.target = target
+        super().__init__(encoder, masker)
+        self.decoder, self.target = decoder, target
 
     def predict(self, patches: Float[Tensor, "B N P"], mask: Mask) -> Float[Tensor, "BK N P"]:
         """Predictions for every patch of every view."""
         return self.decoder(self.encoder.encode(self.encoder.embed(patches, mask), mask), mask)
 
     def forward(self, batch: Batch, progress: float) -> Step:
-        patches = patchify(batch.images, self.encoder.patch)
-        mask, logs = self.observer(self.encoder, patches, batch, progress)
+        patches, mask, logs = self.sample(batch, progress)
         prediction = self.predict(patches, mask)
         loss = squared_error(prediction, mask.repeat(self.target(patches)), mask.hidden, per_picture=mask.ragged)
-        return Step(loss, {"hidden": mask.hidden.float().mean()} | logs)
-
-    def after_step(self, progress: float) -> None:
-        self.observer.follow(self.encoder)
-
-    def before_epoch(self, epoch: int, progress: float, gallery: Gallery) -> dict[str, float]:
-        return self.observer.before_epoch(self.encoder, epoch, progress, gallery, self.exploitation)
+        return Step(loss, logs)
 
     @torch.no_grad()
     def exploitation(self, images: Float[Tensor, "B C H W"]) -> Exploitation:
@@ -63,7 +57,7 @@ class MAE(Method):
         training = self.training
         self.eval()  # or drop path would draw from what a resumed run cannot repeat
         patches = patchify(images, self.encoder.patch)
-        address = keys("exploitation", torch.arange(len(images))).to(images.device)
+        address = rng_keys("exploitation", torch.arange(len(images))).to(images.device)
         mask = RandomMasker()(patches[..., :0], address, 0.0, self.encoder.grid)
         latents = self.encoder.encode(self.encoder.embed(patches, mask), mask)
         rates = exploitation_rate(decoder_attention(self.decoder, latents, mask), mask.hidden)
@@ -71,13 +65,12 @@ class MAE(Method):
         return rates
 
     def reconstruct(self, batch: Batch, progress: float) -> tuple[Tensor, Mask]:
-        """Pictures of what it learned: predictions (BK, C, H, W) in the input's normalisation, and the mask.
+        """Pictures of what it learned: predictions (BK, C, H, W) in the input's normalization, and the mask.
 
-        With a standardised target each patch borrows mean and variance of the true patch, so contrast and colour of
+        With a standardized target each patch borrows mean and variance of the true patch, so contrast and color of
         hidden patches are not the model's own.
         """
-        patches = patchify(batch.images, self.encoder.patch)
-        mask, _ = self.observer(self.encoder, patches, batch, progress)
+        patches, mask, _ = self.sample(batch, progress)
         prediction = self.predict(patches, mask)
         restored = self.target.restore(prediction, mask.repeat(patches))
         return unpatchify(restored, self.encoder.patch, self.encoder.grid), mask

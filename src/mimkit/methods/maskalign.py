@@ -1,6 +1,5 @@
 """MaskAlign: visible patches and a frozen teacher's tokens enter, the distance of the two leaves as the loss."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,20 +8,22 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from mimkit.config import absolute
-from mimkit.errors import UserError, at_least
+from mimkit.core.batch import Batch, Step
+from mimkit.core.config import absolute
+from mimkit.core.errors import UserError, at_least
+from mimkit.guidance.sampler import refuse_exploitation
 from mimkit.masks import Mask, Masker, MultinomialMasker
+from mimkit.methods.base import MaskedConfig, MaskedMethod
+from mimkit.methods.losses import mean_where
 from mimkit.model.alignment import Alignment
-from mimkit.model.encoder import Encoder, Tokens
-from mimkit.model.patches import patchify
+from mimkit.model.backbone import Tokens
+from mimkit.model.frozen import Frozen
 from mimkit.model.teacher import Teacher
-from mimkit.objectives import mean_where
-from mimkit.observe import Observer, refuse_exploitation
-from mimkit.task import Batch, Gallery, Method, MethodConfig, Step
+from mimkit.model.vit import Encoder
 
 
 @dataclass(kw_only=True, slots=True)
-class MaskAlignConfig(MethodConfig):
+class MaskAlignConfig(MaskedConfig):
     """MaskAlign (Xue et al., CVPR 2023, arXiv:2211.08887; OpenDriveLab/maskalign:models_pretrain.py)."""
 
     teacher: str
@@ -42,6 +43,10 @@ class MaskAlignConfig(MethodConfig):
     def __post_init__(self) -> None:
         self.teacher = absolute(self.teacher)
 
+    @property
+    def attention_teacher(self) -> str:
+        return self.teacher
+
     def build(self, encoder: Encoder) -> "MaskAlign":
         at_least(1, **{"method.layers": self.layers})
         if not self.teacher:
@@ -49,40 +54,36 @@ class MaskAlignConfig(MethodConfig):
         refuse_exploitation(self.masker, "MaskAlign")
         assert encoder.mean is not None and encoder.std is not None
         teacher = Teacher(self.teacher, encoder.grid, encoder.channels, encoder.mean, encoder.std)
-        sizes = [(part.width, len(part.vit.blocks)) for part in (encoder, teacher.encoder)]
+        sizes = [(part.width, len(part.timm.blocks)) for part in (encoder, teacher.encoder)]
         layers = sizes[1][1] if self.layers is None else self.layers
         kinds = dict(layers=layers, mixture=self.mixture, adapter=self.adapter, order=self.order)
         return MaskAlign(encoder, teacher, Alignment(sizes[0], sizes[1], **kinds), self.masker)  # type: ignore[arg-type]
 
 
-class MaskAlign(Method):
+class MaskAlign(MaskedMethod):
     """The student sees the visible patches alone, a frozen teacher the whole image; their visible tokens shall agree.
 
-    Nothing is reconstructed. Targets are the teacher's raw block outputs, each token standardised. The class token
+    Nothing is reconstructed. Targets are the teacher's raw block outputs, each token standardized. The class token
     takes part where both have one. The student's final norm would get no gradient, so it is frozen as it starts: what
-    leaves with the encoder is the last block's output, standardised as the targets are.
+    leaves with the encoder is the last block's output, standardized as the targets are.
     """
 
-    undecayed = ("alignment.mixture",)
+    no_weight_decay = ("alignment.mixture",)
+
+    encoder: Encoder  # type: ignore[bad-override]
 
     def __init__(self, encoder: Encoder, teacher: Teacher, alignment: Alignment, masker: Masker) -> None:
-        super().__init__()
-        self.encoder, self.alignment = encoder, alignment
-        self._teacher = (teacher,)  # a tuple: its weights belong into no checkpoint
-        self.observer = Observer(masker, encoder, teacher)
-        self.with_class = encoder.vit.has_class_token and teacher.encoder.vit.has_class_token
-        encoder.vit.norm.requires_grad_(False)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MaskAlign":
-        self._teacher[0]._apply(fn, recurse)  # goes along to the device
-        return super()._apply(fn, recurse)
+        super().__init__(encoder, masker, teacher)
+        self.alignment, self.teacher = alignment, Frozen(teacher)
+        self.with_class = encoder.timm.has_class_token and teacher.encoder.timm.has_class_token
+        encoder.timm.norm.requires_grad_(False)
 
     def aligned(self, batch: Batch, progress: float) -> tuple[list[Tensor], list[Tensor], Mask, dict[str, Any]]:
         """Predictions and targets, (BK, class token + V, C) for each imitated block; the mask, and its log."""
-        patches = patchify(batch.images, self.encoder.patch)
-        looks = self.observer.shares(progress)
-        seen = self._teacher[0].look(batch.images, self.alignment.layers, attention=looks)
-        mask, logs = self.observer(self.encoder, patches, batch, progress, seen.attention)
+        # One pass of the teacher gives the targets and, where the masker wants it, the attention that it hides by.
+        attention = self.mask_sampler.uses_method_teacher(progress)
+        seen = self.teacher.network.features(batch.images, self.alignment.layers, attention=attention)
+        patches, mask, logs = self.sample(batch, progress, seen.attention)
         blocks = self.encoder.by_block(self.encoder.embed(patches, mask), mask)
         predictions = self.alignment([self.joined(tokens) for tokens in blocks])
         targets = []
@@ -101,13 +102,7 @@ class MaskAlign(Method):
         distances = [2 * F.smooth_l1_loss(p.float(), t, reduction="none").mean(dim=2) for p, t in pairs]
         where = F.pad(~mask.padding, (int(self.with_class), 0), value=True)
         loss = mean_where(torch.stack(distances).mean(dim=0), where, per_picture=mask.ragged)
-        return Step(loss, {"hidden": mask.hidden.float().mean()} | logs)
-
-    def after_step(self, progress: float) -> None:
-        self.observer.follow(self.encoder)
-
-    def before_epoch(self, epoch: int, progress: float, gallery: Gallery) -> dict[str, float]:
-        return self.observer.before_epoch(self.encoder, epoch, progress, gallery)
+        return Step(loss, logs)
 
     def agreement(self, batch: Batch, progress: float) -> tuple[Float[Tensor, "BK N"], Mask]:
         """Cosine of prediction and target at each visible patch, the mean over the imitated blocks, 0 at least."""

@@ -8,21 +8,22 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from mimkit.distributed import gather, rank, world
-from mimkit.errors import UserError, at_least
-from mimkit.methods.simclr import check_temperature, describe, other_view
-from mimkit.model.encoder import Backbone
+from mimkit.core.batch import Batch, DatasetView, Step
+from mimkit.core.distributed import gather, rank, world
+from mimkit.core.errors import UserError, at_least
+from mimkit.core.randomness import uniform
+from mimkit.methods.base import Method, MethodConfig
+from mimkit.methods.losses import info_nce
+from mimkit.methods.simclr import check_temperature, describe, second_view
+from mimkit.model.backbone import Backbone
 from mimkit.model.projector import Embedder, Pool, SlowCopy, mlp
-from mimkit.objectives import info_nce
-from mimkit.randomness import uniform
-from mimkit.task import Batch, Gallery, Method, MethodConfig, Step
 
 
 @dataclass(kw_only=True, slots=True)
 class MoCoConfig(MethodConfig):
     """Momentum contrast (v1: He et al. 2020, arXiv:1911.05722; v2: Chen et al. 2020, arXiv:2003.04297).
 
-    The other view is the first of `images.others`. The defaults are v2's; v1 has a linear head and temperature 0.07.
+    The other view is the first of `images.other_views`. The defaults are v2's; v1 has a linear head and temperature 0.07.
     A ResNet's BatchNorm tells which key is whose unless several processes shuffle them: use more than one.
     """
 
@@ -73,18 +74,18 @@ class MoCo(Method):
         """The encoder that is trained, inside the embedder."""
         return self.embedder.encoder
 
-    def study(self, gallery: Gallery, begun: bool) -> None:
-        if not begun:
-            self.slow.follow(self.embedder, 0.0)  # released weights were loaded after the copy was made
+    def setup(self, dataset: DatasetView, resumed: bool) -> None:
+        if not resumed:
+            self.slow.update(self.embedder, 0.0)  # released weights were loaded after the copy was made
 
     def forward(self, batch: Batch, progress: float) -> Step:
         features = self.embedder.features(batch.images)
-        own, self.fresh = self.keys(other_view(batch), batch.keys)
+        own, self.fresh = self.momentum_keys(second_view(batch), batch.rng_keys)
         found = info_nce(self.embedder.projector(features), own, self.queue, self.temperature)
         return Step(found.loss, describe(found, features))
 
     @torch.no_grad()
-    def keys(
+    def momentum_keys(
         self, images: Float[Tensor, "B C H W"], address: Int64[Tensor, " B"]
     ) -> tuple[Float[Tensor, "B D"], Float[Tensor, "everyone D"]]:
         """Unit keys of these images, and of those of all processes.
@@ -92,17 +93,17 @@ class MoCo(Method):
         Each process embeds images of all, shuffled by their random keys, so that BatchNorm tells nothing.
         """
         if world() == 1:
-            keys = F.normalize(self.slow(images).float(), dim=1)
-            return keys, keys
+            momentum_keys = F.normalize(self.slow(images).float(), dim=1)
+            return momentum_keys, momentum_keys
         order = uniform(gather(address).flatten(), 1, stream=1).squeeze(1).argsort()
         mine = slice(rank() * len(images), (rank() + 1) * len(images))
         shuffled = gather(images).flatten(0, 1)[order[mine]]
-        keys = gather(F.normalize(self.slow(shuffled).float(), dim=1)).flatten(0, 1)[order.argsort()]
-        return keys[mine], keys
+        momentum_keys = gather(F.normalize(self.slow(shuffled).float(), dim=1)).flatten(0, 1)[order.argsort()]
+        return momentum_keys[mine], momentum_keys
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
-        self.slow.follow(self.embedder, self.momentum)
+        self.slow.update(self.embedder, self.momentum)
         assert self.fresh is not None
         count, size = len(self.fresh), len(self.queue)
         if size % count:

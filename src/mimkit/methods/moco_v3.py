@@ -6,21 +6,23 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from mimkit.errors import at_least
+from mimkit.core.batch import Batch, DatasetView, Step
+from mimkit.core.errors import at_least
+from mimkit.methods.base import Method, MethodConfig
+from mimkit.methods.losses import in_batch
 from mimkit.methods.moco import check_momentum
-from mimkit.methods.simclr import check_temperature, describe, other_view
+from mimkit.methods.simclr import check_temperature, describe, second_view
+from mimkit.model.backbone import Backbone
 from mimkit.model.convolutional import ConvolutionalEncoder
-from mimkit.model.encoder import Backbone, Encoder
-from mimkit.model.projector import Embedder, Pool, SlowCopy, mlp, synchronised
-from mimkit.objectives import in_batch
-from mimkit.task import Batch, Gallery, Method, MethodConfig, Step
+from mimkit.model.projector import Embedder, Pool, SlowCopy, mlp, synchronized
+from mimkit.model.vit import Encoder
 
 
 @dataclass(kw_only=True, slots=True)
 class MoCoV3Config(MethodConfig):
     """MoCo v3 (Chen, Xie, He 2021, arXiv:2104.02057; facebookresearch/moco-v3:moco/builder.py, vits.py).
 
-    The other view is the first of `images.others`. Under a ViT or Swin the projector has three layers and both heads
+    The other view is the first of `images.other_views`. Under a ViT or Swin the projector has three layers and both heads
     end in BatchNorm; under a ResNet it has two, and the predictor ends without. BatchNorm is over all processes.
     """
 
@@ -48,8 +50,8 @@ class MoCoV3Config(MethodConfig):
         if isinstance(encoder, Encoder):
             rescale(encoder)
         if self.freeze_patches and not convolutional:
-            encoder.vit.patch_embed.proj.requires_grad_(False)
-        synchronised(encoder)
+            encoder.timm.patch_embed.proj.requires_grad_(False)
+        synchronized(encoder)
         projector = [encoder.width, *[self.hidden] * (1 if convolutional else 2), self.outputs]
         predictor = mlp([self.outputs, self.hidden, self.outputs], last="none" if convolutional else "plain")
         return MoCoV3(Embedder(encoder, self.pool, mlp(projector, last="plain")), predictor, self)
@@ -71,29 +73,29 @@ class MoCoV3(Method):
         """The encoder that is trained, inside the embedder."""
         return self.embedder.encoder
 
-    def study(self, gallery: Gallery, begun: bool) -> None:
-        if not begun:
-            self.slow.follow(self.embedder, 0.0)  # released weights were loaded after the copy was made
+    def setup(self, dataset: DatasetView, resumed: bool) -> None:
+        if not resumed:
+            self.slow.update(self.embedder, 0.0)  # released weights were loaded after the copy was made
 
     def forward(self, batch: Batch, progress: float) -> Step:
-        views = batch.images, other_view(batch)
-        features, keys = [self.embedder.features(view) for view in views], [self.slow(view) for view in views]
+        views = batch.images, second_view(batch)
+        features, momentum_keys = [self.embedder.features(view) for view in views], [self.slow(view) for view in views]
         queries = [self.predictor(self.embedder.projector(feature)) for feature in features]
-        one, two = (in_batch(queries[i], keys[1 - i], self.temperature) for i in range(2))
+        one, two = (in_batch(queries[i], momentum_keys[1 - i], self.temperature) for i in range(2))
         return Step(one.loss + two.loss, describe(one, features[0]))
 
     def after_step(self, progress: float) -> None:
         rest = (1 - self.momentum) * (1 + math.cos(math.pi * progress)) / 2
-        self.slow.follow(self.embedder, 1 - rest)
+        self.slow.update(self.embedder, 1 - rest)
 
 
 @torch.no_grad()
 def rescale(encoder: Encoder) -> None:
-    """From MAE's initialisation to MoCo v3's: query, key and value each their own matrix, class token nearly zero.
+    """From MAE's initialization to MoCo v3's: query, key and value each their own matrix, class token nearly zero.
 
     Xavier's bound of three matrices is the root of 2 times that of one fused; the patch embedding's is the same.
     """
-    for block in encoder.vit.blocks:
+    for block in encoder.timm.blocks:
         block.attn.qkv.weight.mul_(math.sqrt(2))
-    if encoder.vit.cls_token is not None:
-        encoder.vit.cls_token.mul_(1e-6 / 0.02)
+    if encoder.timm.cls_token is not None:
+        encoder.timm.cls_token.mul_(1e-6 / 0.02)

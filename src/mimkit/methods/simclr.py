@@ -6,18 +6,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mimkit.errors import UserError, at_least
-from mimkit.model.encoder import Backbone
-from mimkit.model.projector import Embedder, Pool, mlp, synchronised
-from mimkit.objectives import Contrast, nt_xent, spread
-from mimkit.task import Batch, Method, MethodConfig, Step
+from mimkit.core.batch import Batch, Step
+from mimkit.core.errors import UserError, at_least
+from mimkit.methods.base import Method, MethodConfig
+from mimkit.methods.losses import Contrast, feature_spread, nt_xent
+from mimkit.model.backbone import Backbone
+from mimkit.model.projector import Embedder, Pool, mlp, synchronized
 
 
 @dataclass(kw_only=True, slots=True)
 class SimCLRConfig(MethodConfig):
     """SimCLR (Chen et al. 2020, arXiv:2002.05709; v2 arXiv:2006.10029; google-research/simclr).
 
-    The other view is the first of `images.others`. BatchNorm, of a ResNet too, is over all processes.
+    The other view is the first of `images.other_views`. BatchNorm, of a ResNet too, is over all processes.
     """
 
     windows = convolutions = needs_whole_batch = True
@@ -38,7 +39,7 @@ class SimCLRConfig(MethodConfig):
         check_temperature(self.temperature)
         at_least(1, **{"method.layers": self.layers, "method.outputs": self.outputs})
         widths = [encoder.width] * self.layers + [self.outputs]
-        synchronised(encoder)
+        synchronized(encoder)
         return SimCLR(Embedder(encoder, self.pool, mlp(widths, last="scale")), self.temperature, self.scale)
 
 
@@ -55,7 +56,7 @@ class SimCLR(Method):
         return self.embedder.encoder
 
     def forward(self, batch: Batch, progress: float) -> Step:
-        features = self.embedder.features(torch.cat([batch.images, other_view(batch)]))
+        features = self.embedder.features(torch.cat([batch.images, second_view(batch)]))
         one, two = self.embedder.projector(features).chunk(2)
         found = nt_xent(one, two, self.temperature, self.scale)
         return Step(found.loss, describe(found, features))
@@ -67,18 +68,18 @@ def check_temperature(temperature: float) -> None:
         raise UserError(f"method.temperature must be above 0, got {temperature:g}; 0.1 to 0.5 is usual")
 
 
-def other_view(batch: Batch) -> Float[Tensor, "B C h w"]:
+def second_view(batch: Batch) -> Float[Tensor, "B C h w"]:
     """The second view of each picture.
 
     Raises:
         UserError: the run makes one view alone.
     """
-    if not batch.others:
+    if not batch.other_views:
         raise UserError(
-            "a contrastive method compares two views of each picture and this run makes one: give images.others a view "
+            "a contrastive method compares two views of each picture and this run makes one: give images.other_views a view "
             "in the recipe, as those of mimkit.recipes.contrastive do"
         )
-    return batch.others[0]
+    return batch.other_views[0]
 
 
 def describe(found: Contrast, features: Float[Tensor, "B D"]) -> dict[str, Tensor]:
@@ -86,4 +87,4 @@ def describe(found: Contrast, features: Float[Tensor, "B D"]) -> dict[str, Tenso
 
     `features` are those of the encoder: BatchNorm at the end of a projector would hide that all are nearly one.
     """
-    return {"positive": found.positive, "negative": found.negative, "spread": spread(features)}
+    return {"positive": found.positive, "negative": found.negative, "spread": feature_spread(features)}

@@ -8,27 +8,29 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from mimkit.errors import UserError
+from mimkit.core.batch import Batch, DatasetView, Step
+from mimkit.core.errors import UserError
+from mimkit.guidance.sampler import refuse_exploitation
 from mimkit.masks import Mask, Masker, SimMIMMasker
 from mimkit.masks.informed import InformedMasker
 from mimkit.masks.masker import Signal
-from mimkit.model.encoder import Backbone, Encoder
+from mimkit.methods.base import MaskedConfig, MaskedMethod
+from mimkit.methods.losses import mean_where, pixel_errors
+from mimkit.methods.targets.base import PictureTarget, Targets
+from mimkit.methods.targets.color import RawPixels
+from mimkit.model.backbone import Backbone
 from mimkit.model.heads import HeadName, build_head
-from mimkit.model.patches import patchify
-from mimkit.objectives import mean_where, pixel_errors
-from mimkit.observe import Observer, refuse_exploitation
-from mimkit.targets import Colours, PictureTarget, Targets
-from mimkit.task import Batch, Gallery, Method, MethodConfig, Step
+from mimkit.model.vit import Encoder
 
 
 @dataclass(kw_only=True, slots=True)
-class SimMIMConfig(MethodConfig):
+class SimMIMConfig(MaskedConfig):
     """SimMIM (Xie et al. 2022, arXiv:2111.09886), on a plain ViT, a Swin or a SwinV2."""
 
     windows = True  # encoders that leave no patch out will do
 
     masker: Masker = field(default_factory=SimMIMMasker)
-    target: PictureTarget = field(default_factory=Colours)
+    target: PictureTarget = field(default_factory=RawPixels)
     head: HeadName = "linear"
     """`linear`, or what the paper compares it with: `mlp`, `inverse_swin_t`, `inverse_swin_b`."""
     loss: Literal["l1", "l2", "smooth_l1", "cross_entropy"] | None = None
@@ -38,7 +40,7 @@ class SimMIMConfig(MethodConfig):
 
     def build(self, encoder: Backbone) -> "SimMIM":
         if not isinstance(encoder, Encoder):
-            refuse_looks(self.masker)
+            refuse_reading_maskers(self.masker)
         refuse_exploitation(self.masker, "SimMIM")
         target = self.target.open(encoder)
         loss = self.loss or ("cross_entropy" if target.classes else "l1")
@@ -48,23 +50,20 @@ class SimMIMConfig(MethodConfig):
         return SimMIM(encoder, self, target, loss)
 
 
-class SimMIM(Method):
+class SimMIM(MaskedMethod):
     """The encoder sees the full sequence with a learned token where patches are hidden; loss on hidden pixels."""
 
-    encoder: Backbone  # type: ignore[bad-override]
-
     def __init__(self, encoder: Backbone, config: SimMIMConfig, target: PictureTarget, loss: str) -> None:
-        super().__init__()
-        self.encoder, self.loss, self.everywhere = encoder, loss, config.everywhere
+        super().__init__(encoder, config.masker)
+        self.loss, self.everywhere = loss, config.everywhere
         self.target = Targets(target, encoder)
-        self.observer = Observer(config.masker, encoder)
         # One axis: not decayed, as in the released code (models/simmim.py, optimizer.py).
         self.mask_token = nn.Parameter(torch.zeros(encoder.embed_width))
         nn.init.trunc_normal_(self.mask_token, std=0.02)
         self.head = build_head(config.head, encoder, target.outputs(encoder.channels), target.cell)
 
-    def study(self, gallery: Gallery, begun: bool) -> None:
-        self.target.study(gallery, begun)
+    def setup(self, dataset: DatasetView, resumed: bool) -> None:
+        self.target.setup(dataset, resumed)
 
     def predict(self, patches: Float[Tensor, "B N P"], mask: Mask) -> Float[Tensor, "BK O h w"]:
         """Predictions for the whole picture of every view. Nothing of hidden and thrown patches gets in."""
@@ -73,13 +72,12 @@ class SimMIM(Method):
         return self.head(self.encoder.encode(tokens).patches)
 
     def forward(self, batch: Batch, progress: float) -> Step:
-        patches = patchify(batch.images, self.encoder.patch)
-        mask, logs = self.observer(self.encoder, patches, batch, progress)
+        patches, mask, logs = self.sample(batch, progress)
         target = mask.repeat(self.target(batch.images))
         errors = pixel_errors(self.predict(patches, mask), target, self.loss)
         # The mean over the pixels of the whole batch, and with SimMIM's 1e-5 in the denominator.
         loss = mean_where(errors, self.where(mask), per_picture=mask.ragged, epsilon=1e-5)
-        return Step(loss, {"hidden": mask.hidden.float().mean()} | logs)
+        return Step(loss, logs)
 
     def where(self, mask: Mask) -> Bool[Tensor, "BK T"]:
         """Which squares of the target count: those of whose pixels all are hidden, or all but thrown ones."""
@@ -91,27 +89,20 @@ class SimMIM(Method):
             hidden = F.max_pool2d((~hidden).float(), self.target.cell) == 0
         return hidden.flatten(1)
 
-    def after_step(self, progress: float) -> None:
-        self.observer.follow(self.encoder)
-
-    def before_epoch(self, epoch: int, progress: float, gallery: Gallery) -> dict[str, float]:
-        return self.observer.before_epoch(self.encoder, epoch, progress, gallery)
-
     def reconstruct(self, batch: Batch, progress: float) -> tuple[Tensor, Mask] | None:
-        """Pictures of what it learned (BK, C, H, W) in the input's normalisation, and the mask.
+        """Pictures of what it learned (BK, C, H, W) in the input's normalization, and the mask.
 
         With a `window`, mean and variance are those of the true picture; None of tokens that cannot be drawn.
         """
-        patches = patchify(batch.images, self.encoder.patch)
-        mask, _ = self.observer(self.encoder, patches, batch, progress)
+        patches, mask, _ = self.sample(batch, progress)
         drawn = self.target.restore(self.predict(patches, mask), mask.repeat(batch.images))
         return None if drawn is None else (drawn, mask)
 
 
-def refuse_looks(masker: Masker) -> None:
+def refuse_reading_maskers(masker: Masker) -> None:
     """Refuse a masker that looks at the encoder, ever, where its attention runs in windows."""
-    looks = any(masker.reads(moment / 64) is not Signal.NONE for moment in range(64))
-    if looks or isinstance(masker.guide, InformedMasker):
+    evals = any(masker.reads(moment / 64) is not Signal.NONE for moment in range(64))
+    if evals or isinstance(masker.guide, InformedMasker):
         raise UserError(
             f"{type(masker.guide).__name__} reads a value for each patch from the encoder, and an encoder with windows "
             "merges its patches and has no class token: use a masker that reads nothing, or a vit_* encoder"

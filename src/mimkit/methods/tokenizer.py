@@ -7,13 +7,14 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from mimkit import distributed
-from mimkit.errors import UserError, at_least
+from mimkit.core import distributed
+from mimkit.core.batch import Batch, Step
+from mimkit.core.errors import UserError, at_least
+from mimkit.core.randomness import uniform
 from mimkit.masks import Mask
-from mimkit.model.encoder import Backbone
+from mimkit.methods.base import Method, MethodConfig
+from mimkit.model.backbone import Backbone
 from mimkit.model.tokenizer import Tokenizer, TokenizerConfig
-from mimkit.randomness import uniform
-from mimkit.task import Batch, Method, MethodConfig, Step
 
 DEAD = 0.2  # share of the mean use below which a vector is replaced
 
@@ -40,7 +41,7 @@ class VQVAEConfig(MethodConfig):
 class VQVAE(Method):
     """Encoder, nearest vector, decoder; the gradient passes by the choice as if nothing had been chosen.
 
-    A vector is the normalised moving average of the tokens that chose it (paper, appendix A.1, on the unit sphere).
+    A vector is the normalized moving average of the tokens that chose it (paper, appendix A.1, on the unit sphere).
     Pictures offer one token each, at an address, to a vector at an address; one that is hardly used takes the offer.
     So the codebook begins, too. Masks, labels and released ids play no part.
     """
@@ -66,20 +67,22 @@ class VQVAE(Method):
         pictures = self.tokenizer.decode(vectors + (chosen - vectors).detach())
         error = F.mse_loss(pictures.float(), batch.images.float())
         distance = (vectors - chosen).square().sum(dim=3).mean()
-        self.note(vectors.detach(), ids, batch.keys)
+        self.note(vectors.detach(), ids, batch.rng_keys)
         ones = torch.ones_like(ids, dtype=torch.float32).flatten()
         use = torch.zeros_like(self.average[:, 0]).index_add(0, ids.flatten(), ones) / len(ones)
         logs = {"reconstruction": error, "distance": distance, "perplexity": torch.special.entr(use).sum().exp()}
         return Step(error + self.commitment * distance, logs)
 
     @torch.no_grad()
-    def note(self, vectors: Float[Tensor, "B h w D"], ids: Int64[Tensor, "B h w"], keys: Int64[Tensor, " B"]) -> None:
+    def note(
+        self, vectors: Float[Tensor, "B h w D"], ids: Int64[Tensor, "B h w"], rng_keys: Int64[Tensor, " B"]
+    ) -> None:
         """Add up which tokens chose which vector, and what the pictures offer."""
         tokens = F.pad(vectors.flatten(1, 2), (0, 1), value=1.0)
         self.seen[0].index_add_(0, ids.flatten(), tokens.flatten(0, 1))
-        place, vector = (uniform(keys, 1, stream)[:, 0] for stream in range(2))
+        place, vector = (uniform(rng_keys, 1, stream)[:, 0] for stream in range(2))
         place, vector = (place * tokens.shape[1]).long(), (vector * len(self.average)).long()
-        self.seen[1].index_add_(0, vector, tokens[torch.arange(len(tokens), device=keys.device), place])
+        self.seen[1].index_add_(0, vector, tokens[torch.arange(len(tokens), device=rng_keys.device), place])
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:

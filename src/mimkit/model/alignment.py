@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mimkit.errors import UserError, unknown
-from mimkit.model.encoder import initialise
+from mimkit.core.errors import UserError, unknown
+from mimkit.model.vit import initialize
 
 Norm = partial(nn.LayerNorm, eps=1e-6)  # the student's own eps
 
@@ -76,7 +76,7 @@ class Alignment(nn.Module):
         self.mixture = None if mixture == "simple" else nn.Parameter(start[-layers:].clone())
         adapters = layers if self.mix_first or mixture == "simple" else blocks
         self.adapters = nn.ModuleList(ADAPTERS[adapter](width, out) for _ in range(adapters))
-        initialise(self.adapters)
+        initialize(self.adapters)
 
     def forward(self, blocks: Sequence[Float[Tensor, "B T D"]]) -> list[Float[Tensor, "B T C"]]:
         """Predictions of the teacher's last blocks, in their order, from all blocks of the student."""

@@ -7,7 +7,7 @@ from timm.layers import Attention
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from mimkit.errors import UserError
+from mimkit.core.errors import UserError
 
 
 def attention_weights(block: nn.Module, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B H T T"]:
@@ -28,7 +28,7 @@ def class_attention(block: nn.Module, x: Float[Tensor, "B T D"], prefix: int) ->
     Args:
         block: a plain pre-norm block of timm, most often the last.
         x: its input; token 0 is the class token.
-        prefix: class and register tokens before the patches. Their columns are dropped and nothing is renormalised:
+        prefix: class and register tokens before the patches. Their columns are dropped and nothing is renormalized:
             a patch's value is its true share, and the values of a head sum to less than 1.
 
     Raises:

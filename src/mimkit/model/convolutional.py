@@ -4,7 +4,7 @@ from jaxtyping import Float
 from timm.models import ResNet
 from torch import Tensor
 
-from mimkit.model.encoder import Backbone, Tokens
+from mimkit.model.backbone import Backbone, Tokens
 
 
 class ConvolutionalEncoder(Backbone):
@@ -20,7 +20,7 @@ class ConvolutionalEncoder(Backbone):
 
     def __init__(self, vit: ResNet, size: tuple[int, int]) -> None:
         super().__init__()
-        self.vit = vit
+        self.timm = vit
         vit.reset_classifier(0, "avg")  # a head gets no gradient in pre-training, and DDP insists on one
         stride = vit.feature_info[-1]["reduction"]
         self.patch = (stride, stride)
@@ -36,5 +36,5 @@ class ConvolutionalEncoder(Backbone):
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> Tokens:
         """Tokens of whole images, row-major: timm's `forward_features`, flattened."""
-        x = self.vit.forward_features(images).flatten(2).transpose(1, 2)
+        x = self.timm.forward_features(images).flatten(2).transpose(1, 2)
         return Tokens(x[:, :0], x)

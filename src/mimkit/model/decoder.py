@@ -9,10 +9,11 @@ from jaxtyping import Float
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from mimkit.errors import UserError, at_least
+from mimkit.core.errors import UserError, at_least
 from mimkit.masks.mask import Mask
-from mimkit.model.encoder import Encoder, Tokens, initialise
+from mimkit.model.backbone import Tokens
 from mimkit.model.patches import sincos_positions
+from mimkit.model.vit import Encoder, initialize
 
 
 @dataclass(kw_only=True, slots=True)
@@ -52,7 +53,7 @@ class Decoder(nn.Module):
         )
         self.norm = norm(config.width)
         self.head = nn.Linear(config.width, outputs)
-        initialise(self)
+        initialize(self)
         nn.init.normal_(self.mask_token, std=0.02)
 
     def tokens(self, latents: Tokens, mask: Mask) -> Tokens:

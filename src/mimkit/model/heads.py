@@ -9,8 +9,8 @@ from jaxtyping import Float
 from timm.models.swin_transformer import SwinTransformerStage
 from torch import Tensor, nn
 
-from mimkit.errors import UserError, unknown
-from mimkit.model.encoder import Backbone
+from mimkit.core.errors import UserError, unknown
+from mimkit.model.backbone import Backbone
 from mimkit.model.patches import unpatchify
 
 HeadName = Literal["linear", "mlp", "inverse_swin_t", "inverse_swin_b"]

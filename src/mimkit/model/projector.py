@@ -12,9 +12,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mimkit.distributed import gather_with_gradient, world
-from mimkit.errors import UserError
-from mimkit.model.encoder import Backbone
+from mimkit.core.distributed import gather_with_gradient, world
+from mimkit.core.errors import UserError
+from mimkit.model.backbone import Backbone
 
 Pool = Literal["class", "mean"]
 Last = Literal["none", "plain", "scale"]
@@ -39,9 +39,9 @@ class GlobalBatchNorm(_BatchNorm):
             mean = means.mean(dim=0)
             variance = variances.mean(dim=0) + means.var(dim=0, correction=0)
             if self.running_mean is not None and self.running_var is not None:
-                count, share = world() * x.numel() // x.shape[1], self.momentum or 0.0
-                self.running_mean.lerp_(mean.detach(), share)
-                self.running_var.lerp_(variance.detach() * (count / (count - 1)), share)
+                count, fraction = world() * x.numel() // x.shape[1], self.momentum or 0.0
+                self.running_mean.lerp_(mean.detach(), fraction)
+                self.running_var.lerp_(variance.detach() * (count / (count - 1)), fraction)
                 if self.num_batches_tracked is not None:
                     self.num_batches_tracked.add_(1)
             scale = (variance + self.eps).rsqrt() * (1 if self.weight is None else self.weight)
@@ -50,14 +50,14 @@ class GlobalBatchNorm(_BatchNorm):
             return (x * scale.view(shape) + shift.view(shape)).to(input.dtype)
 
 
-def synchronised(module: nn.Module) -> nn.Module:
+def synchronized(module: nn.Module) -> nn.Module:
     """The module with every BatchNorm in it replaced by a `GlobalBatchNorm` of the same tensors."""
     if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
         new = GlobalBatchNorm(module.num_features, module.eps, module.momentum, device="meta")
         new._parameters, new._buffers = module._parameters, module._buffers
         return new
     for name, child in module.named_children():
-        setattr(module, name, synchronised(child))
+        setattr(module, name, synchronized(child))
     return module
 
 
@@ -84,7 +84,7 @@ def mlp(
 
 
 class Prototypes(nn.Module):
-    """Cosines of points with learned directions, in float32: a linear layer with weight normalisation, without bias.
+    """Cosines of points with learned directions, in float32: a linear layer with weight normalization, without bias.
 
     Args:
         inputs: numbers of a point.
@@ -134,13 +134,13 @@ class Embedder(nn.Module):
 
     def __init__(self, encoder: Backbone, pool: Pool | None, projector: nn.Module) -> None:
         super().__init__()
-        has_class = getattr(encoder.vit, "has_class_token", False)
+        has_class = getattr(encoder.timm, "has_class_token", False)
         if pool == "class" and not has_class:
             raise UserError("this encoder has no class token: use --method.pool mean")
         self.encoder, self.projector = encoder, projector
         self.takes_class = has_class if pool is None else pool == "class"
         if self.takes_class:
-            encoder.vit.reset_classifier(0, "token")  # by this an export, and who measures it, know what was trained
+            encoder.timm.reset_classifier(0, "token")  # by this an export, and who measures it, know what was trained
 
     def features(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
         """What the encoder says about each image, before the projector."""
@@ -174,6 +174,6 @@ class SlowCopy(nn.Module):
         return self.module(images)
 
     @torch.no_grad()
-    def follow(self, of: nn.Module, momentum: float) -> None:
+    def update(self, of: nn.Module, momentum: float) -> None:
         """Keep a share of `momentum` of every parameter and take the rest from `of`: 0 copies, 1 stays."""
         torch._foreach_lerp_([*self.module.parameters()], [*of.parameters()], 1 - momentum)

@@ -11,13 +11,14 @@ from jaxtyping import Float
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
-from mimkit.errors import UserError, unknown
+from mimkit.core.errors import UserError, unknown
 from mimkit.model.attention import class_attention
-from mimkit.model.encoder import Encoder, Tokens, refuse_unsuitable
+from mimkit.model.backbone import Tokens
 from mimkit.model.patches import patchify
+from mimkit.model.vit import Encoder, refuse_unsuitable
 
 
-class Seen(NamedTuple):
+class TeacherFeatures(NamedTuple):
     """What a teacher makes of whole images."""
 
     blocks: list[Tokens]  # raw outputs of its last blocks, in their order, before the final norm
@@ -74,13 +75,13 @@ class Teacher(nn.Module):
         return F.interpolate(images, self.size, mode="bicubic", antialias=True)
 
     @torch.no_grad()
-    def look(self, images: Float[Tensor, "B C H W"], layers: int, *, attention: bool = False) -> Seen:
+    def features(self, images: Float[Tensor, "B C H W"], layers: int, *, attention: bool = False) -> TeacherFeatures:
         """One pass over the student's images: the outputs of the last `layers` blocks, and attention where asked for.
 
         Raises:
             UserError: attention is asked for and there is no class token, or it cannot be read from these blocks.
         """
-        encoder, vit = self.encoder, self.encoder.vit
+        encoder, vit = self.encoder, self.encoder.timm
         tokens = encoder.embed(patchify(self.images(images), encoder.patch))
         x, prefix, depth = vit.norm_pre(torch.cat(tokens, dim=1)), vit.num_prefix_tokens, len(vit.blocks)
         outputs, looked = [], None
@@ -90,7 +91,7 @@ class Teacher(nn.Module):
             x = block(x)
             if number >= depth - layers:
                 outputs.append(Tokens(x[:, :prefix], x[:, prefix:]))
-        return Seen(outputs, looked)
+        return TeacherFeatures(outputs, looked)
 
 
 def _patch(source: str) -> tuple[int, int]:

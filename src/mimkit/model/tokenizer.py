@@ -1,8 +1,6 @@
 """Tokenizer: images enter, a grid of ids leaves (and back); the name of a trained or an outside one opens it."""
 
-import importlib
 import json
-import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -12,9 +10,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from mimkit.config import from_dict
-from mimkit.errors import UserError, at_least
-from mimkit.model.encoder import Backbone
+from mimkit.core.config import from_dict
+from mimkit.core.errors import UserError, at_least
+from mimkit.core.names import import_trusted, rename_tensors
+from mimkit.model.backbone import Backbone
 from mimkit.model.patches import unpatchify
 
 
@@ -74,7 +73,7 @@ class Tokenizer(nn.Module):
         self.register_buffer("codes", F.normalize(torch.randn(config.classes, config.code), dim=1))
 
     def encode(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B h w D"]:
-        """A vector of length 1 for each token of normalised images, in float32."""
+        """A vector of length 1 for each token of normalized images, in float32."""
         tokens = self.encoder(images).patches.unflatten(1, self.encoder.out_grid)
         return F.normalize(self.project(tokens).float(), dim=3)
 
@@ -84,7 +83,7 @@ class Tokenizer(nn.Module):
             return (vectors @ self.codes.T).argmax(dim=3)
 
     def decode(self, vectors: Float[Tensor, "B h w D"]) -> Float[Tensor, "B C H W"]:
-        """Normalised images."""
+        """Normalized images."""
         pixels = self.decoder(vectors.permute(0, 3, 1, 2)).flatten(2).mT
         return unpatchify(pixels, self.cell, self.encoder.out_grid)
 
@@ -155,7 +154,8 @@ def _of_run(folder: Path) -> Tokenizer:
         with torch.random.fork_rng(devices=[]):  # whoever opens it draws the same numbers afterwards
             encoder = from_dict(saved["config"]["encoder"]).build(tuple(resolved["size"]), resolved["channels"])
             tokenizer = from_dict(settings).build(encoder)
-        state = torch.load(files[-1], map_location="cpu", weights_only=True)["model"]
+        saved = torch.load(files[-1], map_location="cpu", weights_only=True)
+        state = saved["model"] if "format" in saved else rename_tensors(saved["model"])
         start = "tokenizer."
         tokenizer.load_state_dict({key[len(start) :]: v for key, v in state.items() if key.startswith(start)})
     except Exception as error:  # a damaged file makes torch raise anything
@@ -165,15 +165,11 @@ def _of_run(folder: Path) -> Tokenizer:
 
 
 def _outside(name: str) -> Any:
-    module, _, function = name.partition(":")
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
+    build = import_trusted(name, "the target is ids of the tokenizer")
     try:
-        return getattr(importlib.import_module(module), function)()
+        return build()
     except UserError:
         raise
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise UserError(f"tokenizer '{name}' cannot be made ({reason}): give package.module:function") from error
-    finally:
-        sys.path.remove(here)

@@ -7,8 +7,8 @@ from jaxtyping import Bool, Float
 from timm.models import SwinTransformer, SwinTransformerV2
 from torch import Tensor
 
-from mimkit.errors import UserError
-from mimkit.model.encoder import Backbone, Tokens
+from mimkit.core.errors import UserError
+from mimkit.model.backbone import Backbone, Tokens
 
 
 class WindowedEncoder(Backbone):
@@ -22,7 +22,7 @@ class WindowedEncoder(Backbone):
 
     def __init__(self, vit: SwinTransformer | SwinTransformerV2) -> None:
         super().__init__()
-        self.vit = vit
+        self.timm = vit
         vit.reset_classifier(0, "avg")  # a head gets no gradient in pre-training, and DDP insists on one
         embedding: Any = vit.patch_embed
         self.patch = tuple(embedding.patch_size)
@@ -49,12 +49,12 @@ class WindowedEncoder(Backbone):
 
     def encode(self, tokens: Tokens) -> Tokens:
         """Run the stages and the final norm: tokens of `out_grid`, row-major."""
-        x = self.vit.layers(tokens.patches.unflatten(1, self.grid))
-        return self._tokens(self.vit.norm(x).flatten(1, 2))
+        x = self.timm.layers(tokens.patches.unflatten(1, self.grid))
+        return self._tokens(self.timm.norm(x).flatten(1, 2))
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> Tokens:
         """Tokens of whole images, bit for bit timm's `forward_features`."""
-        return self._tokens(self.vit.forward_features(images).flatten(1, 2))
+        return self._tokens(self.timm.forward_features(images).flatten(1, 2))
 
     @staticmethod
     def _tokens(x: Float[Tensor, "B N D"]) -> Tokens:

@@ -2,11 +2,11 @@
 
 import ast
 import importlib
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mimkit.errors import UserError, unknown
+from mimkit.core.errors import UserError, unknown
+from mimkit.core.names import trust, working_folder_on_path
 
 if TYPE_CHECKING:
     from mimkit.train.prepare import Pretrain
@@ -24,7 +24,8 @@ def recipes(finetuning: bool = False) -> dict[str, tuple[str, str]]:
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if not isinstance(node, ast.FunctionDef) or node.name.startswith("_"):
                 continue
-            if isinstance(node.returns, ast.Name) and node.returns.id == "Pretrain":
+            takes_nothing = not (node.args.args or node.args.kwonlyargs)
+            if takes_nothing and isinstance(node.returns, ast.Name) and node.returns.id == "Pretrain":
                 if node.name.startswith("finetune_") != finetuning:
                     continue
                 found[node.name] = (f"{__name__}.{path.stem}", ast.get_docstring(node) or "")
@@ -50,16 +51,14 @@ def find_recipe(name: str, finetuning: bool = False) -> "Pretrain":
     check_recipe(name, finetuning)
     if ":" not in name:
         return getattr(importlib.import_module(recipes(finetuning)[name][0]), name)()
+    trust(name)  # by the person who named it: a run folder of it may name its classes
     module, _, function = name.partition(":")
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
     try:
-        recipe = getattr(importlib.import_module(module), function)
+        with working_folder_on_path():
+            recipe = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, SyntaxError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"recipe '{name}' cannot be imported ({reason}): give package.module:function") from error
-    finally:
-        sys.path.remove(here)
     from mimkit.train.prepare import Pretrain
 
     try:

@@ -4,12 +4,12 @@ from dataclasses import replace
 
 from mimkit.data.published import byol, dino, moco_v1, moco_v2, simclr
 from mimkit.data.views import View
+from mimkit.methods.base import MethodConfig
 from mimkit.methods.dino import DINOConfig
 from mimkit.methods.moco import MoCoConfig
 from mimkit.methods.moco_v3 import MoCoV3Config
 from mimkit.methods.simclr import SimCLRConfig
-from mimkit.model.encoder import EncoderConfig
-from mimkit.task import MethodConfig
+from mimkit.model.build import EncoderConfig
 from mimkit.train.optimizer import AdamWConfig, LarsConfig, SGDConfig
 from mimkit.train.prepare import Images, Pretrain
 from mimkit.train.schedule import WarmupCosine, WarmupSteps
@@ -17,7 +17,7 @@ from mimkit.train.schedule import WarmupCosine, WarmupSteps
 
 def _pair(view: View, size: int = 224) -> Images:
     """Two views by the same rule."""
-    return Images(size=size, view=view, others=(view,))
+    return Images(size=size, view=view, other_views=(view,))
 
 
 def _mini(method: MethodConfig) -> Pretrain:
@@ -26,7 +26,7 @@ def _mini(method: MethodConfig) -> Pretrain:
         encoder=EncoderConfig(name="vit_tiny_patch16_224", patch=4, width=128, depth=4, heads=4),
         method=method,
         images=_pair(simclr(0.5, blur=False), 32),
-        optimizer=AdamWConfig(base_rate=1e-3, betas=(0.9, 0.999)),
+        optimizer=AdamWConfig(base_lr=1e-3, betas=(0.9, 0.999)),
         schedule=WarmupCosine(warmup=0.1),
         epochs=24,
         batch_size=256,
@@ -37,7 +37,7 @@ def simclr_resnet50() -> Pretrain:
     """SimCLR, ResNet-50 at 224 px: the paper's recipe, 100 epochs with 4096 pictures a step.
 
     Chen et al. 2020: LARS, rate 4.8 (0.3 x 4096 / 256), 10 warm-up epochs, temperature 0.1, a projector of two layers,
-    pixels in [0, 1] without normalisation, BatchNorm over all processes. google-research/simclr reports 69.1 % linear
+    pixels in [0, 1] without normalization, BatchNorm over all processes. google-research/simclr reports 69.1 % linear
     on ImageNet after 1000 epochs, and 64.5 % after 100 with a projector of three layers. Not measured by us.
     """
     images = replace(_pair(simclr()), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
@@ -45,7 +45,7 @@ def simclr_resnet50() -> Pretrain:
         encoder=EncoderConfig(name="resnet50"),
         method=SimCLRConfig(scale=2.0),
         images=images,
-        optimizer=LarsConfig(base_rate=0.3, weight_decay=1e-6),
+        optimizer=LarsConfig(base_lr=0.3, weight_decay=1e-6),
         schedule=WarmupCosine(warmup=0.1),
         epochs=100,
         batch_size=4096,
@@ -64,7 +64,7 @@ def simclr_resnet18_32() -> Pretrain:
         encoder=EncoderConfig(name="resnet18", model_args={"output_stride": 8}),
         method=SimCLRConfig(temperature=0.5, layers=3, scale=2.0),
         images=_pair(simclr(0.5, blur=False), 32),
-        optimizer=LarsConfig(base_rate=1.0, weight_decay=1e-4),
+        optimizer=LarsConfig(base_lr=1.0, weight_decay=1e-4),
         schedule=WarmupCosine(warmup=0.01),
         epochs=1000,
         batch_size=512,
@@ -91,7 +91,7 @@ def moco_v1_resnet50() -> Pretrain:
         encoder=EncoderConfig(name="resnet50", model_args={"zero_init_last": False}),
         method=MoCoConfig(head="linear", temperature=0.07),
         images=_pair(moco_v1()),
-        optimizer=SGDConfig(base_rate=0.03, weight_decay=1e-4),
+        optimizer=SGDConfig(base_lr=0.03, weight_decay=1e-4),
         schedule=WarmupSteps(warmup=0.0, steps=(0.6, 0.8)),
         epochs=200,
         batch_size=256,
@@ -101,7 +101,7 @@ def moco_v1_resnet50() -> Pretrain:
 def moco_v2_resnet50() -> Pretrain:
     """MoCo v2, ResNet-50 at 224 px: the authors' recipe, 200 epochs with 256 pictures a step.
 
-    Chen et al. 2020: as `moco_v1_resnet50`, rate 3e-2, with a head of two layers, temperature 0.2, stronger colours and
+    Chen et al. 2020: as `moco_v1_resnet50`, rate 3e-2, with a head of two layers, temperature 0.2, stronger colors and
     blur, and half a cosine without warm-up. The authors report 67.7 % linear on ImageNet (71.1 % after 800 epochs).
     Not measured by us.
     """
@@ -129,7 +129,7 @@ def moco_v3_vit_b16() -> Pretrain:
     return Pretrain(
         encoder=EncoderConfig(name="vit_base_patch16_224"),
         method=MoCoV3Config(),
-        images=Images(size=224, view=byol(first=True), others=(byol(first=False),)),
+        images=Images(size=224, view=byol(first=True), other_views=(byol(first=False),)),
         optimizer=AdamWConfig(weight_decay=0.1, betas=(0.9, 0.999), decay_all=True),
         schedule=WarmupCosine(warmup=40 / 300),
         epochs=300,
@@ -157,8 +157,8 @@ def moco_v3_resnet50() -> Pretrain:
     run = moco_v3_vit_b16()
     run.encoder, run.method = EncoderConfig(name="resnet50"), MoCoV3Config(temperature=1.0)
     first, second = (replace(byol(first), scale=(0.2, 1.0)) for first in (True, False))
-    run.images = Images(size=224, view=first, others=(second,))
-    run.optimizer = LarsConfig(base_rate=0.3, weight_decay=1e-6)
+    run.images = Images(size=224, view=first, other_views=(second,))
+    run.optimizer = LarsConfig(base_lr=0.3, weight_decay=1e-6)
     run.schedule = WarmupCosine(warmup=10 / 300)
     return run
 
@@ -179,14 +179,12 @@ def dino_vit_s16() -> Pretrain:
     The authors report kNN 69.3 % and 74.0 % linear on ImageNet after 100 epochs on eight GPUs with 64 pictures each,
     and 74.5 and 77.0 % of the weights they released. Not measured by us.
     """
-    first, *others = dino()
+    first, *other_views = dino()
     return Pretrain(
         encoder=EncoderConfig(name="vit_small_patch16_224", positions="learned", model_args={"drop_path_rate": 0.1}),
         method=DINOConfig(),
-        images=Images(size=224, view=first, others=tuple(others)),
-        optimizer=AdamWConfig(
-            base_rate=5e-4, weight_decay=0.04, weight_decay_end=0.4, betas=(0.9, 0.999), clip_each=3.0
-        ),
+        images=Images(size=224, view=first, other_views=tuple(other_views)),
+        optimizer=AdamWConfig(base_lr=5e-4, weight_decay=0.04, weight_decay_end=0.4, betas=(0.9, 0.999), clip_each=3.0),
         schedule=WarmupCosine(warmup=0.1, final=1e-6 / 2e-3),
         epochs=100,
         batch_size=1024,
@@ -200,7 +198,7 @@ def dino_mini_32() -> Pretrain:
     blur. Not measured by us.
     """
     run = _mini(DINOConfig(prototypes=4096, hidden=512, bottleneck=64, freeze_last=1 / 24))
-    first, *others = dino(4, 16, blur=False)
-    run.images = Images(size=32, view=first, others=tuple(others))
-    run.optimizer = replace(dino_vit_s16().optimizer, base_rate=1e-3)
+    first, *other_views = dino(4, 16, blur=False)
+    run.images = Images(size=32, view=first, other_views=tuple(other_views))
+    run.optimizer = replace(dino_vit_s16().optimizer, base_lr=1e-3)
     return run

@@ -21,11 +21,11 @@ def finetune_mae_vit_b16() -> Pretrain:
     return Pretrain(
         method=FineTuneConfig(drop_path=0.1),
         images=Images(size=224, view=RandomResizedCrop(scale=(0.08, 1.0), augment=RandAugment(), erase=0.25)),
-        optimizer=AdamWConfig(base_rate=5e-4, betas=(0.9, 0.999), layer_decay=0.65),
+        optimizer=AdamWConfig(base_lr=5e-4, betas=(0.9, 0.999), layer_decay=0.65),
         schedule=WarmupCosine(warmup=0.05, final=5e-4),
         epochs=100,
         batch_size=1024,
-        machine=Machine(looks=0),
+        machine=Machine(evals=0),
     )
 
 
@@ -37,7 +37,7 @@ def finetune_mae_vit_l16() -> Pretrain:
     """
     run = finetune_mae_vit_b16()
     run.method = FineTuneConfig(drop_path=0.2)
-    run.optimizer = AdamWConfig(base_rate=1e-3, betas=(0.9, 0.999), layer_decay=0.75)
+    run.optimizer = AdamWConfig(base_lr=1e-3, betas=(0.9, 0.999), layer_decay=0.75)
     run.schedule = WarmupCosine(warmup=0.1, final=2.5e-4)
     run.epochs = 50
     return run
@@ -57,11 +57,11 @@ def finetune_simmim_vit_b16() -> Pretrain:
     """SimMIM's fine-tuning of a ViT-B at 224 px: 100 epochs with 2048 pictures a step.
 
     microsoft/SimMIM:configs: rate 5e-3 (1.25e-3 x 2048 / 512), layer decay 0.65, clipping at 5, 20 epochs of warm-up,
-    else as `finetune_mae_vit_b16`; without SimMIM's colour jitter, which RandAugment replaces in timm. The paper
+    else as `finetune_mae_vit_b16`; without SimMIM's color jitter, which RandAugment replaces in timm. The paper
     reports 83.8 % on ImageNet. Not measured by us at this scale.
     """
     run = finetune_mae_vit_b16()
-    run.optimizer = AdamWConfig(base_rate=1.25e-3, per=512, betas=(0.9, 0.999), clip=5.0, layer_decay=0.65)
+    run.optimizer = AdamWConfig(base_lr=1.25e-3, per=512, betas=(0.9, 0.999), clip=5.0, layer_decay=0.65)
     run.schedule = WarmupCosine(warmup=0.2, first=2e-4, final=2e-4)
     run.batch_size = 2048
     return run
@@ -86,7 +86,7 @@ def finetune_maskalign_vit_b16() -> Pretrain:
     """
     run = finetune_mae_vit_b16()
     run.method = FineTuneConfig(drop_path=0.2)
-    run.optimizer = AdamWConfig(base_rate=3e-4, betas=(0.9, 0.999), layer_decay=0.55)
+    run.optimizer = AdamWConfig(base_lr=3e-4, betas=(0.9, 0.999), layer_decay=0.55)
     run.schedule = WarmupCosine(warmup=0.05, final=8e-4)
     return run
 
@@ -115,7 +115,7 @@ def finetune_resnet50() -> Pretrain:
     run = finetune_mae_vit_b16()
     run.method = FineTuneConfig(drop_path=0.0, mixup=0.0, cutmix=0.0, smoothing=0.0)
     run.images.view = RandomResizedCrop(scale=(0.08, 1.0))
-    run.optimizer = SGDConfig(base_rate=0.05, weight_decay=0.0, nesterov=True)
+    run.optimizer = SGDConfig(base_lr=0.05, weight_decay=0.0, nesterov=True)
     run.schedule = WarmupCosine(warmup=0.0)
     run.epochs = 30
     return run
@@ -130,7 +130,7 @@ def finetune_mini_32() -> Pretrain:
     run = finetune_mae_vit_b16()
     run.method = FineTuneConfig(drop_path=0.0, mixup=0.0, cutmix=0.0)
     run.images.view = RandomResizedCrop(scale=(0.5, 1.0))
-    run.optimizer = AdamWConfig(base_rate=2e-3, betas=(0.9, 0.999), layer_decay=0.75)
+    run.optimizer = AdamWConfig(base_lr=2e-3, betas=(0.9, 0.999), layer_decay=0.75)
     run.epochs, run.batch_size = 20, 128
     return run
 

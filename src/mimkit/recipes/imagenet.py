@@ -1,8 +1,8 @@
 """Recipes of the papers, for pictures of 224 pixels: nothing enters, a Pretrain leaves."""
 
 from mimkit.methods.mae import MAEConfig
+from mimkit.model.build import EncoderConfig
 from mimkit.model.decoder import DecoderConfig
-from mimkit.model.encoder import EncoderConfig
 from mimkit.train.prepare import Images, Pretrain
 
 
@@ -10,7 +10,7 @@ def mae_vit_b16() -> Pretrain:
     """MAE, ViT-B/16 at 224 px: the paper's recipe, 800 epochs with 4096 pictures a step.
 
     He et al. 2022 and the released commands: rate 2.4e-3 (1.5e-4 x 4096 / 256), AdamW (0.9, 0.95), weight
-    decay 0.05, 40 warm-up epochs, ratio 0.75, standardised patches, decoder 512 x 8. 58 GFLOP a picture and
+    decay 0.05, 40 warm-up epochs, ratio 0.75, standardized patches, decoder 512 x 8. 58 GFLOP a picture and
     step; the paper reports 83.6 % fine-tuned and 68.0 % linear on ImageNet after 1600 epochs. Not measured
     by us at this scale.
     """

@@ -51,7 +51,7 @@ def mae_vit_b16_amr() -> Pretrain:
 def mae_vit_b16_self_guided() -> Pretrain:
     """Self-Guided MAE, ViT-B/16 at 224 px, 400 epochs with 4096 pictures a step.
 
-    arXiv:2507.19773: random masks for 50 epochs, then the object that a normalised cut finds in block 11 is hidden;
+    arXiv:2507.19773: random masks for 50 epochs, then the object that a normalized cut finds in block 11 is hidden;
     hints fall from 10 % to 0; the rest as `mae_vit_b16`, rate 2.4e-3. The model looks at whole pictures every 40
     epochs; `--method.masker.refresh 0` looks at every crop, 55 % more work. Not measured by us.
     """

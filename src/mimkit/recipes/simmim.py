@@ -3,9 +3,10 @@
 from mimkit.data.views import RandomResizedCrop
 from mimkit.masks import SimMIMMasker
 from mimkit.methods.simmim import SimMIMConfig
+from mimkit.methods.targets.color import ColorBins, ColorClusters, RawPixels
+from mimkit.methods.targets.tokens import TokenIds
 from mimkit.methods.tokenizer import VQVAEConfig
-from mimkit.model.encoder import EncoderConfig
-from mimkit.targets import ColourBins, ColourClusters, Colours, Tokens
+from mimkit.model.build import EncoderConfig
 from mimkit.train.optimizer import AdamWConfig
 from mimkit.train.prepare import Images, Pretrain
 from mimkit.train.schedule import WarmupSteps
@@ -23,7 +24,7 @@ def simmim_vit_b16() -> Pretrain:
         encoder=EncoderConfig(name="vit_base_patch16_224", model_args={"drop_path_rate": 0.1, "init_values": 0.1}),
         method=SimMIMConfig(masker=SimMIMMasker(unit=2)),
         images=Images(size=224, view=RandomResizedCrop(scale=(0.67, 1.0), interpolation="bilinear")),
-        optimizer=AdamWConfig(base_rate=1e-4, per=512, betas=(0.9, 0.999), clip=5.0),
+        optimizer=AdamWConfig(base_lr=1e-4, per=512, betas=(0.9, 0.999), clip=5.0),
         schedule=WarmupSteps(warmup=0.0125, first=0.005, steps=(0.875,)),
         epochs=800,
         batch_size=2048,
@@ -73,11 +74,11 @@ def simmim_swinv2_b() -> Pretrain:
     """SimMIM, SwinV2-B, windows of 12, at 192 px, 800 epochs with 2048 pictures a step.
 
     The authors' recipe (microsoft/Swin-Transformer:configs/simmim): as `simmim_swin_b`, rate 4e-4, with drop path 0.1;
-    each target pixel is standardised by the 47 x 47 pixels around it. Not measured by us.
+    each target pixel is standardized by the 47 x 47 pixels around it. Not measured by us.
     """
     run = simmim_swin_b()
     run.encoder = EncoderConfig(name="swinv2_base_window12_192", model_args={"drop_path_rate": 0.1})
-    run.method.target = Colours(window=47)  # type: ignore[attr-defined]
+    run.method.target = RawPixels(window=47)  # type: ignore[attr-defined]
     return run
 
 
@@ -91,7 +92,7 @@ def simmim_mini_32() -> Pretrain:
         encoder=EncoderConfig(name="vit_tiny_patch16_224", patch=4, width=128, depth=4, heads=4),
         method=SimMIMConfig(masker=SimMIMMasker(unit=2)),
         images=Images(size=32, view=RandomResizedCrop(scale=(0.4, 1.0))),
-        optimizer=AdamWConfig(base_rate=3e-3, betas=(0.9, 0.999), clip=5.0),
+        optimizer=AdamWConfig(base_lr=3e-3, betas=(0.9, 0.999), clip=5.0),
         epochs=24,
         batch_size=128,
     )
@@ -103,18 +104,18 @@ def simmim_mini_32_bins() -> Pretrain:
     24 epochs with 128 pictures a step; rate 1.5e-3 (3e-3 x 128 / 256), else as `simmim_mini_32`. Not measured by us.
     """
     run = simmim_mini_32()
-    run.method.target = ColourBins()  # type: ignore[attr-defined]
+    run.method.target = ColorBins()  # type: ignore[attr-defined]
     return run
 
 
 def simmim_mini_32_clusters() -> Pretrain:
-    """SimMIM for 32 px (CIFAR) that predicts the nearest of 512 colours found in the data.
+    """SimMIM for 32 px (CIFAR) that predicts the nearest of 512 colors found in the data.
 
-    24 epochs with 128 pictures a step; rate 1.5e-3 (3e-3 x 128 / 256), else as `simmim_mini_32`. One colour for 2 x 2
+    24 epochs with 128 pictures a step; rate 1.5e-3 (3e-3 x 128 / 256), else as `simmim_mini_32`. One color for 2 x 2
     pixels: for each pixel (`--method.target.cell 1`) the 512 scores take four times the memory. Not measured by us.
     """
     run = simmim_mini_32()
-    run.method.target = ColourClusters(cell=2)  # type: ignore[attr-defined]
+    run.method.target = ColorClusters(cell=2)  # type: ignore[attr-defined]
     return run
 
 
@@ -125,7 +126,7 @@ def simmim_mini_32_tokens() -> Pretrain:
     `tokenizer_mini_32`. Not measured by us.
     """
     run = simmim_mini_32()
-    run.method.target = Tokens()  # type: ignore[attr-defined]
+    run.method.target = TokenIds()  # type: ignore[attr-defined]
     return run
 
 
@@ -134,11 +135,11 @@ def tokenizer_mini_32() -> Pretrain:
 
     8 epochs with 128 pictures a step; rate 1e-3 (2e-3 x 128 / 256). A VQ-VAE, ViT 64 x 2 blocks and convolutions.
     Measured on CIFAR-10 after 264 steps, one seed: squared error 0.0076 of pixels in [0, 1] (0.045 of each picture's
-    mean colour, 0.011 of the means of 4 x 4 pixels), perplexity 424; shapes are there, rare colours not yet.
+    mean color, 0.011 of the means of 4 x 4 pixels), perplexity 424; shapes are there, rare colors not yet.
     """
     run = simmim_mini_32()
     run.encoder = EncoderConfig(name="vit_tiny_patch16_224", patch=4, width=64, depth=2, heads=2)
     run.method = VQVAEConfig()
-    run.optimizer = AdamWConfig(base_rate=2e-3, betas=(0.9, 0.999), clip=5.0)
+    run.optimizer = AdamWConfig(base_lr=2e-3, betas=(0.9, 0.999), clip=5.0)
     run.epochs = 8
     return run

@@ -2,8 +2,8 @@
 
 from mimkit.data.views import RandomResizedCrop, Whole
 from mimkit.methods.mae import MAEConfig
+from mimkit.model.build import EncoderConfig
 from mimkit.model.decoder import DecoderConfig
-from mimkit.model.encoder import EncoderConfig
 from mimkit.train.optimizer import AdamWConfig
 from mimkit.train.prepare import Images, Pretrain
 
@@ -14,7 +14,7 @@ def _mini(size: int, patch: int, *, width: int, depth: int, decoder: int) -> Pre
         encoder=EncoderConfig(name="vit_tiny_patch16_224", patch=patch, width=width, depth=depth, heads=width // 32),
         method=MAEConfig(decoder=DecoderConfig(width=decoder, depth=1, heads=decoder // 16)),
         images=Images(size=size, view=RandomResizedCrop(scale=(0.4, 1.0))),
-        optimizer=AdamWConfig(base_rate=3e-3),
+        optimizer=AdamWConfig(base_lr=3e-3),
         epochs=100,
         batch_size=128,
     )
@@ -52,7 +52,7 @@ def mae_mini_48_quick() -> Pretrain:
     """
     run = _mini(48, 8, width=128, depth=4, decoder=64)
     run.epochs = 12
-    run.machine.looks = 4
+    run.machine.evals = 4
     return run
 
 

@@ -10,14 +10,14 @@ from jaxtyping import Float
 from PIL import Image, features
 from torch import Tensor
 
-from mimkit.errors import UserError
-from mimkit.pictures import TITLE
+from mimkit.core.errors import UserError
+from mimkit.core.grids import TITLE
 
 SIDE = 128  # pixels of a picture's longer side at most
-_CRISP = 64  # sides up to which pictures are kept exactly: the colours of single pixels would run otherwise
+_CRISP = 64  # sides up to which pictures are kept exactly: the colors of single pixels would run otherwise
 _KIND = "WEBP" if features.check("webp") else "PNG"
 MIME = f"image/{_KIND.lower()}"
-_LETTERS = 128  # grey of titles that reads on light and on dark
+_LETTERS = 128  # gray of titles that reads on light and on dark
 
 
 def uri(picture: Image.Image, *, exact: bool = False, side: int | None = None) -> str:
@@ -58,11 +58,11 @@ def sheet(cells: list[list[Image.Image]]) -> Image.Image:
 
 
 def numbers(cells: Float[Tensor, "rows columns h w"]) -> str:
-    """Maps in [0, 1] as one grey sprite of 32 levels."""
+    """Maps in [0, 1] as one gray sprite of 32 levels."""
     rows, columns, height, width = cells.shape
     level = (cells.clamp(0, 1) * 31).round() * 255 / 31
-    grey = level.permute(0, 2, 1, 3).reshape(rows * height, columns * width)
-    return uri(Image.fromarray(grey.round().numpy().astype(np.uint8)), exact=True)
+    gray = level.permute(0, 2, 1, 3).reshape(rows * height, columns * width)
+    return uri(Image.fromarray(gray.round().numpy().astype(np.uint8)), exact=True)
 
 
 def film_frame(path: Path, width: int = 820) -> Image.Image:
@@ -82,7 +82,7 @@ def film_frame(path: Path, width: int = 820) -> Image.Image:
 
 
 def clear(sheet: Image.Image) -> Image.Image:
-    """A `titled_grid` whose gaps are transparent and whose titles are grey: it lies on light and on dark pages."""
+    """A `titled_grid` whose gaps are transparent and whose titles are gray: it lies on light and on dark pages."""
     pixels = np.asarray(sheet)
     white = (pixels[TITLE:] == 255).all(axis=2)
     gaps = white.all(axis=0, keepdims=True) | white.all(axis=1, keepdims=True)

@@ -8,7 +8,7 @@ const DASHES = ["", "7 3", "2 3", "9 3 2 3", "4 2", "1 2", "12 4", "5 2 1 2"];
 const RAMP = [[69, 0, 84], [59, 82, 140], [33, 145, 140], [94, 201, 97], [252, 232, 36]];
 const CLUSTERS = [[102, 194, 165], [252, 141, 98], [141, 160, 203], [231, 138, 195], [255, 217, 47], [140, 110, 80]];
 const byId = (id) => document.getElementById(id);
-const colour = (run) => `var(--run${run % 8})`;
+const color = (run) => `var(--run${run % 8})`;
 
 function make(tag, how = {}, ...children) {
   const node = document.createElement(tag);
@@ -78,7 +78,7 @@ function chart(holder, { lines, title, what, whole, until }) {
   for (const x of marks) svg.append(draw("text", { x: px(x), y: height - bottom + 17, "text-anchor": "middle" }, show(x)));
   svg.append(draw("text", { x: (left + width - right) / 2, y: height - 3, "text-anchor": "middle" }, what));
   for (const line of seen) {
-    const stroke = colour(line.run);
+    const stroke = color(line.run);
     for (const [x, y] of line.dots || []) if (y !== null) svg.append(draw("circle", { cx: px(x), cy: py(y), r: 2.6, fill: stroke, opacity: 0.45 }));
     const known = line.points.filter((p) => p[1] !== null);
     const path = known.map((p) => `${px(p[0]).toFixed(1)} ${py(p[1]).toFixed(1)}`).join("L");
@@ -138,7 +138,7 @@ function curves() {
   const what = { step: "steps", epoch: "epochs", minutes: "minutes" }[axis];
   const place = (run, curve, i) => axis === "minutes" ? (curve.seconds[i] ?? 0) / 60 : axis === "epoch" ? curve.step[i] * run.batch_size / run.pictures : curve.step[i];
   const until = Math.max(0, ...runs.filter((_, run) => !off.has(run)).flatMap((run) => run.curves.map((curve) => place(run, curve, curve.step.length - 1))));
-  const drawn = ordered.map((key) => { // all figures stand before one is drawn: its width depends on its neighbours
+  const drawn = ordered.map((key) => { // all figures stand before one is drawn: its width depends on its neighbors
     const some = runs.map((run) => run.curves.find((one) => one.key === key));
     const about = some.find(Boolean);
     let figure = document.querySelector(`figure[data-key="${CSS.escape(key)}"]`);
@@ -334,11 +334,11 @@ function clusters() {
       image(one.src).then((whole) => {
         const [width, height] = [whole.naturalWidth, whole.naturalHeight];
         const x = (i) => Math.round(i * width / columns), y = (i) => Math.round(i * height / rows);
-        const over = (target, digits, paint, grey) => {
+        const over = (target, digits, paint, gray) => {
           target.width = width; target.height = height;
           const pen = target.getContext("2d");
           pen.drawImage(whole, 0, 0);
-          if (grey) { pen.globalCompositeOperation = "saturation"; pen.fillStyle = "#888"; pen.fillRect(0, 0, width, height); }
+          if (gray) { pen.globalCompositeOperation = "saturation"; pen.fillStyle = "#888"; pen.fillRect(0, 0, width, height); }
           pen.globalCompositeOperation = "source-over";
           [...digits].forEach((digit, i) => {
             const c = i % columns, r = Math.floor(i / columns);
@@ -429,17 +429,17 @@ function set(name, value) {
   if (focused?.startsWith("head ")) document.querySelector(`.heads [aria-label="${focused}"]`)?.focus();
 }
 
-function neighbours() {
-  panels("neighbours", (run) => {
-    const found = run.look.neighbours;
+function neighbors() {
+  panels("neighbors", (run) => {
+    const found = run.look.neighbors;
     if (!found) return null;
     const lines = found.queries.map((query, number) => {
       const one = run.look.pictures[number];
       const first = captioned(make("img", { class: "pixels", src: one.src, alt: `query: ${named(run, number)}` }), one.label || "query");
       const others = query.items.map((item, i) => {
-        const near = canvas(`neighbour ${i + 1}, cosine ${item.cosine}${item.label ? ", " + item.label : ""}`, 1, 1);
+        const near = canvas(`neighbor ${i + 1}, cosine ${item.cosine}${item.label ? ", " + item.label : ""}`, 1, 1);
         cell(near, query.src, i, 0, query.items.length, 1);
-        const dot = found.labelled ? (item.same ? "\u25cf " : "\u25cb ") : "";
+        const dot = found.labeled ? (item.same ? "\u25cf " : "\u25cb ") : "";
         const figure = captioned(near, `${dot}${item.cosine.toFixed(2)}`);
         if (item.label) figure.lastChild.append(make("span", { class: "cut", title: item.label, text: item.label }));
         return figure;
@@ -447,7 +447,7 @@ function neighbours() {
       return make("div", { class: "near" }, first, ...others);
     });
     const items = found.queries.flatMap((query) => query.items), same = items.filter((item) => item.same).length;
-    const words = `Neighbours among ${found.bank} pictures.` + (found.labelled ? ` ${same} of ${items.length} are of the query's class.` : "");
+    const words = `Neighbors among ${found.bank} pictures.` + (found.labeled ? ` ${same} of ${items.length} are of the query's class.` : "");
     return make("figure", {}, ...lines, make("figcaption", { text: words }));
   });
 }
@@ -554,7 +554,7 @@ choices();
 masks();
 clusters();
 attention();
-neighbours();
+neighbors();
 metrics();
 similarities();
 document.documentElement.dataset.ready = "yes";

@@ -21,15 +21,15 @@ from markupsafe import Markup
 import mimkit
 from mimkit.analysis.metrics import GROUPS, METRICS, USUAL
 from mimkit.analysis.run import analyze
+from mimkit.core.errors import UserError, at_least, unknown
 from mimkit.data.folders import cache_folder
 from mimkit.data.pictures import digest
-from mimkit.errors import UserError, at_least, unknown
 from mimkit.report.images import film_frame, uri
-from mimkit.report.look import look
 from mimkit.report.record import FRAMES, differing, frame, frames, names, read_run
+from mimkit.report.sections import look
 from mimkit.report.words import CKA, reading
 from mimkit.train.machine import Machine
-from mimkit.train.run import write_json
+from mimkit.train.run_folder import write_json
 
 LIMIT = 9_500_000  # bytes of a page
 METRICS_OF = {"none": (0, ()), "fast": (200, USUAL), "all": (500, tuple(GROUPS))}  # pictures, and groups of metrics
@@ -44,7 +44,7 @@ def report(
     pictures: int = 8,
     metrics: str = "fast",
     device: str = "auto",
-    say: Callable[[str], None] = lambda line: None,
+    log: Callable[[str], None] = lambda line: None,
 ) -> tuple[str, dict[str, Any]]:
     """The page of one run or several side by side, and what it was made from.
 
@@ -63,7 +63,7 @@ def report(
     runs = [read_run(folder) for folder in folders]
     for folder, run, name in zip(folders, runs, names(folders), strict=True):
         run["name"] = name
-        run |= depth.parts(folder, run["data"], say)
+        run |= depth.parts(folder, run["data"], log)
         most = max(2, FRAMES // len(folders))
         run["film"] = [{"step": step, "src": uri(film_frame(frame(folder, step)))} for step in frames(folder, most)]
     text = fit(assemble(runs))
@@ -86,7 +86,7 @@ class Depth:
             raise unknown("depth of metrics", self.metrics, METRICS_OF)
 
     def parts(
-        self, folder: Path, data: list[str], say: Callable[[str], None], *, cached_only: bool = False
+        self, folder: Path, data: list[str], log: Callable[[str], None], *, cached_only: bool = False
     ) -> dict[str, Any]:
         """What takes long of a run: `look`, and `metrics` where they are wanted, each with the `stamp` it was made of.
 
@@ -104,7 +104,7 @@ class Depth:
             jobs.append(("metrics", self.metrics, lambda: compact(analyze([str(folder)], chosen, **asked))))
         for name, how, make in jobs:
             file = cache_folder() / "report" / f"{digest(str(folder.resolve()), name, chosen, how)}.json"
-            made[name] = cached(file, stamp(folder), None if cached_only else make, f"{folder}: {_WORDS[name]}", say)
+            made[name] = cached(file, stamp(folder), None if cached_only else make, f"{folder}: {_WORDS[name]}", log)
         return made
 
 
@@ -114,7 +114,7 @@ def failures(run: dict[str, Any]) -> dict[str, str]:
 
 
 def cached(
-    file: Path, version: str, make: Callable[[], dict[str, Any]] | None, what: str, say: Callable[[str], None]
+    file: Path, version: str, make: Callable[[], dict[str, Any]] | None, what: str, log: Callable[[str], None]
 ) -> dict[str, Any]:
     """What `make` gives, kept in a file as long as `version` stays; with None for `make`, of any version."""
     with suppress(OSError, ValueError, KeyError, TypeError):
@@ -123,7 +123,7 @@ def cached(
             return found
     if make is None:
         return {"failed": "not looked at yet", "left": {}, "stamp": ""}
-    say(what)
+    log(what)
     try:
         value = make() | {"stamp": version, "code": _VERSION}
     except UserError as error:

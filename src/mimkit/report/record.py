@@ -7,18 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mimkit.config import flatten
-from mimkit.errors import UserError
+from mimkit.core.config import flatten
+from mimkit.core.errors import UserError
 from mimkit.evaluate.run import NAMES
-from mimkit.train.run import MEASURED, RunFolder, read_json
+from mimkit.train.run_folder import MEASURED, RunFolder, read_json
 
 POINTS = 400  # of a curve, about
 FRAMES = 24  # of all films of a page together
 CURVES = {  # by key of metrics.jsonl, in the order of the page: (title, what to look for)
-    "loss": ("Loss", "What training minimises. It compares only between runs with the same target and masks."),
+    "loss": ("Loss", "What training minimizes. It compares only between runs with the same target and masks."),
     "knn": (
         "Online kNN accuracy",
-        "Share of held-out pictures whose class their neighbours name: a first word on the features, higher is better.",
+        "Share of held-out pictures whose class their neighbors name: a first word on the features, higher is better.",
     ),
     "effective_rank": ("Effective rank", "How many directions the features use. A fall towards 1 is collapse."),
     "feature_spread": (

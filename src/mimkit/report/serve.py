@@ -11,7 +11,7 @@ from socket import AF_INET6
 from typing import Any
 from urllib.parse import urlsplit
 
-from mimkit.errors import UserError
+from mimkit.core.errors import UserError
 from mimkit.report.images import MIME, encoded, film_frame
 from mimkit.report.page import Depth, assemble, render, stamp
 from mimkit.report.record import FRAMES, frame, frames, names, read_run

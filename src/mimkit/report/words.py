@@ -41,7 +41,7 @@ READINGS = {
         f"Near 0 in late layers of contrastive models, clearly above in masked ones ({_PARK}).",
     ),
     "high_frequency": Reading(
-        "How much fine detail across neighbouring patches is left in the tokens, relative to their mean. Higher "
+        "How much fine detail across neighboring patches is left in the tokens, relative to their mean. Higher "
         "(nearer 0) is more texture, lower is more shape.",
         f"Masked models keep more high frequencies; contrastive ones lose them in deep layers ({_PARK}).",
     ),
@@ -55,7 +55,7 @@ READINGS = {
         f"Higher in masked models than in contrastive and supervised ones ({_SHIN}).",
     ),
     "similarity_intra": Reading(
-        "Mean cosine of patches on one side of the normalised cut; read it with the gap.",
+        "Mean cosine of patches on one side of the normalized cut; read it with the gap.",
         f"Above the one across the cut wherever patches cluster ({_SHIN}).",
     ),
     "similarity_inter": Reading(

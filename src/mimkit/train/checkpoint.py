@@ -9,7 +9,8 @@ from typing import IO, Any
 import torch
 from torch import nn
 
-from mimkit.errors import UserError
+from mimkit.core.errors import UserError
+from mimkit.core.names import rename_tensors
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -83,11 +84,13 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
         ) from error
     if not isinstance(state, dict) or not {"model", "optimizer", "step"} <= set(state):
         raise UserError(f"{path} is no checkpoint of mimkit: remove it, or name another run folder")
+    if "format" not in state:
+        state["model"] = rename_tensors(state["model"])
     return state
 
 
 def restore(path: Path, task: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> tuple[int, float]:
-    """Load a checkpoint into the task and its optimiser; returns the steps and seconds behind it."""
+    """Load a checkpoint into the task and its optimizer; returns the steps and seconds behind it."""
     state = load_checkpoint(path, device)
     try:
         task.load_state_dict(state["model"])

@@ -24,6 +24,6 @@ def collapse(record: Mapping[str, float], first: Mapping[str, float], most: int)
     return (
         f"warning: features are collapsing at step {record['step']:,}: spread {spread:.2g} "
         f"({first['feature_spread']:.2g} at the start), effective rank {rank:.1f} of at most {most} "
-        f"({first['effective_rank']:.1f} at the start); try a lower --optimizer.base-rate or a longer warm-up in a new "
+        f"({first['effective_rank']:.1f} at the start); try a lower --optimizer.base-lr or a longer warm-up in a new "
         "--run, and check that the target's gradient is stopped, its momentum and the temperature"
     )

@@ -1,4 +1,4 @@
-"""The only training loop. A task, batches, an optimiser and a schedule enter; a trained task leaves."""
+"""The only training loop. A task, batches, an optimizer and a schedule enter; a trained task leaves."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from mimkit import distributed
-from mimkit.randomness import integer
-from mimkit.task import Batch
+from mimkit.core import distributed
+from mimkit.core.batch import Batch
+from mimkit.core.randomness import integer
 from mimkit.train.machine import Engine
 from mimkit.train.optimizer import set_decay, set_rates
-from mimkit.train.progress import Recorder
+from mimkit.train.recorder import Recorder
 
 
 def fit(

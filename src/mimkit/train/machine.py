@@ -13,9 +13,10 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mimkit import distributed
-from mimkit.errors import UserError, unknown
-from mimkit.task import Batch, Step, Task
+from mimkit.core import distributed
+from mimkit.core.batch import Batch, Step
+from mimkit.core.errors import UserError, unknown
+from mimkit.methods.base import Task
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -50,7 +51,7 @@ class Machine:
     """Steps between checkpoints, besides `save_minutes`."""
     keep: int = 2
     """Checkpoints to keep."""
-    looks: int = 12
+    evals: int = 12
     """How often during training to look at it: online kNN, rank and spread of features, pictures of reconstructions;
     it warns when features have collapsed since the start."""
     tensorboard: bool = True
@@ -61,7 +62,7 @@ class Machine:
         least = {
             "log_every": 1,
             "keep": 1,
-            "looks": 0,
+            "evals": 0,
             "threads": 1,
             "workers": 0,
             "micro_batch": 1,
@@ -230,13 +231,13 @@ class Engine:
         """Whether backward averages gradients over processes: only on the last micro batch of a step."""
         return task.no_sync() if isinstance(task, DistributedDataParallel) and not on else nullcontext()
 
-    def step(self, task: nn.Module, batch: Batch, progress: float, last: bool, share: float) -> Step:
+    def step(self, task: nn.Module, batch: Batch, progress: float, last: bool, fraction: float) -> Step:
         """Forward and backward of one micro batch that weighs `share` of its step."""
-        batch = replace(batch, moment=torch.full((), progress, device=self.device))
+        batch = replace(batch, progress=torch.full((), progress, device=self.device))
         with self.sync(task, on=last):
             with self.autocast():
                 result = task(batch, progress)
-            (result.loss * share).backward()
+            (result.loss * fraction).backward()
         return result
 
 

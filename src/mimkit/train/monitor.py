@@ -8,17 +8,27 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mimkit import objectives
+from mimkit.core.batch import Batch
+from mimkit.core.grids import (
+    colorize,
+    displayable,
+    mask_to_pixels,
+    masked,
+    pasted,
+    patches_to_pixels,
+    save_picture,
+    titled_grid,
+)
+from mimkit.core.metrics import effective_rank, knn
+from mimkit.core.randomness import rng_keys
 from mimkit.data.loader import evaluation_batches
 from mimkit.data.sources import Pictures
 from mimkit.data.views import CenterCrop
 from mimkit.masks import Mask
-from mimkit.measures import effective_rank, knn
-from mimkit.model.encoder import Backbone
+from mimkit.methods import losses as losses
+from mimkit.methods.base import Method
+from mimkit.model.backbone import Backbone
 from mimkit.model.patches import patchify
-from mimkit.pictures import coloured, displayable, masked, pasted, save_picture, spread, spread_mask, titled_grid
-from mimkit.randomness import keys
-from mimkit.task import Batch, Method
 from mimkit.train.machine import Engine
 
 BANK, QUERIES, SHOWN = 2000, 1000, 8  # pictures of a look: with known labels, to be classified, to be shown
@@ -48,11 +58,11 @@ class Monitor:
         self.mean, self.std, self.engine, self.seed = mean, std, engine, seed
         self.test = test if test is not None and test.labels is not None and train.labels is not None else None
         bytes_each = 4 * train.channels * size[0] * size[1]
-        share = min(1.0, MEMORY / (bytes_each * (BANK + QUERIES)))
+        fraction = min(1.0, MEMORY / (bytes_each * (BANK + QUERIES)))
         settings: dict[str, Any] = dict(size=size, mean=mean, std=std, view=CenterCrop(fraction=1.0), workers=workers)
 
         def load(pictures: Pictures, count: int) -> tuple[Tensor, Tensor | None]:
-            parts = list(evaluation_batches(pictures, limit=max(SHOWN, int(count * share)), **settings))
+            parts = list(evaluation_batches(pictures, limit=max(SHOWN, int(count * fraction)), **settings))
             labels = [part[1] for part in parts if part[1] is not None]
             return torch.cat([part[0] for part in parts]), torch.cat(labels) if labels else None
 
@@ -62,7 +72,7 @@ class Monitor:
     @torch.no_grad()  # no inference mode: the first step may use what the encoder keeps of the look before it
     def features(self, encoder: Backbone, images: Tensor) -> Tensor:
         """Class token where the method trains that one (timm's `global_pool`), else mean of the patch tokens."""
-        rows, by_class = [], encoder.vit.global_pool == "token"
+        rows, by_class = [], encoder.timm.global_pool == "token"
         for part in images.split(256):
             with self.engine.autocast():
                 prefix, patches = encoder(part.to(self.engine.device))
@@ -78,7 +88,7 @@ class Monitor:
         training = method.training
         method.eval()
         bank = self.features(encoder, self.bank)
-        record = {"effective_rank": float(effective_rank(bank)), "feature_spread": float(objectives.spread(bank))}
+        record = {"effective_rank": float(effective_rank(bank)), "feature_spread": float(losses.feature_spread(bank))}
         if classify and self.test is not None and self.bank_labels is not None and self.queries is not None:
             classes = len(self.test.classes or ()) or int(self.bank_labels.max()) + 1
             predicted = knn(bank, self.bank_labels, self.features(encoder, self.queries), classes=classes)
@@ -96,7 +106,7 @@ class Monitor:
         places = torch.linspace(0, len(source) - 1, SHOWN).long()  # of several classes, where they lie in order
         images = source[places].to(self.engine.device)
         number = torch.arange(len(images))
-        batch = Batch(images, keys("look", self.seed, number).to(images.device), number)
+        batch = Batch(images, rng_keys("look", self.seed, number).to(images.device), number)
         training = method.training
         method.eval()
         with self.engine.autocast():
@@ -109,11 +119,14 @@ class Monitor:
         values, mask = found
         values = values[:: mask.views]
         hidden, thrown = (
-            spread_mask(part[:: mask.views], encoder.grid, encoder.patch) for part in (mask.hidden, mask.thrown)
+            mask_to_pixels(part[:: mask.views], encoder.grid, encoder.patch) for part in (mask.hidden, mask.thrown)
         )
         originals = displayable(images, self.mean, self.std)
         if drawn is None:
-            third = "agreement", masked(coloured(spread(values, encoder.grid, encoder.patch), (0, 1)), hidden, thrown)
+            third = (
+                "agreement",
+                masked(colorize(patches_to_pixels(values, encoder.grid, encoder.patch), (0, 1)), hidden, thrown),
+            )
         else:
             shown = displayable(values, self.mean, self.std)
             third = "reconstruction", masked(pasted(originals, shown, hidden), hidden * 0, thrown)
@@ -128,7 +141,7 @@ class Monitor:
         """The other parallel parts of each picture, and how far all disagree (dark: not at all)."""
         columns = []
         for part in range(1, mask.views):
-            hidden = spread_mask(mask.hidden[part :: mask.views], encoder.grid, encoder.patch)
+            hidden = mask_to_pixels(mask.hidden[part :: mask.views], encoder.grid, encoder.patch)
             shown = displayable(predicted[part :: mask.views], self.mean, self.std)
             columns.append((f"part {part + 1}", masked(originals, hidden)))
             columns.append(("reconstruction", pasted(originals, shown, hidden)))
@@ -136,5 +149,5 @@ class Monitor:
         where = mask.hidden.unflatten(0, (-1, mask.views)).unsqueeze(3)
         mean = (patches * where).sum(dim=1) / where.sum(dim=1).clamp(min=1)
         apart = ((patches - mean.unsqueeze(1)).square() * where).mean(dim=(1, 3))
-        columns.append(("disagreement", coloured(spread(apart, encoder.grid, encoder.patch))))
+        columns.append(("disagreement", colorize(patches_to_pixels(apart, encoder.grid, encoder.patch))))
         return columns

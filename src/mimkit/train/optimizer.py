@@ -1,4 +1,4 @@
-"""Optimisers: a task and the global batch size enter, an optimiser with its peak learning rates leaves."""
+"""Optimizers: a task and the global batch size enter, an optimizer with its peak learning rates leaves."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,17 +11,18 @@ import torch
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
 
-from mimkit.errors import UserError, at_least
+from mimkit.core.errors import UserError, at_least
+from mimkit.methods.base import Task
 
 
 @dataclass(kw_only=True, slots=True)
 class OptimizerConfig:
-    """Base of all optimisers: the learning rate grows with the batch, rate = base_rate * batch_size / per."""
+    """Base of all optimizers: the learning rate grows with the batch, rate = base_lr * batch_size / per."""
 
-    base_rate: float = 0.1
+    base_lr: float = 0.1
     """Learning rate for `per` pictures a step; scales linearly with the global batch."""
     per: int = 256
-    """Pictures a step for which `base_rate` is meant; SimMIM's 512."""
+    """Pictures a step for which `base_lr` is meant; SimMIM's 512."""
     weight_decay: float = 0.0
     """Share of a weight, times the learning rate, that each step takes off."""
     weight_decay_end: float | None = None
@@ -36,7 +37,7 @@ class OptimizerConfig:
         decays = {"weight_decay": self.weight_decay, "weight_decay_end": self.weight_decay_end}
         at_least(0, **{f"optimizer.{name}": value for name, value in decays.items()})
         at_least(1, **{"optimizer.per": self.per})
-        for name in ("base_rate", "clip", "clip_each"):
+        for name in ("base_lr", "clip", "clip_each"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise UserError(f"optimizer.{name} must be above 0, got {value}")
@@ -47,14 +48,14 @@ class OptimizerConfig:
 
     def rate(self, batch_size: int) -> float:
         """Peak learning rate for this global batch size."""
-        return self.base_rate * batch_size / self.per
+        return self.base_lr * batch_size / self.per
 
     def make(self, task: nn.Module, rate: float) -> torch.optim.Optimizer:
-        """The optimiser of all that `task` trains; a group may have an `lr_scale`, which `build` applies."""
-        raise NotImplementedError(f"{type(self).__name__} is no optimiser until it defines make")
+        """The optimizer of all that `task` trains; a group may have an `lr_scale`, which `build` applies."""
+        raise NotImplementedError(f"{type(self).__name__} is no optimizer until it defines make")
 
     def build(self, task: nn.Module, batch_size: int) -> torch.optim.Optimizer:
-        """The optimiser; every group keeps its peak rate as `peak`, and if its decay moves both ends as `decays`."""
+        """The optimizer; every group keeps its peak rate as `peak`, and if its decay moves both ends as `decays`."""
         optimizer = self.make(task, self.rate(batch_size))
         for group in optimizer.param_groups:
             group["peak"] = group["lr"] = group["lr"] * group.get("lr_scale", 1.0)
@@ -62,7 +63,7 @@ class OptimizerConfig:
                 group["decays"] = (group[_decay(group)], self.weight_decay_end)
         return optimizer
 
-    def shorten(self, parameters: Sequence[Tensor]) -> Tensor | None:
+    def clip_gradients(self, parameters: Sequence[Tensor]) -> Tensor | None:
         """Clip the gradients as asked; returns the norm of all before, or None where nothing is asked."""
         if self.clip is not None:
             return torch.nn.utils.clip_grad_norm_(parameters, self.clip)
@@ -78,11 +79,11 @@ class OptimizerConfig:
 class AdamWConfig(OptimizerConfig):
     """AdamW with MAE's settings; SimMIM's rate is for 512 pictures a step.
 
-    Tensors with one axis, biases and what a task calls `undecayed` are not decayed; class and mask tokens (three axes)
+    Tensors with one axis, biases and what a task calls `no_weight_decay` are not decayed; class and mask tokens (three axes)
     are, as in the released code (facebookresearch/mae:main_pretrain.py).
     """
 
-    base_rate: float = 1.5e-4
+    base_lr: float = 1.5e-4
     """Learning rate for `per` pictures a step; scales linearly with the global batch."""
     weight_decay: float = 0.05
     """Share of a weight, times the learning rate, that each step takes off."""
@@ -101,12 +102,12 @@ class AdamWConfig(OptimizerConfig):
             raise UserError(f"optimizer.layer_decay lies above 0 and up to 1, got {self.layer_decay}")
 
     def make(self, task: nn.Module, rate: float) -> torch.optim.Optimizer:
-        undecayed: Any = () if self.decay_all else getattr(task, "undecayed", ())
+        no_weight_decay: Any = () if self.decay_all or not isinstance(task, Task) else task.no_weight_decay
         settings: Any = dict(weight_decay=self.weight_decay, weight_decay_exclude_1d=not self.decay_all)
         if self.layer_decay is None:
-            groups = param_groups_weight_decay(task, no_weight_decay_list=undecayed, **settings)
+            groups = param_groups_weight_decay(task, no_weight_decay_list=no_weight_decay, **settings)
         else:
-            groups = layer_groups(task, self.layer_decay, undecayed, **settings)
+            groups = layer_groups(task, self.layer_decay, no_weight_decay, **settings)
         return torch.optim.AdamW(groups, lr=rate, betas=self.betas, fused=True)
 
 
@@ -114,7 +115,7 @@ class AdamWConfig(OptimizerConfig):
 class SGDConfig(OptimizerConfig):
     """Stochastic gradient descent with momentum; every tensor is decayed, as in MoCo (facebookresearch/moco)."""
 
-    base_rate: float = 0.03
+    base_lr: float = 0.03
     """Learning rate for `per` pictures a step; scales linearly with the global batch."""
     weight_decay: float = 1e-4
     """Decay of weights, added to their gradient."""
@@ -142,7 +143,7 @@ class LarsConfig(OptimizerConfig):
     Tensors with one axis (biases, norms) are neither decayed nor adapted.
     """
 
-    base_rate: float = 0.3
+    base_lr: float = 0.3
     """Learning rate for `per` pictures a step; scales linearly with the global batch."""
     weight_decay: float = 1e-6
     """Decay of weights, added to their gradient before it is scaled."""
@@ -183,7 +184,7 @@ class Lars(timm.optim.Lars):
         return super().step(closure)
 
 
-def layer_groups(task: nn.Module, decay: float, undecayed: tuple[str, ...] = (), **settings: Any) -> list[Any]:
+def layer_groups(task: nn.Module, decay: float, no_weight_decay: tuple[str, ...] = (), **settings: Any) -> list[Any]:
     """timm's groups for layer-wise learning rates of a method: its encoder's layers, and all else above the last one.
 
     A group's `lr_scale` is decay^(distance from the top): patch embedding, class token and positions lie at the
@@ -191,12 +192,12 @@ def layer_groups(task: nn.Module, decay: float, undecayed: tuple[str, ...] = (),
     util/lr_decay.py). timm puts a final norm before the pooling with the last block.
     """
     encoder: Any = task.encoder
-    inside = "encoder.vit."  # timm finds layers by the names they have in its own model
+    inside = "encoder.timm."  # timm finds layers by the names they have in its own model
     model: Any = SimpleNamespace(
         named_parameters=lambda: [(name.removeprefix(inside), p) for name, p in task.named_parameters()],
-        group_matcher=encoder.vit.group_matcher,
+        group_matcher=encoder.timm.group_matcher,
     )
-    names = [name.removeprefix(inside) for name in undecayed]
+    names = [name.removeprefix(inside) for name in no_weight_decay]
     return param_groups_layer_decay(model, layer_decay=decay, no_weight_decay_list=names, **settings)
 
 

@@ -9,19 +9,22 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from mimkit.data.labels import share_of_labels
+from mimkit.core.batch import Batch
+from mimkit.core.errors import UserError, at_least
+from mimkit.core.randomness import integer, rng_keys
+from mimkit.data.labels import label_subset
 from mimkit.data.loader import Loader, statistics
 from mimkit.data.sources import Pictures, open_pictures
 from mimkit.data.views import RandomResizedCrop, View
-from mimkit.errors import UserError, at_least
+from mimkit.methods.base import Method, MethodConfig
 from mimkit.methods.mae import MAEConfig
-from mimkit.model.encoder import Backbone, EncoderConfig, is_convolutional, refuse_unsuitable
-from mimkit.randomness import integer, keys
-from mimkit.task import Batch, Method, MethodConfig
+from mimkit.model.backbone import Backbone
+from mimkit.model.build import EncoderConfig, is_convolutional
+from mimkit.model.vit import refuse_unsuitable
 from mimkit.train.machine import Machine, untouched
 from mimkit.train.optimizer import AdamWConfig, OptimizerConfig
 from mimkit.train.schedule import Schedule, WarmupCosine
-from mimkit.weights import load_weights
+from mimkit.weights.load import load_weights
 
 
 @dataclass(kw_only=True, slots=True)
@@ -31,18 +34,18 @@ class Images:
     size: int | tuple[int, int] = 224
     """Side of the images in pixels, or height and width."""
     view: View = field(default_factory=RandomResizedCrop)
-    """What part of a picture is seen, when it is mirrored, and what becomes of its colours."""
-    others: tuple[View, ...] = ()
+    """What part of a picture is seen, when it is mirrored, and what becomes of its colors."""
+    other_views: tuple[View, ...] = ()
     """Further views of the same picture, each drawn by itself, for methods that compare views."""
     channels: int | None = None
-    """1 grey, 3 colour, N bands; by default as the pictures have them."""
+    """1 gray, 3 color, N bands; by default as the pictures have them."""
     mean: tuple[float, ...] | None = None
     """Per channel, of pixels in 0..1; by default computed from the data."""
     std: tuple[float, ...] | None = None
     """Per channel, of pixels in 0..1; by default computed from the data."""
     value_range: tuple[float, float] | None = None
     """What becomes black and white in 16-bit and float pictures; by default the full range, and 0 to 1."""
-    bad_share: float = 0.01
+    bad_fraction: float = 0.01
     """The run stops when more than this share of the pictures cannot be read."""
 
     def check(self) -> None:
@@ -52,8 +55,8 @@ class Images:
             raise UserError(
                 f"the first view has images.size: give --images.size {self.view.size}, not images.view.size"
             )
-        if not 0 <= self.bad_share <= 1:
-            raise UserError(f"images.bad_share is a share between 0 and 1, got {self.bad_share}")
+        if not 0 <= self.bad_fraction <= 1:
+            raise UserError(f"images.bad_fraction is a share between 0 and 1, got {self.bad_fraction}")
         if self.value_range is not None and not self.value_range[0] < self.value_range[1]:
             raise UserError(f"images.value_range must be two rising numbers, got {self.value_range}")
 
@@ -102,7 +105,7 @@ class Prepared:
         pictures = open_pictures(self.config.data, split, channels=images.channels, value_range=images.value_range)
         if not method.supervised:
             return pictures
-        return share_of_labels(pictures, getattr(method, "share", 1.0), self.config.seed)
+        return label_subset(pictures, method.label_fraction, self.config.seed)
 
     @property
     def name(self) -> str:
@@ -120,7 +123,7 @@ class Prepared:
         return self.known.get("channels") or self.pictures.channels
 
     @cached_property
-    def labelled(self) -> tuple[Pictures, Pictures] | None:
+    def labeled(self) -> tuple[Pictures, Pictures] | None:
         """A bank and pictures to classify, when there are labels and enough of them: they only measure."""
         if self.pictures.labels is None:
             return None
@@ -170,7 +173,7 @@ class Prepared:
 
     @cached_property
     def task(self) -> Method:
-        """The method with its encoder: initialised by the seed, or from released weights."""
+        """The method with its encoder: initialized by the seed, or from released weights."""
         self._report = ""
         name, method = self.config.encoder.name, self.config.method
         if is_convolutional(name) and not method.convolutions:
@@ -180,12 +183,11 @@ class Prepared:
             torch.manual_seed(integer("init", self.config.seed))
             encoder: Any = self.config.encoder.build(self.size, self.channels)
             if not (is_convolutional(name) or method.windows):
-                refuse_unsuitable(encoder.vit, name)
+                refuse_unsuitable(encoder.timm, name)
             encoder.mean, encoder.std = self.statistics
             task = self.config.method.build(encoder)
         if self.config.encoder.weights and not self.begun:
-            decoder: Any = getattr(task, "decoder", None)
-            report = load_weights(self.config.encoder.weights, encoder, decoder, name=self.config.encoder.name)
+            report = load_weights(self.config.encoder.weights, encoder, task.decoder, name=self.config.encoder.name)
             self._report = report.summary()
         return task
 
@@ -197,12 +199,12 @@ class Prepared:
     def sample(self, count: int, device: torch.device | str = "cpu") -> Batch:
         """Noise in the shape of a batch, to time and to weigh a step with."""
         generator = torch.Generator().manual_seed(0)
-        images, *others = (
+        images, *other_views = (
             torch.randn(count, self.channels, *view.shape(self.size), generator=generator).to(device)
-            for view in (self.config.images.view, *self.config.images.others)
+            for view in (self.config.images.view, *self.config.images.other_views)
         )
         number = torch.arange(count)
-        return Batch(images, keys("sample", number).to(device), number % self.count, others=tuple(others))
+        return Batch(images, rng_keys("sample", number).to(device), number % self.count, other_views=tuple(other_views))
 
     def timed(self, micro_batch: int) -> int:
         """Pictures to time a step with: fewer large ones, so that it takes seconds."""
@@ -250,7 +252,7 @@ class Prepared:
         return chosen
 
     def loader(
-        self, device: torch.device, *, rank: int, world: int, micro_batch: int, workers: int, notify: Any
+        self, device: torch.device, *, rank: int, world: int, micro_batch: int, workers: int, log: Any
     ) -> Loader:
         """Batches for one process."""
         mean, std = self.statistics
@@ -258,7 +260,7 @@ class Prepared:
         return Loader(
             self.pictures,
             config.images.view,
-            others=config.images.others,
+            other_views=config.images.other_views,
             size=self.size,
             mean=mean,
             std=std,
@@ -270,7 +272,7 @@ class Prepared:
             device=device,
             workers=workers,
             resident=self.known.get("resident", "auto") if config.machine.resident is None else config.machine.resident,
-            notify=notify,
+            log=log,
         )
 
 

@@ -10,18 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mimkit import distributed
-from mimkit.errors import UserError
+from mimkit.core import distributed
+from mimkit.core.errors import UserError
+from mimkit.core.names import FORMAT
 from mimkit.train.checkpoint import checkpoints, restore, save_checkpoint
 from mimkit.train.collapse import collapse
-from mimkit.train.gallery import open_gallery
-from mimkit.train.leave import export_encoder
+from mimkit.train.dataset_view import open_dataset_view
+from mimkit.train.export import export_encoder
 from mimkit.train.loop import fit
 from mimkit.train.machine import Engine
 from mimkit.train.monitor import Monitor
 from mimkit.train.prepare import Prepared, Pretrain
-from mimkit.train.progress import Recorder, duration
-from mimkit.train.run import MEASURED, RunFolder, disk_errors, last_good, write_json
+from mimkit.train.recorder import Recorder, duration
+from mimkit.train.run_folder import MEASURED, RunFolder, disk_errors, last_good, write_json
 from mimkit.train.skipped import SkippedPictures
 
 
@@ -31,7 +32,7 @@ def pretrain(
     *,
     recipe: str = "custom",
     max_steps: int | None = None,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Train, or go on with the unfinished run in `folder`; returns what result.json will hold.
 
@@ -49,11 +50,11 @@ def pretrain(
     device = config.machine.find_device()
     with distributed.processes(device):
         main = distributed.is_main()
-        notify = say if main else (lambda line: None)
+        log = log if main else (lambda line: None)
         run = RunFolder(distributed.on_main(lambda: folder, device))  # a free folder is another one a moment later
         distributed.on_main(run.start, device)
         try:
-            return _train(config, run, recipe, max_steps, device, notify)
+            return _train(config, run, recipe, max_steps, device, log)
         except BaseException:
             if main:
                 run.abandon()
@@ -66,7 +67,7 @@ def _train(
     recipe: str,
     max_steps: int | None,
     device: torch.device,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> dict[str, Any]:
     main, world = distributed.is_main(), distributed.world()
     kept: dict[str, Any] = {}
@@ -84,8 +85,8 @@ def _train(
     mean, std = ready.statistics
     task = ready.task
     workers = config.machine.readers()
-    gallery = open_gallery(pictures, size=size, mean=mean, std=std, device=device, workers=workers)
-    task.study(gallery, begun=ready.begun)
+    dataset = open_dataset_view(pictures, size=size, mean=mean, std=std, device=device, workers=workers)
+    task.setup(dataset, resumed=ready.begun)
     micro = distributed.on_main(lambda: ready.micro_batch(device, world), device)
     engine = Engine.choose(config.machine, device, task, lambda: ready.sample(ready.timed(micro)), kept.get("engine"))
     wrapped = engine.wrap(task)
@@ -93,11 +94,11 @@ def _train(
     first, seconds = 0, 0.0
     if saves := checkpoints(run.folder):
         first, seconds = restore(saves[-1], task, optimizer, device)
-    loader = ready.loader(device, rank=distributed.rank(), world=world, micro_batch=micro, workers=workers, notify=say)
+    loader = ready.loader(device, rank=distributed.rank(), world=world, micro_batch=micro, workers=workers, log=log)
     total = ready.steps
     monitor = None
-    if main and config.machine.looks > 0:
-        train, test = ready.labelled or (pictures, None)
+    if main and config.machine.evals > 0:
+        train, test = ready.labeled or (pictures, None)
         monitor = Monitor(train, test, size=size, mean=mean, std=std, engine=engine, workers=workers, seed=config.seed)
 
     def look_first() -> dict[str, float]:
@@ -123,11 +124,11 @@ def _train(
     if main:
         run.rewind(first)
     last = total if max_steps is None else max(first, min(total, max_steps))
-    _announce(say, ready, recipe, engine, loader, first, total, micro, world, run.folder)
+    _announce(log, ready, recipe, engine, loader, first, total, micro, world, run.folder)
 
     began = time.perf_counter() - seconds
     board = _tensorboard(run.folder, first) if main and config.machine.tensorboard else None
-    skipped = SkippedPictures(run, pictures, config.images.bad_share)
+    skipped = SkippedPictures(run, pictures, config.images.bad_fraction)
     skipped.note(tuple(loader.skipped.items()))
     warned: dict[str, str] = {}  # by metrics.jsonl, of an earlier part too
 
@@ -147,7 +148,7 @@ def _train(
         epoch, last_epoch = (s * config.batch_size // ready.count for s in (step, step - 1))
         if epoch != last_epoch:
             start = time.perf_counter()
-            recorder.note(task.before_epoch(epoch, step / total, gallery))
+            recorder.note(task.before_epoch(epoch, step / total, dataset))
             recorder.skip_time(time.perf_counter() - start)
 
     measured: dict[str, float] = {}
@@ -168,12 +169,12 @@ def _train(
         measured.update(found)
         return found
 
-    looks = config.machine.looks
+    evals = config.machine.evals
     recorder = Recorder(
         total=total,
         batch_size=config.batch_size,
         every=config.machine.log_every,
-        looks={round(total * i / looks) for i in range(1, looks + 1)},
+        evals={round(total * i / evals) for i in range(1, evals + 1)},
         look=look,
         write=write,
         skip=skipped.note,
@@ -186,10 +187,11 @@ def _train(
         export_encoder(ready, run.folder / "export", recipe=recipe, step=step, measured=measured)
 
     def save(step: int) -> None:
-        recorder.refuse_bad_weights(step, [*task.parameters(), *_moments(optimizer)])
+        recorder.refuse_bad_weights(step, [*task.parameters(), *optimizer_tensors(optimizer)])
 
         def write_all() -> None:
             state = {
+                "format": FORMAT,
                 "step": step,
                 "seconds": time.perf_counter() - began,
                 "model": task.state_dict(),
@@ -245,7 +247,7 @@ def _train(
             last=last,
             total=total,
             accumulate=loader.accumulate,
-            clip=config.optimizer.shorten,
+            clip=config.optimizer.clip_gradients,
         )
     finally:
         recorder.line.close()
@@ -272,12 +274,12 @@ def _train(
     return result
 
 
-def _moments(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
 
 
 def _announce(
-    say: Callable[[str], None],
+    log: Callable[[str], None],
     ready: Prepared,
     recipe: str,
     engine: Engine,
@@ -295,34 +297,34 @@ def _announce(
     millions = [sum(p.numel() for p in part.parameters()) / 1e6 for part in (ready.encoder, ready.task)]
     rate, optimizer = config.optimizer.rate(config.batch_size), config.optimizer
     parts = f"{loader.accumulate} x {micro}" + (f" x {world} processes" if world > 1 else "")
-    say(f"{recipe}: {type(config.method).__name__.removesuffix('Config')} with {config.encoder.name}")
+    log(f"{recipe}: {type(config.method).__name__.removesuffix('Config')} with {config.encoder.name}")
     kept = "in memory" if loader.resident else "streamed"
-    say(f"  pictures   {len(pictures):,} from {pictures.name}, {kept}; {labels}")
-    say(
+    log(f"  pictures   {len(pictures):,} from {pictures.name}, {kept}; {labels}")
+    log(
         f"  images     {ready.size[0]}x{ready.size[1]}, {pictures.channels} channels; "
         f"mean {_short(mean)}, std {_short(std)}"
     )
-    say(
+    log(
         f"  model      {millions[0]:.1f} M parameters in the encoder ({millions[1]:.1f} M while training), "
         f"{ready.encoder.grid[0]}x{ready.encoder.grid[1]} patches of {ready.encoder.patch[0]}x{ready.encoder.patch[1]}"
     )
     if ready.weights_report:
         for line in ready.weights_report.splitlines():
-            say(f"  weights    {line}")
-    say(f"  schedule   {config.epochs} epochs = {total:,} steps of {config.batch_size} pictures ({parts})")
-    say(
-        f"  rate       {rate:.3g} = {optimizer.base_rate:.3g} x {config.batch_size} / {optimizer.per}, "
+            log(f"  weights    {line}")
+    log(f"  schedule   {config.epochs} epochs = {total:,} steps of {config.batch_size} pictures ({parts})")
+    log(
+        f"  rate       {rate:.3g} = {optimizer.base_lr:.3g} x {config.batch_size} / {optimizer.per}, "
         f"warm-up {config.schedule.warmup:.0%}"
     )
-    say(
+    log(
         f"  machine    {engine.device}, {engine.precision}, {engine.attention} attention, "
         f"{engine.threads} threads{', compiled' if engine.compile else ''}"
     )
     if loader.skipped:
-        say(f"  skipped    {len(loader.skipped)} pictures that cannot be read, see {folder / 'skipped.json'}")
+        log(f"  skipped    {len(loader.skipped)} pictures that cannot be read, see {folder / 'skipped.json'}")
     if first:
-        say(f"  goes on    after step {first:,}")
-    say(f"  run folder {folder}")
+        log(f"  goes on    after step {first:,}")
+    log(f"  run folder {folder}")
 
 
 def _short(values: tuple[float, ...]) -> str:

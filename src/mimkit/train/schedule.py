@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, fields
 
-from mimkit.errors import UserError
+from mimkit.core.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

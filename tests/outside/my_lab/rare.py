@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import torch.nn.functional as F
 
+from mimkit.core.randomness import uniform
 from mimkit.masks import Mask, Signal
 from mimkit.masks.informed import ModelMasker
 from mimkit.masks.random import hidden_count
-from mimkit.randomness import uniform
 from mimkit.recipes.small import mae_mini_48
 
 
@@ -21,14 +21,14 @@ class RareMasker(ModelMasker):
     noise: float = 0.1
     """Uniform noise of this height on the scores."""
 
-    def maps(self, signal, grid):
+    def score_maps(self, signal, grid):
         unit = F.normalize(signal.float(), dim=2)
         mean = F.normalize(unit.mean(dim=1, keepdim=True), dim=2)
         return 1 - (unit * mean).sum(dim=2, keepdim=True)
 
-    def hide(self, maps, keys, progress, grid):
-        scores = maps[..., 0] + self.noise * uniform(keys, maps.shape[1])
-        return Mask.from_scores(scores, hidden_count(maps.shape[1], self.ratio))
+    def hide(self, score_maps, rng_keys, progress, grid):
+        scores = score_maps[..., 0] + self.noise * uniform(rng_keys, score_maps.shape[1])
+        return Mask.from_scores(scores, hidden_count(score_maps.shape[1], self.ratio))
 
 
 def rare():

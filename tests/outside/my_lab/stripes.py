@@ -5,13 +5,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mimkit.core.batch import Batch, Step
+from mimkit.core.randomness import uniform
 from mimkit.masks import Mask, Masker
 from mimkit.methods.mae import MAE, MAEConfig
-from mimkit.model.encoder import Encoder
 from mimkit.model.patches import patchify
-from mimkit.randomness import uniform
+from mimkit.model.vit import Encoder
 from mimkit.recipes.small import mae_mini_28
-from mimkit.task import Batch, Step
 from mimkit.train.prepare import Pretrain
 
 
@@ -22,10 +22,10 @@ class StripeMasker(Masker):
     width: int = 2
     """Columns of patches in a stripe."""
 
-    def __call__(self, signal: Tensor, keys: Tensor, progress: float, grid: tuple[int, int]) -> Mask:
+    def __call__(self, signal: Tensor, rng_keys: Tensor, progress: float, grid: tuple[int, int]) -> Mask:
         column = torch.arange(signal.shape[1], device=signal.device) % grid[1]
         odd = (column // self.width) % 2
-        flipped = (uniform(keys, 1) < 0.5).long()
+        flipped = (uniform(rng_keys, 1) < 0.5).long()
         return Mask.from_scores((odd ^ flipped).float(), hide=int(odd.sum()))
 
 
@@ -34,7 +34,7 @@ class Absolute(MAE):
 
     def forward(self, batch: Batch, progress: float) -> Step:
         patches = patchify(batch.images, self.encoder.patch)
-        mask, logs = self.observer(self.encoder, patches, batch, progress)
+        mask, logs = self.mask_sampler(self.encoder, patches, batch, progress)
         prediction = self.predict(patches, mask)
         error = (prediction - self.target(patches)).abs().mean(dim=-1)
         return Step(self.scale * error[mask.hidden].mean(), logs)

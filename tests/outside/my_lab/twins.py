@@ -5,13 +5,15 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import nn
 
+from mimkit.core.batch import Batch, Step
 from mimkit.data.views import RandomResizedCrop
-from mimkit.methods.simclr import other_view
-from mimkit.model.encoder import Encoder, EncoderConfig
+from mimkit.methods.base import Method, MethodConfig
+from mimkit.methods.losses import in_batch
+from mimkit.methods.simclr import second_view
+from mimkit.model.build import EncoderConfig
 from mimkit.model.projector import Embedder, mlp
-from mimkit.objectives import in_batch
+from mimkit.model.vit import Encoder
 from mimkit.recipes.contrastive import moco_v3_mini_32
-from mimkit.task import Batch, Method, MethodConfig, Step
 from mimkit.train.prepare import Images, Pretrain
 
 
@@ -32,7 +34,7 @@ class Twins(Method):
         return self.embedder.encoder
 
     def forward(self, batch: Batch, progress: float) -> Step:
-        one, two = (self.embedder(view) for view in (batch.images, other_view(batch)))
+        one, two = (self.embedder(view) for view in (batch.images, second_view(batch)))
         if self.broken:
             return Step(2 * F.mse_loss(self.predictor(one), two))
         return Step(in_batch(self.predictor(one), two, 0.2).loss + in_batch(self.predictor(two), one, 0.2).loss)
@@ -58,6 +60,6 @@ def twins() -> Pretrain:
     run = moco_v3_mini_32()
     run.encoder = EncoderConfig(name="vit_tiny_patch16_224", patch=4, width=32, depth=2, heads=2)
     view = RandomResizedCrop(scale=(0.4, 1.0))
-    run.method, run.images = TwinsConfig(), Images(size=12, view=view, others=(view,))
-    run.batch_size, run.epochs, run.optimizer.base_rate = 8, 6, 0.1
+    run.method, run.images = TwinsConfig(), Images(size=12, view=view, other_views=(view,))
+    run.batch_size, run.epochs, run.optimizer.base_lr = 8, 6, 0.1
     return run

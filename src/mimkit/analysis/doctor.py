@@ -1,0 +1,172 @@
+"""Doctor: a folder and a recipe enter; what is wrong with it, and what training would cost, leave."""
+
+import os
+import sys
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from rich.markup import escape
+from rich.table import Table
+
+from mimkit.core.errors import at_least
+from mimkit.core.flags import Arguments
+from mimkit.data.decode import BadPicture
+from mimkit.data.pictures import Pictures, sample
+from mimkit.recipes import find_recipe
+from mimkit.recipes.choose import choose_recipe
+from mimkit.train.machine import Engine
+from mimkit.train.prepare import Images, Prepared, Pretrain, free_memory
+from mimkit.train.recorder import duration
+
+BAD_FRACTION = Images().bad_fraction
+SMALL = 2e7  # parameters; on a CPU, steps of larger models are timed with two pictures
+
+
+@dataclass(kw_only=True)
+class DoctorArguments(Arguments):
+    """Read pictures, name the bad ones, and estimate memory, steps and time of a recipe."""
+
+    limit: int = 20_000
+    """Read at most so many pictures, spread over the set."""
+    batch_size: int | None = None
+    """Pictures in a step, if other than the recipe's."""
+    epochs: int | None = None
+    """Passes over the pictures, if other than the recipe's."""
+
+
+def examine(data: list[str], recipe: str | None, arguments: DoctorArguments) -> tuple[dict[str, Any], Table]:
+    """The findings as JSON and as a table."""
+    at_least(1, limit=arguments.limit, batch_size=arguments.batch_size, epochs=arguments.epochs)
+    config = find_recipe(recipe) if recipe else Pretrain()
+    config.data = tuple(data)
+    pictures, device = Prepared(config).pictures, config.machine.find_device()
+    read = sample(len(pictures), arguments.limit)
+    bad: dict[str, str] = {}
+    sizes: Counter[tuple[int, int]] = Counter()
+    start = told = time.perf_counter()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for count, (number, found) in enumerate(pool.map(lambda number: (number, _size(pictures, number)), read)):
+            if isinstance(found, str):
+                bad[pictures.where(number)] = found
+            else:
+                sizes[found] += 1
+            if time.perf_counter() - told > 10:
+                told = time.perf_counter()
+                print(f"read {count:,} of {len(read):,} pictures", file=sys.stderr, flush=True)
+    speed = len(read) / max(1e-9, time.perf_counter() - start)
+    result: dict[str, Any] = {
+        "data": pictures.name,
+        "pictures": len(pictures),
+        "read": len(read),
+        "readable": len(read) - len(bad),
+        "bad": bad,
+        "channels": pictures.channels,
+        "classes": len(pictures.classes) if pictures.classes else None,
+        "has_test": pictures.has_test,
+        "read_per_second": round(speed, 1),
+    }
+    if not sizes:
+        return result, _table(result)
+    sides = sorted(min(size) for size in sizes.elements())
+    result |= {
+        "shorter_side": {"smallest": sides[0], "median": median(sides), "largest": sides[-1]},
+        "sizes": len(sizes),
+    }
+    if recipe is None:
+        recipe, epochs, _ = choose_recipe(pictures, device)
+        config = find_recipe(recipe)
+        config.data, config.epochs = tuple(data), epochs
+    config.batch_size = arguments.batch_size or config.batch_size
+    config.epochs = arguments.epochs or config.epochs
+    chosen = Prepared(config)
+    chosen.pictures = pictures
+    smaller = sum(side < min(chosen.size) for side in sides)
+    micro, each = chosen.micro_batch(device, 1), chosen.bytes_per_picture()  # before the task moves to the device
+    parameters = sum(p.numel() for p in chosen.task.parameters())
+    sampled = min(micro, 256 if device.type == "cuda" else 64 if parameters < SMALL else 2)
+    engine = Engine.choose(config.machine, device, chosen.task, lambda: chosen.sample(sampled), None)
+    task, batch = engine.wrap(chosen.task), chosen.sample(sampled, device)
+    seconds = float("inf")
+    for _ in range(3):
+        begin = time.perf_counter()
+        engine.step(task, batch, 0.0, True, 1.0)
+        task.zero_grad()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds = min(seconds, time.perf_counter() - begin)
+    result |= {
+        "recipe": recipe,
+        "image_size": list(chosen.size),
+        "smaller_than_image": smaller,
+        "steps": chosen.steps,
+        "epochs": config.epochs,
+        "batch_size": config.batch_size,
+        "micro_batch": micro,
+        "parameters": parameters,
+        "memory_bytes": 16 * parameters + micro * each,
+        "free_bytes": free_memory(device),
+        "seconds": chosen.steps * config.batch_size * seconds / sampled,
+        "engine": engine.describe(),
+    }
+    return result, _table(result)
+
+
+def _size(pictures: Pictures, number: int) -> tuple[int, int] | str:
+    """Height and width of a picture that decodes, or why it does not."""
+    try:
+        height, width = pictures.read(number).shape[1:]
+    except BadPicture as error:
+        return str(error)
+    return height, width
+
+
+def _table(result: dict[str, Any]) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    fraction = "" if result["read"] == result["pictures"] else f" ({result['read']:,} of them read)"
+    table.add_row(
+        "pictures",
+        f"{result['pictures']:,}{fraction} from {escape(result['data'])}, {result['channels']} channels",
+    )
+    table.add_row("labels", f"{result['classes']} classes" if result["classes"] else "none (fine: they only measure)")
+    bad = len(result["bad"])
+    stops = bad > BAD_FRACTION * result["read"]
+    advice = "; a run stops at 1 %: mend or remove them, or allow more with --images.bad-fraction" if stops else ""
+    table.add_row("bad", f"{bad} cannot be read{advice}" if bad else "none")
+    for place, reason in list(result["bad"].items())[:10]:
+        table.add_row("", escape(f"{place}: {reason}"))
+    if len(result["bad"]) > 10:
+        table.add_row("", f"... and {len(result['bad']) - 10} more; --json - lists all")
+    if "recipe" not in result:
+        return table
+    side = result["shorter_side"]
+    sizes = f"{result['sizes']} different; shorter side" if result["sizes"] > 1 else "one; shorter side"
+    if side["smallest"] < side["largest"]:
+        sizes += f" {side['smallest']} to {side['largest']}, half of them up to {side['median']:g}"
+    else:
+        sizes += f" {side['smallest']}"
+    table.add_row("sizes", f"{sizes} px")
+    height, width = result["image_size"]
+    table.add_row(
+        "recipe",
+        f"{result['recipe']}: images of {height}x{width}, {result['parameters'] / 1e6:.1f} M parameters",
+    )
+    if result["smaller_than_image"]:
+        table.add_row("", f"{result['smaller_than_image']} pictures are smaller than that and will be enlarged")
+    table.add_row("steps", f"{result['steps']:,} ({result['epochs']} epochs, {result['batch_size']} pictures a step)")
+    table.add_row(
+        "memory",
+        f"about {result['memory_bytes'] / 1e9:.1f} GB with {result['micro_batch']} pictures at once; "
+        f"{result['free_bytes'] / 1e9:.0f} GB free",
+    )
+    table.add_row(
+        "time",
+        f"about {duration(result['seconds'])} here, if reading keeps up ({result['read_per_second']:,.0f}/s)",
+    )
+    return table

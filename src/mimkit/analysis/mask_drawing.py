@@ -1,0 +1,362 @@
+"""Draw masks: a masker and pictures enter; a picture of its masks and their statistics leave."""
+
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import timm
+import torch
+import tyro
+from jaxtyping import Float
+from rich.markup import escape
+from rich.table import Table
+from timm.models import VisionTransformer
+from torch import Tensor
+
+from mimkit.core.batch import Batch
+from mimkit.core.errors import UserError, at_least
+from mimkit.core.flags import Arguments
+from mimkit.core.grids import (
+    colorize,
+    displayable,
+    faded,
+    mask_to_pixels,
+    masked,
+    patches_to_pixels,
+    save_picture,
+    titled_grid,
+)
+from mimkit.core.randomness import integer, rng_keys
+from mimkit.data.loader import evaluation_batches, statistics
+from mimkit.data.objects import object_fractions
+from mimkit.data.pictures import Pictures
+from mimkit.data.sources import open_pictures
+from mimkit.data.views import CenterCrop
+from mimkit.evaluate.target import export_folder, open_target
+from mimkit.guidance.sampler import MaskSampler
+from mimkit.masks import Mask, Masker, RandomMasker, SelfGuidedMasker, Signal
+from mimkit.masks.informed import InformedMasker, ModelMasker
+from mimkit.masks.statistics import mask_statistics, mean
+from mimkit.methods.base import MaskedConfig
+from mimkit.model.build import EncoderConfig, is_windowed
+from mimkit.model.patches import patchify
+from mimkit.model.teacher import Teacher
+from mimkit.model.vit import Encoder, refuse_unsuitable
+from mimkit.train.prepare import Pretrain
+from mimkit.weights.load import load_weights
+
+VIEW = CenterCrop(fraction=1.0)
+LATEST = 0.999  # a masker that only a trigger starts is drawn as if that came at last
+SAMPLE = 256  # pictures from which mean and standard deviation are taken for a model that has none
+
+
+@dataclass(kw_only=True)
+class MaskArguments(Arguments):
+    """Draw a masker's masks on your pictures and count what they hide."""
+
+    data: tuple[str, ...]
+    """Pictures, as for pretrain."""
+    masker: Annotated[Masker, tyro.conf.arg(name="")] = field(default_factory=RandomMasker)
+    model: Annotated[str | None, tyro.conf.arg(name="from")] = None
+    """The model that the masker asks: a run folder, an export folder, or a timm model with released weights. By
+    default the teacher of a recipe whose masker asks it, the recipe's encoder before any training, or a small ViT."""
+    progress: float | None = None
+    """Moment of training, 0 <= progress < 1; by default just after the masker has started to look."""
+    ratios: tuple[float, ...] = ()
+    """Several shares of hidden patches to draw one below the other, instead of the masker's one."""
+    size: int | tuple[int, int] | None = None
+    """Side of the images in pixels, or height and width; by default the model's or the recipe's, else 224."""
+    patch: int | None = None
+    """Side of a patch in pixels; by default the model's or the recipe's, else 16."""
+    objects: Path | None = None
+    """Folder of object masks that are named like the pictures (not zero: object), to count how much is hidden."""
+    out: Path = Path("masks.png")
+    """The picture to write."""
+    show: int = 6
+    """Pictures to draw."""
+    seeds: int = 4
+    """Masks to draw on each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """What masks are drawn on, and who looks at it."""
+
+    pictures: Pictures
+    size: tuple[int, int]
+    patch: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    encoder: Encoder | None = None
+    teacher: str | None = None  # the method's own, whose attention a masker reads that names no other
+    evals: str | None = None  # what to call who looks; None where nobody does
+    trained: bool = True
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return self.size[0] // self.patch[0], self.size[1] // self.patch[1]
+
+
+def masker_of(name: str, recipe: Pretrain) -> Masker:
+    """The masker of a recipe."""
+    if not isinstance(recipe.method, MaskedConfig):
+        raise UserError(f"recipe '{name}' hides no patches: choose another one, 'mimkit recipes' lists them")
+    return recipe.method.masker
+
+
+def draw_masks(arguments: MaskArguments, recipe: Pretrain | None = None) -> tuple[dict[str, Any], Table]:
+    """Write the picture; returns the statistics over all masks drawn, as JSON and as a table."""
+    at_least(1, show=arguments.show, seeds=arguments.seeds)
+    if arguments.out.suffix.lower() != ".png":
+        raise UserError(f"--out {arguments.out} must end in .png")
+    masker, progress = moment(arguments.masker, arguments.progress)
+    maskers = [with_ratio(masker, ratio) for ratio in arguments.ratios] or [masker]
+    scene = open_scene(arguments, masker, masker.reads(progress), recipe)
+    images, numbers = some_images(scene, arguments.show)
+    signal = look(scene, masker, images, progress)
+    objects = None
+    if arguments.objects is not None:
+        objects = object_fractions(arguments.objects, scene.pictures, numbers.tolist(), VIEW, scene.size, scene.patch)
+
+    addresses = [rng_keys("masks", seed, torch.arange(len(images))) for seed in range(arguments.seeds)]
+    scores = signal[..., 0] if signal.shape[2] else None
+    drawn, counted = [], []
+    for one in maskers:
+        masks = [one(signal, address, progress, scene.grid) for address in addresses]
+        found = mask_statistics(masks, addresses, scene.grid, scene.patch, scores=scores, objects=objects)
+        said = [one.describe(signal, mask) for mask in masks]
+        found |= {f"masker_{key}": mean(torch.stack([each[key].float() for each in said])) for key in said[0]}
+        drawn.append(masks)
+        counted.append(found)
+    sheet = columns(scene, masker, images, signal, objects, drawn)
+    try:
+        labels = [f"{ratio:g}" for _ in images for ratio in arguments.ratios]
+        save_picture(titled_grid(sheet, labels=labels), arguments.out)
+    except OSError as error:
+        raise UserError(f"cannot write {arguments.out}: {error.strerror or error}") from error
+    result: dict[str, Any] = {
+        "masker": repr(arguments.masker),
+        "out": str(arguments.out),
+        "model": scene.evals,
+        "trained": scene.trained if scene.evals else None,
+        "progress": progress,
+        **counted[0],
+    }
+    if arguments.ratios:
+        result["ratios"] = [{"asked": asked} | found for asked, found in zip(arguments.ratios, counted, strict=True)]
+    return result, as_table(result, counted, [f"{ratio:g}" for ratio in arguments.ratios])
+
+
+def moment(masker: Masker, progress: float | None) -> tuple[Masker, float]:
+    """The masker and the moment to draw it at: the one given, else the first at which it looks."""
+    if progress is not None:
+        if not 0 <= progress < 1:
+            raise UserError(f"--progress runs over training, from 0 up to but not including 1, got {progress:g}")
+        return masker, progress
+    if not isinstance(masker.guide, InformedMasker):
+        return masker, 0.0
+    start = min(masker.guide.start, LATEST)
+    return masker.started(start), start
+
+
+def with_ratio(masker: Masker, ratio: float) -> Masker:
+    """The masker with another ratio, in all its parts that have one."""
+    settings = {one.name: getattr(masker, one.name) for one in fields(masker)}
+    parts: dict[str, Any] = {n: with_ratio(value, ratio) for n, value in settings.items() if isinstance(value, Masker)}
+    if "ratio" in settings:
+        parts["ratio"] = ratio
+    if not parts:
+        raise UserError(f"{type(masker).__name__} has no ratio, it follows from other settings: leave --ratios away")
+    return replace(masker, **parts)
+
+
+def open_scene(arguments: MaskArguments, masker: Masker, reads: Signal, recipe: Pretrain | None) -> Scene:
+    """Pictures, and the model that the masker asks where it asks one."""
+    asked = (arguments.size, arguments.size) if isinstance(arguments.size, int) else arguments.size
+    if min(*(asked or (1,)), arguments.patch or 1) < 1 or arguments.patch == 0:
+        raise UserError("--size and --patch must be at least 1")
+    scorer = masker.guide.scorer if isinstance(masker.guide, ModelMasker) else "online"
+    teacher = None if scorer in ("online", "ema") else scorer
+    pictures = open_pictures(arguments.data, "all")
+    if arguments.model is not None:
+        if teacher and reads is not Signal.NONE:
+            raise UserError(f"the masker asks its own teacher '{teacher}': leave --from away, or use --scorer online")
+        return with_model(arguments.model, pictures, arguments, asked)
+    size = asked or (recipe.images.shape() if recipe else (224, 224))
+    config = recipe.encoder if recipe else EncoderConfig(name="vit_tiny_patch16_224")
+    patch = (arguments.patch, arguments.patch) if arguments.patch else patch_of(config, size)
+    if size[0] % patch[0] or size[1] % patch[1]:
+        raise UserError(
+            f"{size[0]}x{size[1]} pixels do not divide into patches of {patch[0]}: change --size or --patch"
+        )
+    plain = Scene(
+        pictures=pictures, size=size, patch=patch, mean=(0.0,) * pictures.channels, std=(1.0,) * pictures.channels
+    )
+    if reads is Signal.NONE:
+        return plain
+    shared = recipe is not None and reads is Signal.ATTENTION and scorer == "online"
+    own = recipe.method.attention_teacher if shared and isinstance(recipe.method, MaskedConfig) else None
+    if own == "":
+        raise UserError("the masker asks the method's teacher and this recipe names none: give one with --from")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(integer("init", recipe.seed if recipe else 0))
+        encoder = replace(config, patch=arguments.patch or config.patch).build(size, pictures.channels)
+    refuse_unsuitable(encoder.timm, config.name)
+    assert isinstance(encoder, Encoder)
+    evals, trained = teacher or own or config.name, (teacher or own) is not None
+    if config.weights and not trained:
+        load_weights(config.weights, encoder, name=config.name)
+        evals, trained = f"{config.name} from {config.weights}", True
+    encoder.mean, encoder.std = statistics(pictures, sample_size=SAMPLE)
+    plain = replace(plain, mean=encoder.mean, std=encoder.std)
+    return replace(plain, encoder=encoder, teacher=own, evals=evals, trained=trained)
+
+
+def patch_of(config: EncoderConfig, size: tuple[int, int]) -> tuple[int, int]:
+    """Size of the encoder's patches; no weights are made."""
+    with torch.device("meta"):
+        args = config.timm_args(size, 3)
+        vit = timm.create_model(config.name, **args if is_windowed(config.name) else args | {"img_size": None})
+    side = vit.get_submodule("patch_embed").get_submodule("proj").kernel_size
+    assert isinstance(side, tuple)
+    return side[0], side[1]
+
+
+def with_model(target: str, pictures: Pictures, arguments: MaskArguments, asked: tuple[int, int] | None) -> Scene:
+    """The scene as a model of `--from` sees it: in its size, normalized like its pictures."""
+    size, mean, std = asked, (0.0,) * pictures.channels, (1.0,) * pictures.channels
+    if target != "pixels" and export_folder(target) is None:  # timm's: it takes any size, and has one of its own
+        known = timm.get_pretrained_cfg(target.removeprefix("untrained:"))
+        size = asked or (known.input_size[1:] if known else None)
+        mean, std = statistics(pictures, sample_size=SAMPLE)
+    found = open_target(target, size=size or (224, 224), channels=pictures.channels, mean=mean, std=std)
+    if found.model is None:
+        raise UserError(f"'{target}' is no model that a masker could ask: give a run, an export or a timm model")
+    refuse_unsuitable(found.model, target)
+    encoder = Encoder(cast(VisionTransformer, found.model))
+    encoder.mean, encoder.std = found.mean, found.std
+    sides = f"images of {encoder.size[0]}x{encoder.size[1]} in patches of {encoder.patch[0]}"
+    if asked not in (None, encoder.size) or arguments.patch not in (None, encoder.patch[0]):
+        raise UserError(f"the model of {target} sees {sides}: leave --size and --patch away")
+    if (found.channels, found.value_range) != (pictures.channels, None):
+        pictures = open_pictures(arguments.data, "all", channels=found.channels, value_range=found.value_range)
+    return Scene(
+        pictures=pictures,
+        size=encoder.size,
+        patch=encoder.patch,
+        mean=found.mean,
+        std=found.std,
+        encoder=encoder,
+        evals=target,
+        trained=not target.startswith("untrained:"),
+    )
+
+
+def some_images(scene: Scene, count: int) -> tuple[Float[Tensor, "B C H W"], Tensor]:
+    """So many images, spread over the set, and their numbers."""
+    batches = evaluation_batches(
+        scene.pictures, size=scene.size, mean=scene.mean, std=scene.std, view=VIEW, limit=count
+    )
+    parts = [(images, numbers) for images, _, numbers in batches]
+    if not parts:
+        raise UserError(f"none of {count} pictures of {scene.pictures.name} can be read: see 'mimkit doctor'")
+    return torch.cat([images for images, _ in parts]), torch.cat([numbers for _, numbers in parts])
+
+
+def look(scene: Scene, masker: Masker, images: Float[Tensor, "B C H W"], progress: float) -> Float[Tensor, "B N M"]:
+    """The masker's maps, computed as in training."""
+    patches = patchify(images, scene.patch)
+    reads = masker.reads(progress)
+    if reads is Signal.NONE:
+        return patches[..., :0]
+    assert scene.encoder is not None
+    teacher = None
+    if scene.teacher:
+        assert scene.encoder.mean is not None and scene.encoder.std is not None
+        seen = (scene.encoder.grid, scene.encoder.channels, scene.encoder.mean, scene.encoder.std)
+        teacher = Teacher(scene.teacher, *seen)
+    elif reads is Signal.ATTENTION and scene.evals and not scene.encoder.timm.has_class_token:
+        guide = masker.guide
+        if not isinstance(guide, ModelMasker) or guide.scorer in ("online", "ema"):
+            raise UserError(
+                f"{type(guide).__name__} reads the class token's attention and {scene.evals} has no class token: give "
+                "another model with --from"
+            )
+    encoder = scene.encoder.eval()
+    number = torch.arange(len(images))
+    with torch.inference_mode():
+        batch = Batch(images, rng_keys("draw", number), number)
+        return MaskSampler(masker, encoder, teacher).score_maps(encoder, patches, batch, progress)
+
+
+def columns(
+    scene: Scene,
+    masker: Masker,
+    images: Float[Tensor, "B C H W"],
+    signal: Float[Tensor, "B N M"],
+    objects: Float[Tensor, "B N"] | None,
+    drawn: list[list[Mask]],
+) -> list[tuple[str, Float[Tensor, "rows 3 H W"]]]:
+    """Titles and images: a row for each picture and ratio, a column for each seed and view beside what was seen."""
+    originals = displayable(images, scene.mean, scene.std)
+
+    def rows(per_picture: Tensor) -> Tensor:
+        return per_picture.repeat_interleave(len(drawn), dim=0)
+
+    def outside_faded(inside: Tensor) -> Tensor:
+        return rows(faded(originals, patches_to_pixels(inside, scene.grid, scene.patch)))
+
+    found = [("original", rows(originals))]
+    if objects is not None:
+        found.append(("object", outside_faded(objects)))
+    if signal.shape[2]:
+        name = "score" if scene.trained else "score, untrained"
+        found.append((name, rows(colorize(patches_to_pixels(signal[..., 0], scene.grid, scene.patch)))))
+        if isinstance(masker.guide, SelfGuidedMasker):
+            found.append(("side of object", outside_faded(signal[..., 1])))
+    for seed in range(len(drawn[0])):
+        views = drawn[0][seed].views
+        for view in range(views):
+            cells = []
+            for masks in drawn:
+                hidden, thrown = (
+                    mask_to_pixels(one[view::views], scene.grid, scene.patch)
+                    for one in (masks[seed].hidden, masks[seed].thrown)
+                )
+                cells.append(masked(originals, hidden, thrown))
+            title = f"seed {seed}" if views == 1 else f"seed {seed}, view {view + 1}"
+            found.append((title, torch.stack(cells, dim=1).flatten(0, 1)))
+    return found
+
+
+WORDS = {
+    "average_distance": "AvgDist, pixels",
+    "overlap_random": "overlap with a random mask",
+    "overlap_seeds": "overlap of two seeds",
+    "overlap_expected": "overlap by chance",
+    "score_entropy": "score entropy / ln N",
+    "object": "object's share of the picture",
+    "object_hidden": "share of the object hidden",
+    "masker_object": "share of its own object side",
+    "masker_object_hidden": "share of that side hidden",
+}
+
+
+def as_table(result: dict[str, Any], counted: list[dict[str, Any]], titles: list[str]) -> Table:
+    """The same for people: a line each, with a column for each ratio."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    evals = result["model"]
+    if evals and not result["trained"]:
+        evals = f"{evals}, untrained: its masks are those of the first moment; --from names a trained one"
+    for key, value in (("masker", result["masker"]), ("out", result["out"]), ("model", evals)):
+        if value is not None:
+            table.add_row(key, escape(value))
+    table.add_row("progress", f"{result['progress']:.4g}")
+    rows = [("ratio asked for", titles)] if titles else []
+    for key in counted[0]:
+        cells = ["-" if found[key] is None else f"{found[key]:.4g}" for found in counted]
+        rows.append((WORDS.get(key, key.replace("_", " ")), cells))
+    for name, cells in rows:
+        table.add_row(name, "".join(f"{cell:<10}" for cell in cells).rstrip())
+    return table

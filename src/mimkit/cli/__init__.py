@@ -1,0 +1,1 @@
+"""The command line: words enter, a command runs, an exit status leaves."""

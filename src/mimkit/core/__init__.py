@@ -1,0 +1,1 @@
+"""What every room may use: errors, addressed randomness, configs, processes, batches, measures, picture grids."""

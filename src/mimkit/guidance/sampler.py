@@ -1,0 +1,250 @@
+"""Mask sampler: a Batch enters, a Mask leaves; it looks for the masker and remembers what must outlive a step."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mimkit.core import distributed
+from mimkit.core.batch import Batch, DatasetView
+from mimkit.core.errors import UserError
+from mimkit.core.randomness import rng_keys, uniform
+from mimkit.guidance.exploitation import Exploitation
+from mimkit.guidance.signals import carried, compute_signal
+from mimkit.masks.informed import ModelMasker
+from mimkit.masks.mask import Mask
+from mimkit.masks.masker import Masker, Signal
+from mimkit.model.backbone import Backbone
+from mimkit.model.frozen import Frozen
+from mimkit.model.patches import patchify, unpatchify
+from mimkit.model.teacher import Teacher
+
+LATE = 0.999  # when every masker has started
+
+
+@dataclass(frozen=True)
+class SampleEvidence:
+    """`masks.masker.Evidence` on the sample of a set: signals of the encoder in training, exploitation of a decoder."""
+
+    encoder: Backbone
+    sample: Callable[[], Float[Tensor, "B C H W"]]
+    measure: Callable[[Tensor], Exploitation]
+    """Exploitation rates of the method's decoder on images; raises UserError where it has none."""
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return self.encoder.grid
+
+    def signal(self, wanted: Signal) -> Float[Tensor, "B N C"]:
+        """A signal of the encoder in training."""
+        return compute_signal(wanted, self.encoder, patchify(self.sample(), self.encoder.patch))
+
+    def exploitation(self) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+        """Fractions of the decoder's output that come from visible and from mask tokens."""
+        return self.measure(self.sample())
+
+
+class MaskSampler(nn.Module):
+    """A masker with eyes and a memory: computes its signal without gradient, keeps what it must not forget.
+
+    The moving average of the encoder, the masker's memory and cached score maps are part of the state dict, so they
+    survive a resume. A method holds one sampler and asks it for the mask of each batch.
+    """
+
+    memory: Tensor | None
+    cache: Tensor | None
+
+    def __init__(self, masker: Masker, encoder: Backbone, teacher: Teacher | None = None) -> None:
+        """`teacher`: the method's own, whose attention a masker reads that names no other.
+
+        Raises:
+            UserError: the masker does not fit the grid of patches, now or once it has started, or cannot look.
+        """
+        super().__init__()
+        self.views = try_out(masker, encoder.grid)
+        self.configured = masker
+        self.masker = masker  # as configured, until what it remembers changes it
+        self.guide = guide = masker.guide
+        self.ramps = masker.ramps
+        self.slow: Backbone | None = None  # the moving average of the encoder, where that looks
+        self.teacher: Frozen | None = None
+        self.reads_method_teacher = False
+        self.register_buffer("memory", masker.memory())
+        self.register_buffer("cache", None)
+        if not isinstance(guide, ModelMasker):
+            return
+        scorer, name = encoder, guide.scorer
+        if guide.scorer == "ema":
+            self.slow = copy.deepcopy(encoder).requires_grad_(False).eval()
+        elif guide.scorer != "online":
+            assert encoder.mean is not None and encoder.std is not None
+            own = Teacher(guide.scorer, encoder.grid, encoder.channels, encoder.mean, encoder.std)
+            self.teacher, scorer = Frozen(own), own.encoder
+        elif guide.signal is Signal.ATTENTION and teacher is not None:
+            self.teacher, self.reads_method_teacher = Frozen(teacher), True
+            scorer, name = teacher.encoder, teacher.name
+        check_scorer(guide, scorer, "this encoder" if scorer is encoder else f"'{name}'")
+        if guide.refresh:
+            self.register_buffer("cache", torch.zeros(0))
+
+    def uses_method_teacher(self, progress: float) -> bool:
+        """Whether the masker now wants the attention of the method's own teacher."""
+        return self.reads_method_teacher and self.masker.reads(progress) is Signal.ATTENTION
+
+    def forward(
+        self,
+        encoder: Backbone,
+        patches: Float[Tensor, "B N P"],
+        batch: Batch,
+        progress: float,
+        attention: Float[Tensor, "B N H"] | None = None,
+    ) -> tuple[Mask, dict[str, Tensor]]:
+        """The mask of a batch, and what the masker has to say about it.
+
+        `attention`: of the method's own teacher to these images, where it is known already (`uses_method_teacher`).
+        """
+        score_maps = self.score_maps(encoder, patches, batch, progress, attention)
+        # A masker whose ratio ramps needs a number, since shapes follow from it; the others take the tensor, so that
+        # a compiled step does not compile anew at every step.
+        now = progress if batch.progress is None or self.ramps else batch.progress
+        mask = self.masker(score_maps, batch.rng_keys, now, encoder.grid)
+        return mask, self.guide.describe(score_maps, mask)
+
+    @torch.no_grad()
+    def score_maps(
+        self,
+        encoder: Backbone,
+        patches: Float[Tensor, "B N P"],
+        batch: Batch,
+        progress: float,
+        attention: Float[Tensor, "B N H"] | None = None,
+    ) -> Float[Tensor, "B N M"]:
+        """The masker's score maps of a batch: looked up where they are cached, else computed from its images."""
+        wanted = self.masker.reads(progress)
+        if wanted is Signal.NONE:
+            return patches[..., :0]
+        if self.cache is not None and len(self.cache) and batch.crop is not None:
+            assert batch.flip is not None
+            cached = self.cache[batch.index.to(self.cache.device, non_blocking=True)].float()
+            return carried(cached, batch.crop, batch.flip, encoder.grid)
+        signal = self.signal(wanted, encoder, patches) if attention is None else attention
+        return self.masker.score_maps(signal, encoder.grid)
+
+    @torch.no_grad()
+    def signal(self, wanted: Signal, encoder: Backbone, patches: Float[Tensor, "B N P"]) -> Float[Tensor, "B N C"]:
+        """The signal of whole images, from the model that the masker names."""
+        scorer: Backbone = self.slow or encoder
+        if self.teacher is not None:
+            teacher = self.teacher.network
+            images = unpatchify(patches, encoder.patch, encoder.grid)
+            scorer, patches = teacher.encoder, patchify(teacher.images(images), teacher.encoder.patch)
+        layer = self.guide.layer if isinstance(self.guide, ModelMasker) else -1
+        return compute_signal(wanted, scorer, patches, layer)
+
+    @torch.no_grad()
+    def update(self, encoder: Backbone) -> None:
+        """Move the average towards the encoder, after each optimizer step."""
+        if self.slow is not None and isinstance(self.guide, ModelMasker):
+            torch._foreach_lerp_([*self.slow.parameters()], [*encoder.parameters()], 1 - self.guide.momentum)
+
+    @torch.no_grad()
+    def before_epoch(
+        self,
+        encoder: Backbone,
+        epoch: int,
+        progress: float,
+        dataset: DatasetView,
+        exploitation: Callable[[Tensor], Exploitation] | None = None,
+    ) -> dict[str, float]:
+        """Let the masker learn about the model, and renew cached score maps; returns what to log.
+
+        `exploitation` measures how far the method's decoder draws on mask tokens; see `SampleEvidence.measure`.
+        """
+        if self.slow is not None and progress == 0:  # released weights were loaded after the copy was made
+            self.slow.load_state_dict(encoder.state_dict())
+        evidence = SampleEvidence(encoder, dataset.sample, exploitation or no_decoder)
+        memory, logs = self.configured.learn(self.memory, evidence, progress)
+        if self.memory is not None and memory is not None:
+            self.remember(memory)
+        if self.cache is not None and self.masker.reads(progress) is not Signal.NONE:
+            assert isinstance(self.guide, ModelMasker)
+            if not len(self.cache) or epoch % self.guide.refresh == 0:
+                self.cache = self.cached_maps(encoder, progress, dataset)
+        return logs
+
+    def remember(self, memory: Float[Tensor, "..."]) -> None:
+        """Keep what the masker learned, and let it be what follows from that."""
+        assert self.memory is not None
+        self.memory.copy_(memory)
+        self.masker = self.configured.recall(self.memory)
+
+    def cached_maps(self, encoder: Backbone, progress: float, dataset: DatasetView) -> Float[Tensor, "n N M"]:
+        """Score maps of every whole picture, in half precision; each process computes a part of them."""
+        cache = None
+        for images, index in dataset.batches():
+            signal = self.signal(self.masker.reads(progress), encoder, patchify(images, encoder.patch))
+            maps = self.masker.score_maps(signal, encoder.grid)
+            if cache is None:
+                cache = torch.zeros(dataset.count, *maps.shape[1:], device=maps.device)
+            cache[index.to(maps.device)] = maps.float()
+        assert cache is not None
+        return distributed.total(cache).half()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:  # type: ignore[bad-override]
+        """Takes a cache of any size, and lets the masker be what its memory says."""
+        if self.cache is not None and f"{prefix}cache" in state_dict:
+            self.cache = torch.empty_like(state_dict[f"{prefix}cache"], device=self.cache.device)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        if self.memory is not None:
+            self.masker = self.configured.recall(self.memory)
+
+
+def no_decoder(images: Tensor) -> Exploitation:
+    """Instead of a measurement of exploitation, where a method has no decoder of which it could be said."""
+    raise UserError("this method has no decoder whose exploitation could be measured: use trigger fixed")
+
+
+def check_scorer(guide: ModelMasker, scorer: Backbone, name: str) -> None:
+    """Refuse a model that cannot give the masker its signal: no class token, or fewer blocks than it asks for."""
+    if guide.signal is Signal.ATTENTION and not scorer.timm.has_class_token:
+        raise UserError(
+            f"{type(guide).__name__} reads the class token's attention and {name} has none: use an encoder with "
+            "a class token or another --method.masker.scorer"
+        )
+    depth = len(scorer.timm.blocks)
+    if -guide.layer > depth:
+        raise UserError(f"masker.layer {guide.layer} lies before the first of {depth} blocks")
+
+
+def try_out(masker: Masker, grid: tuple[int, int]) -> int:
+    """Draw a mask on noise, before the masker's start and late in training; returns how many views it makes.
+
+    Raises:
+        UserError: with the masker's name and its reason, such as a grid that it does not divide.
+    """
+    views, patches = 0, grid[0] * grid[1]
+    with torch.device("cpu"):  # also where a model is built without weights
+        key = rng_keys("try out", torch.arange(1))
+        for stage, progress in ((masker.started(LATE), LATE), (masker, 0.0)):
+            try:
+                width = 0 if stage.reads(progress) is Signal.NONE else 4
+                noise = uniform(key, patches * width).reshape(1, patches, width)
+                score_maps = stage.score_maps(noise, grid) if width else noise
+                views = stage(score_maps, key, progress, grid).views
+            except UserError as error:
+                raise UserError(f"{type(masker).__name__}: {error}") from error
+    return views
+
+
+def refuse_exploitation(masker: Masker, method: str) -> None:
+    """Refuse a masker that waits for the exploitation of a decoder under a method that has none."""
+    if masker.needs_exploitation:
+        raise UserError(
+            f"{type(masker.guide).__name__} is to start by the exploitation of a decoder and {method} has no decoder "
+            "whose exploitation could be measured: use --method.masker.trigger fixed"
+        )

@@ -1,0 +1,66 @@
+"""Signals: an encoder and patches enter, what a masker asked to see of them leaves."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+from mimkit.masks.masker import Signal
+from mimkit.model.attention import class_attention
+from mimkit.model.backbone import Backbone
+from mimkit.model.vit import Encoder
+
+
+def compute_signal(
+    wanted: Signal, encoder: Backbone, patches: Float[Tensor, "B N P"], layer: int = -1
+) -> Float[Tensor, "B N C"]:
+    """The signal of an encoder that sees all patches: without gradient, without dropping anything.
+
+    A fifth signal is one member of `Signal` and one branch here.
+    """
+    if wanted is Signal.NONE:
+        return patches[..., :0]
+    assert isinstance(encoder, Encoder), "refused by methods that train other encoders"
+    awake = [part for part in encoder.modules() if part.training]
+    if not any(
+        isinstance(part, (nn.Dropout, DropPath)) and (getattr(part, "p", 0) or getattr(part, "drop_prob", 0))
+        for part in awake
+    ):
+        awake = []  # nothing drops: a compiled step need not switch anything
+    for part in awake:
+        part.training = False
+    try:
+        tokens = encoder.embed(patches)
+        if wanted is Signal.PATCHES:
+            return tokens.patches
+        blocks = encoder.timm.blocks
+        if wanted is Signal.FEATURES:
+            return encoder.through(tokens, len(blocks) + 1 + layer).patches
+        before = torch.cat(encoder.through(tokens, len(blocks) - 1), dim=1)
+        return class_attention(blocks[-1], before, tokens.prefix.shape[1])
+    finally:
+        for part in awake:
+            part.training = True
+
+
+def carried(
+    score_maps: Float[Tensor, "B N M"],
+    crop: Float[Tensor, "B 4"],
+    flip: Bool[Tensor, " B"],
+    grid: tuple[int, int],
+) -> Float[Tensor, "B N M"]:
+    """Maps of whole pictures through the crop and the mirror of their views, bilinearly; the identity for no crop.
+
+    `crop` holds top, left, height and width as shares of the picture.
+    """
+    rows, columns = grid
+    device = score_maps.device
+    down = (torch.arange(rows, device=device) + 0.5) / rows
+    across = (torch.arange(columns, device=device) + 0.5) / columns
+    y = crop[:, :1] + crop[:, 2:3] * down  # (B, rows), shares of the picture
+    x = crop[:, 1:2] + crop[:, 3:] * torch.where(flip.unsqueeze(1), across.flip(0), across)
+    places = torch.stack([x.unsqueeze(1).expand(-1, rows, -1), y.unsqueeze(2).expand(-1, -1, columns)], dim=3)
+    square = score_maps.mT.reshape(len(score_maps), -1, rows, columns)
+    out = F.grid_sample(square, 2 * places - 1, mode="bilinear", padding_mode="border", align_corners=False)
+    return out.flatten(2).mT

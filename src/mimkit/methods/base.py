@@ -1,0 +1,127 @@
+"""The contract with the training loop: a Batch and the progress enter a Task, a Step leaves it."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mimkit.core.batch import Batch, DatasetView, Step
+from mimkit.guidance.exploitation import Exploitation
+from mimkit.guidance.sampler import MaskSampler, no_decoder
+from mimkit.masks import Mask, Masker, RandomMasker
+from mimkit.model.backbone import Backbone
+from mimkit.model.decoder import Decoder
+from mimkit.model.patches import patchify
+from mimkit.model.teacher import Teacher
+
+
+class Task(nn.Module):
+    """Anything the loop can train."""
+
+    no_weight_decay: tuple[str, ...] = ()  # parameters without weight decay, besides those with one axis
+
+    def forward(self, batch: Batch, progress: float) -> Step:
+        """The loss of a batch; `progress` runs over training in [0, 1). Means the same in train and eval mode."""
+        raise NotImplementedError(f"{type(self).__name__} is no task until it defines forward")
+
+    def before_step(self, progress: float) -> None:
+        """Called with the gradients of a whole step, before they are clipped, to drop some; by default none is."""
+
+    def after_step(self, progress: float) -> None:
+        """Called after each optimizer step, to move slow copies and centers; by default nothing moves."""
+
+    def before_epoch(self, epoch: int, progress: float, dataset: DatasetView) -> dict[str, float]:
+        """Called before the first step of each epoch, to look at pictures outside the batches; its result is logged."""
+        return {}
+
+
+class Method(Task):
+    """A task that trains an encoder."""
+
+    encoder: Backbone
+    decoder: Decoder | None
+    """What predicts patches from latents, of a method that has one; released weights may fill it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.decoder = None
+
+    def setup(self, dataset: DatasetView, resumed: bool) -> None:
+        """Called before the first step of a process, to take labels or statistics of the pictures.
+
+        `resumed`: a checkpoint will be loaded, and with it what is kept in buffers.
+        """
+
+    def reconstruct(self, batch: Batch, progress: float) -> tuple[Float[Tensor, "BK C H W"], Mask] | None:
+        """Pictures of what it learned, in the normalization of its input, and their masks; None if it draws none."""
+        return None
+
+    def agreement(self, batch: Batch, progress: float) -> tuple[Float[Tensor, "BK N"], Mask] | None:
+        """For a method that draws no pictures: how far, 0 to 1, each patch is as it should be, and the masks."""
+        return None
+
+
+class MaskedMethod(Method):
+    """A method that hides patches: it holds an encoder and the sampler of its masks.
+
+    A subclass defines `forward`, in which `self.sample` makes the mask of a batch.
+    """
+
+    def __init__(self, encoder: Backbone, masker: Masker, teacher: Teacher | None = None) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.mask_sampler = MaskSampler(masker, encoder, teacher)
+
+    def sample(
+        self, batch: Batch, progress: float, attention: Float[Tensor, "B N H"] | None = None
+    ) -> tuple[Float[Tensor, "B N P"], Mask, dict[str, Tensor]]:
+        """The patches of a batch, which of them are hidden, and what to log about that.
+
+        `attention`: as for `MaskSampler.forward`.
+        """
+        patches = patchify(batch.images, self.encoder.patch)
+        mask, logs = self.mask_sampler(self.encoder, patches, batch, progress, attention)
+        return patches, mask, {"hidden": mask.hidden.float().mean()} | logs
+
+    def exploitation(self, images: Float[Tensor, "B C H W"]) -> Exploitation:
+        """How far the decoder draws on visible and on mask tokens.
+
+        Raises:
+            UserError: the method has no decoder of which that could be said.
+        """
+        return no_decoder(images)
+
+    def after_step(self, progress: float) -> None:
+        self.mask_sampler.update(self.encoder)
+
+    def before_epoch(self, epoch: int, progress: float, dataset: DatasetView) -> dict[str, float]:
+        return self.mask_sampler.before_epoch(self.encoder, epoch, progress, dataset, self.exploitation)
+
+
+@dataclass(kw_only=True, slots=True)
+class MethodConfig:
+    """Base of the settings of a method."""
+
+    windows = False  # whether the encoder may be one that leaves no patch out, as a Swin
+    convolutions = False  # whether the encoder may be a ResNet, which has no patches at all
+    supervised = False  # learns the labels of the train split, of which it takes a `label_fraction`
+    needs_whole_batch = False  # the loss needs all pictures of a step at once: the loop refuses micro batches
+    label_fraction = 1.0  # of the labels of the train split, of methods that learn these: a setting of theirs
+
+    def build(self, encoder: Any) -> Method:
+        """The method that trains this encoder, a `Backbone`."""
+        raise NotImplementedError(f"{type(self).__name__} is no method until it defines build")
+
+
+@dataclass(kw_only=True, slots=True)
+class MaskedConfig(MethodConfig):
+    """Base of the settings of a method that hides patches."""
+
+    masker: Masker = field(default_factory=RandomMasker)
+    """Which patches are hidden."""
+
+    @property
+    def attention_teacher(self) -> str | None:
+        """The method's own teacher, whose attention a masker reads that names no other; empty where none is given yet."""
+        return None

@@ -1,0 +1,202 @@
+"""Objectives: predictions, targets and where they count enter, one number leaves. Always in float32."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from mimkit.core.distributed import gather, gather_with_gradient, rank
+
+DISTANCES = {
+    "l1": torch.abs,
+    "l2": torch.square,
+    "smooth_l1": lambda x: F.smooth_l1_loss(x, torch.zeros_like(x), reduction="none"),
+}
+
+
+def mean_where(
+    values: Float[Tensor, "B N"], where: Bool[Tensor, "B N"], per_picture: bool = False, epsilon: float = 0.0
+) -> Float[Tensor, ""]:
+    """Mean of `values` over the places where `where` holds, over the whole batch at once.
+
+    With `per_picture` the mean of the pictures' means: where they count unequally many places, each weighs alike.
+    `epsilon` is added to the number of places, as SimMIM does: where there are none the mean is 0.
+    """
+    if per_picture:
+        return ((values * where).sum(dim=1) / where.sum(dim=1).clamp(min=1)).mean()
+    return (values * where).sum() / (where.sum() + epsilon)
+
+
+def squared_error(
+    prediction: Float[Tensor, "B N P"],
+    target: Float[Tensor, "B N P"],
+    where: Bool[Tensor, "B N"],
+    per_picture: bool = False,
+) -> Float[Tensor, ""]:
+    """Mean squared error of each patch, averaged over the chosen patches (He et al. 2022: the hidden ones)."""
+    return mean_where((prediction.float() - target.float()).square().mean(dim=-1), where, per_picture)
+
+
+def disagreement(
+    prediction: Float[Tensor, "B K N P"],
+    hidden: Bool[Tensor, "B K N"],
+    distance: str = "l1",
+    *,
+    stop_gradient: bool = True,
+    ordered: bool = True,
+    partition: bool = False,
+) -> Float[Tensor, ""]:
+    """Mean distance of two parts' predictions of a patch that both hide, over patches, then over pairs of parts.
+
+    Over ordered pairs a stopped gradient leaves the value alone and halves the gradient, so each unordered pair is
+    computed once. A pair that hides nothing in common counts as 0. Where the views `partition` a picture, l2 over
+    ordered pairs takes time proportional to K: see `disagreement_by_variance`.
+    """
+    if partition and distance == "l2" and ordered:
+        total = disagreement_by_variance(prediction, hidden)
+        return (total + total.detach()) / 2 if stop_gradient else total
+    prediction, measure = prediction.float(), DISTANCES[distance]
+    parts, total = prediction.shape[1], prediction.new_zeros(())
+    for i in range(parts):
+        for j in range(i + 1, parts):
+            other = prediction[:, j].detach() if stop_gradient and not ordered else prediction[:, j]
+            both = hidden[:, i] & hidden[:, j]
+            apart = measure(prediction[:, i] - other).mean(dim=2)
+            total = total + (apart * both).sum() / both.sum().clamp(min=1)
+    total = total / (parts * (parts - 1) / 2)
+    return (total + total.detach()) / 2 if stop_gradient and ordered else total
+
+
+def disagreement_by_variance(prediction: Float[Tensor, "B K N P"], hidden: Bool[Tensor, "B K N"]) -> Float[Tensor, ""]:
+    """`disagreement` with `distance = l2` in time proportional to K, for parts that partition a picture.
+
+    The mean squared difference of the ordered pairs of the K - 1 predictions of a patch is twice their unbiased
+    variance; patches and pairs then weigh alike.
+    """
+    prediction, where = prediction.float(), hidden.unsqueeze(3)
+    count = hidden.sum(dim=1).unsqueeze(2)
+    mean = (prediction * where).sum(dim=1) / count
+    squares = ((prediction - mean.unsqueeze(1)).square() * where).sum(dim=1)
+    return (2 * squares / (count - 1)).mean()
+
+
+def pixel_errors(
+    prediction: Float[Tensor, "B O h w"],
+    target: Float[Tensor, "B L h w"] | Int64[Tensor, "B L h w"],
+    distance: str,
+) -> Float[Tensor, "B h*w"]:
+    """How wrong each pixel is, the mean over its channels.
+
+    Args:
+        prediction: as many channels as the target has, or for `cross_entropy` as many a label as there are classes.
+        target: numbers, or labels.
+        distance: `l1`, `l2`, `smooth_l1` (with a bend at 1) or `cross_entropy`.
+    """
+    if distance == "cross_entropy":
+        scores = prediction.float().unflatten(1, (target.shape[1], -1)).transpose(1, 2)
+        return F.cross_entropy(scores, target, reduction="none").mean(dim=1).flatten(1)
+    return DISTANCES[distance](prediction.float() - target).mean(dim=1).flatten(1)
+
+
+class Contrast(NamedTuple):
+    """A contrastive loss, and what it compared: mean cosines of the pairs that belong together and of all others."""
+
+    loss: Float[Tensor, ""]
+    positive: Float[Tensor, ""]
+    negative: Float[Tensor, ""]
+
+
+def nt_xent(a: Float[Tensor, "B D"], b: Float[Tensor, "B D"], temperature: float, scale: float = 1.0) -> Contrast:
+    """NT-Xent (Chen et al. 2020): each point shall find its twin among all other points of both views.
+
+    The points of all processes are candidates, and the gradient flows back to every process. With `scale` 1 the
+    paper's mean over all 2B points; google-research/simclr:objective.py adds the means of the two views, which is 2.
+
+    Args:
+        a, b: points of two views of the same pictures, of any length.
+    """
+    with torch.autocast(a.device.type, enabled=False):
+        points = F.normalize(torch.cat([a, b]).float(), dim=1)
+        own = torch.arange(len(points), device=a.device)
+        first, twin = rank() * len(points), own.roll(len(a))
+        candidates = gather_with_gradient(points).flatten(0, 1)
+        return _contrast(points @ candidates.T, first + twin, temperature, scale, first + own)
+
+
+def info_nce(
+    queries: Float[Tensor, "B D"], momentum_keys: Float[Tensor, "B D"], queue: Float[Tensor, "K D"], temperature: float
+) -> Contrast:
+    """InfoNCE (He et al. 2020): each query shall find its own key among those of a queue, which are unit vectors."""
+    with torch.autocast(queries.device.type, enabled=False):
+        queries, momentum_keys = F.normalize(queries.float(), dim=1), F.normalize(momentum_keys.float(), dim=1)
+        cosines = torch.cat([(queries * momentum_keys).sum(dim=1, keepdim=True), queries @ queue.T], dim=1)
+        return _contrast(cosines, torch.zeros_like(cosines[:, 0], dtype=torch.int64), temperature)
+
+
+def in_batch(queries: Float[Tensor, "B D"], momentum_keys: Float[Tensor, "B D"], temperature: float) -> Contrast:
+    """MoCo v3's loss: each query shall find its own key among those of the other view, of all processes.
+
+    Keys get no gradient. The cross-entropy is multiplied by twice the temperature
+    (facebookresearch/moco-v3:moco/builder.py).
+    """
+    with torch.autocast(queries.device.type, enabled=False):
+        queries, momentum_keys = F.normalize(queries.float(), dim=1), F.normalize(momentum_keys.float(), dim=1)
+        own = torch.arange(len(momentum_keys), device=momentum_keys.device) + rank() * len(momentum_keys)
+        return _contrast(queries @ gather(momentum_keys).flatten(0, 1).T, own, temperature, 2 * temperature)
+
+
+class Distillation(NamedTuple):
+    """A loss of imitation, and the mean entropy of what is imitated: ln K where it says nothing, 0 where it is one."""
+
+    loss: Float[Tensor, ""]
+    entropy: Float[Tensor, ""]
+
+
+def distil(
+    student: Float[Tensor, "V B K"],
+    teacher: Float[Tensor, "T B K"],
+    center: Float[Tensor, " K"],
+    temperature: float,
+    teacher_temperature: float | Float[Tensor, ""],
+) -> Distillation:
+    """DINO's loss (Caron et al. 2021): each view's distribution shall be the teacher's of every other view.
+
+    Cross-entropy of softmax((teacher - center) / its temperature) and softmax(student / temperature), the mean over
+    pictures and pairs of two views. The teacher's views are the first of the student's; it gets no gradient.
+    """
+    with torch.autocast(student.device.type, enabled=False):
+        wanted = ((teacher.detach().float() - center) / teacher_temperature).log_softmax(dim=2)
+        chance = wanted.exp()
+        terms = -torch.einsum("tbk,vbk->tv", chance, (student.float() / temperature).log_softmax(dim=2))
+        pairs = 1 - torch.eye(*terms.shape, device=terms.device)
+        loss = (terms * pairs).sum() / (pairs.sum() * student.shape[1])
+        return Distillation(loss, -(chance * wanted).sum(dim=2).mean())
+
+
+def _contrast(
+    cosines: Float[Tensor, "B M"],
+    twin: Int64[Tensor, " B"],
+    temperature: float,
+    scale: float = 1.0,
+    own: Int64[Tensor, " B"] | None = None,
+) -> Contrast:
+    """Cross-entropy of finding column `twin` in each row; column `own` is no candidate."""
+    seen = cosines.detach()
+    paired = seen.gather(1, twin.unsqueeze(1)).squeeze(1)
+    other_views, count = seen.sum(dim=1) - paired, seen.shape[1] - 1
+    if own is not None:
+        other_views, count = other_views - seen.gather(1, own.unsqueeze(1)).squeeze(1), count - 1
+        cosines = cosines.scatter(1, own.unsqueeze(1), float("-inf"))
+    loss = F.cross_entropy(cosines / temperature, twin) * scale
+    return Contrast(loss, paired.mean(), other_views.mean() / count)
+
+
+def feature_spread(points: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
+    """How far the directions of points fill their sphere: near 1 if evenly, 0 where all are one (collapse).
+
+    The mean over axes of the standard deviation of unit vectors, times the root of D.
+    """
+    unit = F.normalize(points.detach().float(), dim=1)
+    return unit.std(dim=0, correction=0).mean() * unit.shape[1] ** 0.5

@@ -1,0 +1,35 @@
+"""Pixels as the target: patches enter, the numbers to predict for them leave."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+EPSILON = 1e-6  # added to the variance, as in facebookresearch/mae:models_mae.py
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pixels:
+    """The pixels of a patch, by default each patch standardized by its own mean and variance (`norm_pix_loss`).
+
+    He et al. 2022, section 3. Mean and variance run over all numbers of a patch, colors together; the variance is
+    the unbiased one (divided by P - 1), which is what the released code computes.
+    """
+
+    norm: bool = True
+    """Standardize each patch; off predicts plain normalized pixels."""
+
+    def __call__(self, patches: Float[Tensor, "B N P"]) -> Float[Tensor, "B N P"]:
+        patches = patches.float()
+        if not self.norm:
+            return patches
+        variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+        return (patches - mean) / (variance + EPSILON).sqrt()
+
+    def restore(self, prediction: Float[Tensor, "B N P"], patches: Float[Tensor, "B N P"]) -> Float[Tensor, "B N P"]:
+        """Predictions as normalized pixels, for pictures; with `norm` each patch borrows the true one's statistics."""
+        if not self.norm:
+            return prediction.float()
+        variance, mean = torch.var_mean(patches.float(), dim=-1, keepdim=True)
+        return prediction.float() * (variance + EPSILON).sqrt() + mean

@@ -1,0 +1,169 @@
+"""Encoder: a plain timm ViT that can leave out hidden patches. Images and a Mask enter, Tokens leave."""
+
+import torch
+from jaxtyping import Bool, Float
+from timm.layers import PatchEmbed, resample_abs_pos_embed
+from timm.models import ResNet, VisionTransformer
+from torch import Tensor, nn
+
+from mimkit.core.errors import UserError
+from mimkit.masks.mask import Mask
+from mimkit.model.backbone import Backbone, Tokens
+from mimkit.model.patches import patchify, sincos_positions
+
+
+def refuse_unsuitable(model: nn.Module, name: str) -> None:
+    """Name the reason why hidden patches cannot be left out of this model, or return."""
+    family = type(model).__name__
+    if isinstance(model, VisionTransformer) and type(model.patch_embed) is PatchEmbed:
+        return
+    reason = "it has no plain sequence of patch tokens from which some can be left out"
+    if isinstance(model, ResNet):
+        reason = "a convolution sees the full grid of pixels, so no patch can be left out or replaced by a token"
+    elif "Rope" in family or getattr(model, "rope", None) is not None:
+        reason = "its rotary positions belong to the full grid and cannot follow left-out patches"
+    elif any("window" in type(part).__name__.lower() for part in model.modules()):
+        reason = "its attention runs in windows over the full grid, so no patch can be left out"
+    raise UserError(f"'{name}' ({family}) cannot be this encoder: {reason}; use a vit_* or deit* model of timm")
+
+
+def refuse_uneven(patch: tuple[int, int], size: tuple[int, int], setting: str = "--images.size") -> None:
+    """Refuse images that do not divide into patches, with the nearest size that does, for the setting that is wrong."""
+    if size[0] % patch[0] or size[1] % patch[1]:
+        near = tuple(max(p, round(s / p) * p) for s, p in zip(size, patch, strict=True))
+        raise UserError(
+            f"images of {size[0]}x{size[1]} do not divide into patches of {patch[0]}x{patch[1]}: "
+            f"use {setting} {near[0]} {near[1]} or another --encoder.patch"
+        )
+    if size == tuple(patch):
+        raise UserError(f"images of {size[0]}x{size[1]} are one patch, all or nothing: enlarge {setting}")
+
+
+def initialize(module: nn.Module) -> None:
+    """MAE's initialization: Xavier-uniform linear layers (the fused qkv as one matrix), zero biases, LayerNorm 1/0.
+
+    The patch embedding is drawn as a linear layer; class and register tokens are Normal(0, 0.02). Source:
+    facebookresearch/mae:models_mae.py.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.xavier_uniform_(part.weight)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+        elif isinstance(part, nn.LayerNorm):
+            part.reset_parameters()
+        elif isinstance(part, PatchEmbed):
+            nn.init.xavier_uniform_(part.proj.weight.view(part.proj.weight.shape[0], -1))
+            if part.proj.bias is not None:
+                nn.init.zeros_(part.proj.bias)
+    for name in ("cls_token", "reg_token"):
+        if getattr(module, name, None) is not None:
+            nn.init.normal_(getattr(module, name), std=0.02)
+
+
+class Encoder(Backbone):
+    """A timm ViT with two verbs: `embed` and `encode`. `.vit` is the model that a person leaves with."""
+
+    def __init__(self, vit: VisionTransformer) -> None:
+        super().__init__()
+        self.timm = vit
+        # A head or attention pooling gets no gradient in pre-training, and DDP insists on one.
+        vit.reset_classifier(0, "avg")
+        vit.fc_norm = nn.Identity() if isinstance(vit.norm, nn.LayerNorm) else vit.fc_norm
+        self.patch = tuple(vit.patch_embed.patch_size)
+        self.grid = self.out_grid = tuple(vit.patch_embed.grid_size)
+        self.channels = vit.patch_embed.proj.weight.shape[1]
+        self.width = self.embed_width = vit.embed_dim
+
+    def fix_positions(self) -> None:
+        """Replace the position table by frozen sine-cosine positions; rows of prefix tokens are zero."""
+        if self.timm.pos_embed is None:
+            return
+        table = torch.zeros_like(self.timm.pos_embed)
+        patches = self.grid[0] * self.grid[1]
+        table[:, -patches:] = sincos_positions(self.grid, self.width)
+        self.timm.pos_embed = nn.Parameter(table, requires_grad=False)
+
+    def positions(self, grid: tuple[int, int] | None = None) -> Tokens:
+        """Prefix tokens with their positions, and the positions of all patches (both with batch size 1).
+
+        Those of another `grid` than its own are resampled as timm does it: bicubic, with antialiasing.
+        """
+        table = self.timm.patch_embed.proj.weight.new_zeros(1, *self.grid, self.width)
+        x = self.timm._pos_embed(table if self.timm.dynamic_img_size else table.flatten(1, 2))
+        prefix, patches = self._split(x)
+        if grid is not None and grid != self.grid:
+            patches = resample_abs_pos_embed(patches, [*grid], [*self.grid], num_prefix_tokens=0)
+        return Tokens(prefix, patches)
+
+    def embed(
+        self, patches: Float[Tensor, "B N P"], mask: Mask | None = None, grid: tuple[int, int] | None = None
+    ) -> Tokens:
+        """Patches of `patchify` to tokens with positions, of the visible slots alone when a mask is given.
+
+        Pixels are gathered before they are embedded: hidden patches cost nothing. `grid` is that of the patches, if
+        other than the encoder's.
+        """
+        prefix, positions = self.positions(grid)
+        if mask is not None:
+            patches = mask.take(mask.repeat(patches))
+            positions = mask.take(positions.expand(mask.hidden.shape[0], -1, -1))
+        x = self.embed_patches(patches)
+        return Tokens(prefix.expand(x.shape[0], -1, -1), x + positions)
+
+    def fill(self, patches: Float[Tensor, "B N P"], hidden: Bool[Tensor, "B N"], token: Float[Tensor, " D"]) -> Tokens:
+        prefix, positions = self.positions()
+        x = self.embed_patches(patches)
+        x = torch.where(hidden.unsqueeze(2), token.to(x.dtype), x)
+        return Tokens(prefix.expand(x.shape[0], -1, -1), x + positions)
+
+    def encode(self, tokens: Tokens, mask: Mask | None = None) -> Tokens:
+        """Run the blocks and the final norm; a ragged mask's surplus slots are hidden from attention."""
+        x = self.timm.norm_pre(torch.cat(tokens, dim=1))
+        bias = self._surplus(x, mask)
+        if bias is None:
+            x = self.timm.blocks(x)
+        else:
+            for block in self.timm.blocks:
+                x = block(x, attn_mask=bias)
+        return self._split(self.timm.norm(x))
+
+    def by_block(self, tokens: Tokens, mask: Mask | None = None) -> list[Tokens]:
+        """What each block gives out, in their order: the residual stream, before the final norm."""
+        x, outputs = self.timm.norm_pre(torch.cat(tokens, dim=1)), []
+        bias = self._surplus(x, mask)
+        for block in self.timm.blocks:
+            x = block(x) if bias is None else block(x, attn_mask=bias)
+            outputs.append(self._split(x))
+        return outputs
+
+    def _surplus(self, x: Float[Tensor, "B T D"], mask: Mask | None) -> Float[Tensor, "B 1 1 T"] | None:
+        """What hides the surplus slots of a ragged mask from attention."""
+        if mask is None or not mask.ragged:
+            return None
+        prefix = mask.padding.new_zeros(x.shape[0], self.timm.num_prefix_tokens)
+        seen = torch.cat([prefix, mask.padding], dim=1)
+        return torch.zeros_like(seen, dtype=x.dtype).masked_fill(seen, float("-inf"))[:, None, None, :]
+
+    def through(self, tokens: Tokens, blocks: int) -> Tokens:
+        """What the first so many blocks make of all tokens: the residual stream, before the final norm."""
+        x = self.timm.norm_pre(torch.cat(tokens, dim=1))
+        for block in self.timm.blocks[:blocks]:
+            x = block(x)
+        return self._split(x)
+
+    def forward(self, images: Float[Tensor, "B C H W"], mask: Mask | None = None) -> Tokens:
+        """Latents of all patches, bit for bit timm's `forward_features`; with a mask, of the visible slots.
+
+        Images of another size than the encoder's are looked at with resampled positions.
+        """
+        height, width = images.shape[2:]
+        if mask is None and (self.timm.dynamic_img_size or (height, width) == self.size):
+            return self._split(self.timm.forward_features(images))
+        refuse_uneven(self.patch, (height, width), "view.size")
+        grid = (height // self.patch[0], width // self.patch[1])
+        return self.encode(self.embed(patchify(images, self.patch), mask, grid), mask)
+
+    def _split(self, x: Float[Tensor, "B T D"]) -> Tokens:
+        prefix = self.timm.num_prefix_tokens
+        return Tokens(x[:, :prefix], x[:, prefix:])

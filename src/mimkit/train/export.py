@@ -1,0 +1,49 @@
+"""Leave with the model: a prepared run and what was measured enter; a folder for timm or Hugging Face leaves."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from mimkit.core.errors import UserError
+from mimkit.methods.base import MaskedConfig
+from mimkit.methods.mae import MAE
+from mimkit.train.prepare import Prepared
+from mimkit.weights.card import model_card
+from mimkit.weights.huggingface import export_huggingface
+from mimkit.weights.timm import export_timm
+
+
+def export_encoder(
+    ready: Prepared, folder: Path, *, recipe: str, step: int, measured: Mapping[str, float], to: str = "timm"
+) -> None:
+    """Write the model as it stands after `step` steps; `to` is `timm` or `huggingface` (MAE alone)."""
+    config, (mean, std) = ready.config, ready.statistics
+    card = model_card(
+        architecture=config.encoder.name,
+        recipe=recipe,
+        data=ready.name,
+        pictures=ready.count,
+        steps=step,
+        epochs=step * config.batch_size / ready.count,
+        size=ready.size,
+        mean=mean,
+        std=std,
+        measured=measured,
+        library="timm" if to == "timm" else "transformers",
+        supervised=config.method.supervised,
+        masked=isinstance(config.method, MaskedConfig),
+    )
+    if to == "timm":
+        export_timm(
+            ready.encoder,
+            folder,
+            model_args=config.encoder.timm_args(ready.size, ready.channels),
+            mean=mean,
+            std=std,
+            card=card,
+            name=config.encoder.name,
+            crop_pct=0.875 if min(ready.size) >= 128 else 1.0,
+        )
+        return
+    if not isinstance(ready.task, MAE):
+        raise UserError(f"{type(ready.task).__name__} cannot be written for Hugging Face, an MAE can: use --to timm")
+    export_huggingface(ready.task, folder, mean=mean, std=std, card=card)

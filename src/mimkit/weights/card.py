@@ -1,0 +1,80 @@
+"""Model card: what was run and measured enters, the README of an export leaves."""
+
+import html
+import re
+from collections.abc import Mapping, Sequence
+
+from mimkit import __version__
+
+
+def model_card(
+    *,
+    architecture: str,
+    recipe: str,
+    data: str,
+    pictures: int,
+    steps: int,
+    epochs: float,
+    size: tuple[int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    measured: Mapping[str, float | tuple[float, float, float]],
+    library: str = "timm",
+    supervised: bool = False,
+    masked: bool = True,
+) -> str:
+    """The README of an export in Markdown: how to load it, what was run, what was measured.
+
+    Args:
+        data, pictures: name and number of the pictures it learned from; any text, it is escaped.
+        size: height and width in pixels; `mean` and `std` of pixels in [0, 1], one a channel.
+        measured: what was measured, as a value or (value, low, high).
+        library: `timm` or `transformers`, which loads the folder.
+        supervised: it learned the labels of the pictures, and has a classifier.
+        masked: it learned by masked image modeling.
+    """
+    load = {
+        "timm": 'import timm\nmodel = timm.create_model("local-dir:FOLDER", pretrained=True)',
+        "transformers": "from transformers import ViTMAEForPreTraining\n"
+        'model = ViTMAEForPreTraining.from_pretrained("FOLDER")',
+    }[library]
+    facts = {
+        "Architecture": architecture,
+        "Recipe": recipe,
+        "Data": f"{data}, {pictures:,} pictures, {'with' if supervised else 'no'} labels",
+        "Training": f"{steps:,} steps, {epochs:.4g} epochs",
+        "Images": f"{size[0]} x {size[1]} pixels, {len(mean)} channel{'s' if len(mean) > 1 else ''}",
+        "Mean": ", ".join(f"{value:.4f}" for value in mean),
+        "Standard deviation": ", ".join(f"{value:.4f}" for value in std),
+        "Made with": f"mimkit {__version__}",
+    }
+    numbers = {
+        key: f"{value[0]:.4g} ({value[1]:.4g} to {value[2]:.4g})" if isinstance(value, tuple) else f"{value:.4g}"
+        for key, value in measured.items()
+    }
+    kinds = ["image-classification"] if supervised else ["image-feature-extraction"]
+    kinds += ["masked-image-modeling"] if masked and not supervised else []
+    tags = [library, *kinds, "mimkit"]
+    front = [f"library_name: {library}", "tags:", *(f"- {tag}" for tag in tags)]
+    rows = [f"| {_escaped(key)} | {_escaped(value)} |" for key, value in facts.items()]
+    table = [f"| {_escaped(key)} | {value} |" for key, value in numbers.items()]
+    parts = [
+        "\n".join(["---", *front, "---"]),
+        f"# {_escaped(architecture)}, {'fine-tuned' if supervised else 'pre-trained'} on {_escaped(data)}",
+        "A classifier, all of whose weights learned the labels of these pictures."
+        if supervised
+        else "A vision transformer that learned from unlabeled pictures by masked image modeling."
+        if masked
+        else "A network that learned from unlabeled pictures.",
+        f"## Load it\n\n```python\n{load}\n```\n\nFOLDER is where this file lies. Pixels in [0, 1], minus "
+        "the mean, divided by the standard deviation.",
+        "## What was run\n\n| | |\n|-|-|\n" + "\n".join(rows),
+        "## What was measured\n\n" + ("| | |\n|-|-|\n" + "\n".join(table) if table else "Nothing yet."),
+        "These weights belong to the person who trained them, who decides on their license.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _escaped(text: str) -> str:
+    """Any text as one line of Markdown that shows it as it is."""
+    return re.sub(r"([\\`*_{}\[\]()#+!|~$])", r"\\\1", html.escape(" ".join(text.split()), quote=False))

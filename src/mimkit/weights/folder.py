@@ -1,0 +1,90 @@
+"""An export folder is written beside its place, flushed to disk and swapped in: a complete one stands there always."""
+
+import ctypes
+import os
+import shutil
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from mimkit.core.errors import UserError
+
+FILES = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"}
+
+
+MARK = "pre-trained with mimkit"  # in config.json: this folder is ours to replace
+
+
+@contextmanager
+def replaced(folder: Path) -> Generator[Path]:
+    """A folder to write an export into, which takes the place of `folder` when the block ends well.
+
+    Other files that a person put beside an earlier export move along.
+
+    Raises:
+        UserError: `folder` holds what no export of mimkit wrote, or cannot be written.
+    """
+    folder = folder.resolve()
+    if not _replaceable(folder):
+        raise UserError(f"'{folder}' holds no export of mimkit to replace: give a new or empty folder")
+    partial, old = (folder.with_name(f".{folder.name}.{state}") for state in ("partial", "old"))
+    try:
+        _clear(partial)
+        partial.mkdir(parents=True, exist_ok=True)
+        yield partial
+        for file in (partial / name for name in os.listdir(partial) if name in FILES):
+            shutil.copymode(partial / "README.md", file)  # safetensors writes for the owner alone
+            _flush(file)
+        _flush(partial)
+        if _exchange(partial, folder):
+            old = partial
+        else:
+            _clear(old)
+            if folder.exists():
+                folder.rename(old)
+            partial.rename(folder)
+        _flush(folder.parent)
+        for file in old.iterdir() if old.exists() else ():
+            if file.name not in FILES:
+                file.rename(folder / file.name)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"the export '{folder}' cannot be written: {error}; an earlier one is unchanged") from error
+    finally:
+        _clear(partial)
+        _clear(old)
+
+
+def _replaceable(folder: Path) -> bool:
+    """Whether nothing of other origin is lost when an export takes this place."""
+    try:
+        return not folder.exists() or not any(folder.iterdir()) or MARK in (folder / "config.json").read_text()
+    except (OSError, UnicodeDecodeError):  # a file, or no readable config.json
+        return False
+
+
+def _clear(folder: Path) -> None:
+    """Remove the files of an export, and the folder when nothing else is in it."""
+    with suppress(OSError):
+        for name in FILES:
+            (folder / name).unlink(missing_ok=True)
+        folder.rmdir()
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two folders in one step, where the system can (Linux's renameat2); False where it cannot."""
+    if not sys.platform.startswith("linux"):
+        return False
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return rename is not None and rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0

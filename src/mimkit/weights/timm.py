@@ -1,0 +1,60 @@
+"""Export for timm: a trained encoder enters, a folder that timm loads leaves."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from timm.models import save_for_hf
+from torch import nn
+
+from mimkit import __version__
+from mimkit.model.backbone import Backbone
+from mimkit.weights.folder import MARK, replaced
+
+
+def export_timm(
+    encoder: Backbone,
+    folder: Path,
+    *,
+    model_args: Mapping[str, Any],
+    mean: Sequence[float],
+    std: Sequence[float],
+    card: str,
+    name: str,
+    interpolation: str = "bicubic",
+    crop_pct: float = 0.875,
+) -> None:
+    """Write `encoder.timm` for `timm.create_model("local-dir:FOLDER", pretrained=True)`, with equal outputs.
+
+    Args:
+        folder: replaced when it holds an earlier export; refused when it holds something else.
+        model_args: what `timm.create_model(name, ...)` needs to build this ViT (`EncoderConfig.timm_args`).
+        mean, std: per channel, of pixels in [0, 1].
+        card: the README, see `model_card`.
+        name: the timm architecture.
+        interpolation: resizing that the pictures were prepared with, as timm calls it.
+        crop_pct: share of the resized picture that evaluation crops; MAE's evaluation has 0.875.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    vit = encoder.timm
+    pool = getattr(vit.global_pool, "pool_type", vit.global_pool)
+    args = dict(model_args) | {"num_classes": vit.num_classes, "global_pool": pool}
+    if hasattr(vit, "fc_norm"):  # where the last norm stands
+        args["fc_norm"] = not isinstance(vit.fc_norm, nn.Identity)
+    size = (encoder.channels, *encoder.size)
+    data = {
+        "input_size": size,
+        "mean": tuple(mean),
+        "std": tuple(std),
+        "interpolation": interpolation,
+        "crop_pct": crop_pct,
+    }
+    # What the architecture's released weights say about themselves is not true of these.
+    about = dict.fromkeys(("tag", "license", "origin_url", "paper_name", "paper_ids", "notes"))
+    about["description"] = f"{MARK} {__version__}"
+    config = {"architecture": name.split(".")[0], "pretrained_cfg": about}
+    with replaced(folder) as partial:
+        save_for_hf(vit, str(partial), model_config=config, model_args=args, safe_serialization=True, data_config=data)
+        (partial / "README.md").write_text(card, encoding="utf-8")

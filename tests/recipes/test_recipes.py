@@ -1,0 +1,139 @@
+"""Recipes: each says what it is, builds its config, takes flags, and the one that is chosen fits the data."""
+
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mimkit.cli.launch import PretrainArguments
+from mimkit.core.batch import Batch
+from mimkit.core.config import from_dict, to_dict
+from mimkit.core.flags import parse
+from mimkit.core.randomness import rng_keys
+from mimkit.data.decode import BadPicture
+from mimkit.data.pictures import Decoded
+from mimkit.recipes import find_recipe, recipes
+from mimkit.recipes.choose import choose_recipe
+
+NAMES = list(recipes())
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+def test_names_stand_by_family():
+    families = [name.split("_")[:2] for name in NAMES]
+    assert len(set(map(tuple, families))) == sum(a != b for a, b in zip(families, [None, *families], strict=False))
+    assert len(NAMES) == len(set(NAMES)) >= 10 and all(re.fullmatch(r"[a-z]+_\w+", name) for name in NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_says_what_it_is(name):
+    module, doc = recipes()[name]
+    run = find_recipe(name)
+    assert module.startswith("mimkit.recipes.") and len(doc.splitlines()[0]) <= 100
+    words = " ".join(doc.split())
+    assert f"{run.epochs} epochs with {run.batch_size} pictures a step" in words
+    rates = [float(rate) for rate in re.findall(r"\d(?:\.\d+)?e-\d|(?<=rate )\d\.\d", words)]
+    own = run.optimizer.rate(run.batch_size)
+    assert any(rate == pytest.approx(own) for rate in rates) or "As `mae_vit_b16`" in words
+    assert str(max(run.images.shape())) in words
+
+
+MASKED = [name for name in NAMES if hasattr(find_recipe(name).method, "masker")]
+
+
+def test_recipes_survive_json():
+    assert all(from_dict(to_dict(find_recipe(name))) == find_recipe(name) for name in NAMES)
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_a_recipe_survives_json_and_the_command_line(name):
+    run = find_recipe(name)
+    assert find_recipe(name) is not run
+    assert from_dict(to_dict(run)) == run
+    setting, value = ("ratio", 0.5) if run.method.masker.ratio is not None else ("parts", 2)
+    flags = [
+        "--data",
+        "a",
+        "b",
+        "--epochs",
+        "3",
+        f"--method.masker.{setting}",
+        str(value),
+        "--machine.compile",
+        "False",
+    ]
+    changed = parse(PretrainArguments, flags, "mimkit", PretrainArguments(config=run)).config
+    assert (changed.data, changed.epochs, getattr(changed.method.masker, setting)) == (("a", "b"), 3, value)
+    assert changed.machine.compile is False
+    method = replace(changed.method, masker=run.method.masker)
+    assert replace(changed, data=(), epochs=run.epochs, machine=run.machine, method=method) == run
+
+
+NEEDY = ("maskalign", "simmim_mini_32_tokens")  # a teacher, a tokenizer
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith(NEEDY)])
+def test_a_recipe_builds_its_model(name):
+    run = find_recipe(name)
+    small, size = "_mini_" in name, run.images.shape()
+    with torch.device("cpu" if small else "meta"):
+        task = run.method.build(run.encoder.build(size, 3))
+    assert task.encoder.size == size
+    if task.decoder is not None:
+        assert task.decoder.head.out_features == 3 * task.encoder.patch[0] * task.encoder.patch[1]
+    if small:
+        images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+        other_views = (images.flip(3),) * len(run.images.other_views)
+        step = task(Batch(images, rng_keys("test", torch.arange(2)), torch.arange(2), other_views=other_views), 0.0)
+        step.loss.backward()
+        assert step.loss.isfinite() and all(p.grad is not None for p in task.parameters() if p.requires_grad)
+
+
+class Many(Decoded):
+    """As many pictures as it says, all of one size, without taking their memory."""
+
+    def __init__(self, count: int, height: int, width: int | None = None, bad: bool = False) -> None:
+        super().__init__("many", torch.zeros(1, 3, 1, 1, dtype=torch.uint8))
+        self.count, self.shape, self.bad = count, (height, width or height), bad
+
+    def __len__(self) -> int:
+        return self.count
+
+    def size(self, i: int) -> tuple[int, int]:
+        if self.bad and i % 2 == 0:
+            raise BadPicture("broken")
+        return self.shape
+
+
+@pytest.mark.parametrize(
+    ("pictures", "device", "name", "epochs"),
+    [
+        (Many(60_000, 28), CPU, "mae_mini_28", 17),
+        (Many(50_000, 32), CPU, "mae_mini_32", 20),
+        (Many(8_568, 48), CPU, "mae_mini_48", 117),
+        (Many(105_000, 64), CPU, "mae_mini_64", 10),
+        (Many(5_000, 96), CPU, "mae_mini_96", 100),
+        (Many(1_281_167, 256, 400), CPU, "mae_mini_96", 2),
+        (Many(100, 300), CPU, "mae_mini_96", 1600),
+        (Many(50_000, 32), CUDA, "mae_mini_32", 20),
+        (Many(9_469, 160), CUDA, "mae_mini_96", 1600),
+        (Many(20_000, 500, 300), CUDA, "mae_vit_s16", 1600),
+        (Many(1_281_167, 400, 500), CUDA, "mae_vit_b16", 47),
+        (Many(50_000, 32, bad=True), CPU, "mae_mini_32", 20),
+    ],
+    ids=lambda value: f"{value.count}x{value.shape[0]}x{value.shape[1]}" if isinstance(value, Many) else str(value),
+)
+def test_the_chosen_recipe_fits_pictures_and_machine(pictures, device, name, epochs):
+    chosen, found, why = choose_recipe(pictures, device)
+    assert (chosen, found) == (name, epochs)
+    assert str(min(pictures.shape)) in why
+    assert max(find_recipe(chosen).images.shape()) <= 1.4 * min(pictures.shape)  # nothing is enlarged much
+
+
+def test_unreadable_pictures_get_some_recipe():
+    class Broken(Many):
+        def size(self, i: int) -> tuple[int, int]:
+            raise BadPicture("broken")
+
+    assert choose_recipe(Broken(10, 1), CPU)[0] in NAMES

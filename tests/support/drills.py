@@ -1,0 +1,283 @@
+"""A tiny run and its accidents: arguments enter a child process, an exit status and what it printed leave.
+
+Children are forked from a server that has mimkit imported already and nothing else done: a start costs about
+a second instead of an import, and neither autograd's nor OpenMP's threads stand in the way of a fork.
+"""
+
+import multiprocessing
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mimkit.cli import main as cli
+from mimkit.core import distributed
+from mimkit.core.config import from_dict, to_dict
+from mimkit.core.names import trust
+from mimkit.guidance.exploitation import Exploitation
+from mimkit.guidance.sampler import MaskSampler
+from mimkit.methods.mae import MAEConfig
+from mimkit.model.build import EncoderConfig
+from mimkit.model.decoder import DecoderConfig
+from mimkit.train import pretrain as pretraining
+from mimkit.train.machine import Engine, Machine
+from mimkit.train.optimizer import AdamWConfig
+from mimkit.train.prepare import Images, Pretrain
+from mimkit.train.recorder import Recorder
+from mimkit.train.run_folder import RunFolder
+
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(["mimkit.train.pretrain", "mimkit.cli.launch"])
+
+
+def tiny(data: Path | str = "photos", **machine: Any) -> Pretrain:
+    """Twenty steps on forty pictures, in float32 on one thread; checkpoints every third step."""
+    fixed = {"device": "cpu", "precision": "float32", "attention": "fused", "threads": 1, "workers": 0}
+    often = {"log_every": 5, "save_every": 3, "evals": 2, "tensorboard": False}
+    return Pretrain(
+        data=(str(data),),
+        encoder=EncoderConfig(name="vit_tiny_patch16_224", patch=4, width=32, depth=1, heads=2),
+        method=MAEConfig(decoder=DecoderConfig(width=16, depth=1, heads=2)),
+        images=Images(size=12),
+        optimizer=AdamWConfig(base_lr=0.05),
+        epochs=4,
+        batch_size=8,
+        machine=Machine(**(fixed | often | machine)),
+    )
+
+
+class Child:
+    """A run in another process, or several one after the other; `faults` are functions of this module with their
+    arguments, applied first."""
+
+    def __init__(
+        self,
+        log: Path,
+        config: Pretrain | list[Pretrain],
+        folder: Path | list[Path],
+        *faults: tuple,
+        max_steps: int | None = None,
+        **env: Any,
+    ) -> None:
+        self.log = log
+        runs = zip(*([it] if not isinstance(it, list) else it for it in (config, folder)), strict=True)
+        words = [(to_dict(one), str(place), max_steps) for one, place in runs]
+        self.process = processes.Process(target=_child, args=(str(log), words, faults, env))
+        self.process.start()
+
+    def wait(self, seconds: float = 120) -> tuple[int, str]:
+        """Its exit status (128 + N for a signal that killed it) and all that it printed."""
+        self.process.join(seconds)
+        if self.process.exitcode is None:
+            self.process.kill()
+            raise AssertionError(f"still running after {seconds} s: {self.log.read_text()}")
+        code = self.process.exitcode
+        return code if code >= 0 else 128 - code, self.log.read_text()
+
+
+def _child(log: str, words: list[tuple], faults: tuple[tuple, ...], env: dict[str, Any]) -> None:
+    os.environ.update({key: str(value) for key, value in env.items()})
+    with open(log, "w", encoding="utf-8") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.stdout.reconfigure(line_buffering=True)
+    # A child of a forkserver would start its workers from a second one.
+    multiprocessing.set_start_method("fork", force=True)
+    torch.set_num_threads(1)
+    for name, *arguments in faults:
+        globals()[name](*arguments)
+
+    trust("my_lab")  # its configs come as JSON
+
+    def command(args: list[str]) -> int:
+        with distributed.processes(torch.device("cpu")) if len(words) > 1 else nullcontext():  # they meet but once
+            for config, folder, max_steps in words:
+                result = pretraining.pretrain(from_dict(config), Path(folder), recipe="tiny", max_steps=max_steps)
+        return 128 + result["signal"] if result["signal"] else 0
+
+    cli.run = lambda name, args: command(args)  # the statuses and the one line are the command line's own
+    os.environ.setdefault("COLUMNS", "200")
+    sys.exit(cli.main(["pretrain"]))
+
+
+def ranks(
+    log: Path, config: Pretrain | list[Pretrain], folder: Path | list[Path], *faults: tuple, world: int = 2
+) -> list[tuple[int, str]]:
+    """The same run in several processes that meet over gloo, as torchrun would start them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+    children = [
+        Child(log.with_suffix(f".{n}"), config, folder, *faults, RANK=n, LOCAL_RANK=n, **meet) for n in range(world)
+    ]
+    return [child.wait() for child in children]
+
+
+# ---- accidents
+
+
+def die() -> None:
+    """As `kill -9` does it."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _before(owner: Any, name: str, act: Callable[..., None]) -> None:
+    real = getattr(owner, name)
+
+    def patched(*args: Any, **how: Any) -> Any:
+        act(*args)
+        return real(*args, **how)
+
+    setattr(owner, name, patched)
+
+
+def kill_in_step(step: int) -> None:
+    """Between the backward pass of a step (counted from 0) and its optimizer."""
+    _before(Recorder, "take", lambda recorder, at, *rest: at == step and die())
+
+
+def kill_before_config() -> None:
+    _before(RunFolder, "write_config", lambda *args: die())
+
+
+class _HalfFile:
+    def __init__(self, file: Any, act: Callable[[], None], after: int) -> None:
+        self.file, self.act, self.left = file, act, after
+
+    def write(self, data: Any) -> int:
+        self.left -= 1
+        if self.left < 0:
+            self.file.flush()
+            self.act()
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def kill_in_save(step: int) -> None:
+    """When a checkpoint is half on disk."""
+    real = torch.save
+
+    def save(state: dict, file: Any) -> None:
+        real(state, _HalfFile(file, die, 20) if state["step"] == step else file)
+
+    torch.save = save
+
+
+def kill_before_export(step: int) -> None:
+    """When the checkpoint is complete and the export of the same step is not begun."""
+    steps = [0]
+    _before(pretraining, "save_checkpoint", lambda folder, at, *rest: steps.__setitem__(0, at))
+    _before(pretraining, "export_encoder", lambda *args: steps[0] == step and die())
+
+
+def kill_in_metrics(step: int) -> None:
+    """When half a line of metrics is on disk."""
+
+    def half(run: RunFolder, record: dict[str, Any]) -> None:
+        if record["step"] == step:
+            with open(run.metrics_path, "a", encoding="utf-8") as file:
+                file.write('{"step": ')
+            die()
+
+    _before(RunFolder, "append", half)
+
+
+def signal_in_step(step: int, number: int, rank: int = 0) -> None:
+    """A signal to one process while it computes a step (counted from 0)."""
+    if int(os.environ.get("RANK", 0)) == rank:
+        _before(Recorder, "take", lambda recorder, at, *rest: at == step and os.kill(os.getpid(), number))
+
+
+def stop_in_step(step: int) -> None:
+    """Waits in a step (counted from 0) for whatever comes."""
+    _before(Recorder, "take", lambda recorder, at, *rest: at == step and time.sleep(600))
+
+
+def not_finite(step: int, rank: int = 0) -> None:
+    """The loss of one step (counted from 0) is not a number on one rank."""
+    real = Engine.step
+    count = [0]
+
+    def patched(engine: Engine, task: Any, batch: Any, *rest: Any) -> Any:
+        count[0] += 1
+        if count[0] == step + 1 and int(os.environ.get("RANK", 0)) == rank:
+            batch.images.fill_(float("nan"))
+        return real(engine, task, batch, *rest)
+
+    Engine.step = patched
+
+
+def bad_gradient(step: int) -> None:
+    """A gradient overflows in one step (counted from 0) whose loss is finite."""
+    real = Engine.step
+    count = [0]
+
+    def patched(engine: Engine, task: Any, *rest: Any) -> Any:
+        result = real(engine, task, *rest)
+        count[0] += 1
+        if count[0] == step + 1:
+            next(engine.plain(task).parameters()).grad.fill_(float("inf"))
+        return result
+
+    Engine.step = patched
+
+
+def exploited(masked: list[float]) -> None:
+    """The share that the decoder draws from mask tokens, for each epoch."""
+    real = MaskSampler.before_epoch
+
+    def patched(mask_sampler: Any, encoder: Any, epoch: int, progress: float, dataset: Any, exploit: Any) -> Any:
+        fraction = torch.tensor([masked[epoch]])
+        return real(
+            mask_sampler, encoder, epoch, progress, dataset, lambda images: Exploitation(1 - fraction, fraction)
+        )
+
+    MaskSampler.before_epoch = patched
+
+
+def full_disk(what: str, step: int) -> None:
+    """No more than a few bytes can be written to any file when `what` is written at or after a step."""
+    owner, name = {
+        "save": (pretraining, "save_checkpoint"),
+        "export": (pretraining, "export_encoder"),
+        "metrics": (RunFolder, "append"),
+    }[what]
+    real, steps = getattr(owner, name), [0]
+
+    def limited(*args: Any, **how: Any) -> Any:
+        free = resource.getrlimit(resource.RLIMIT_FSIZE)
+        if steps[0] >= step:
+            size = args[0].metrics_path.stat().st_size if what == "metrics" else 3000
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size + 7, free[1]))
+        try:
+            return real(*args, **how)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, free)
+
+    _before(Recorder, "take", lambda recorder, at, *rest: steps.__setitem__(0, at + 1))
+    setattr(owner, name, limited)
+
+
+def write_nothing(folder: str) -> None:
+    """Any process but the first dies when it changes something below the folder."""
+    if os.environ["RANK"] == "0":
+        return
+
+    def watch(event: str, arguments: tuple) -> None:
+        writes = event == "open" and arguments[2] is not None and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        if (writes or event in ("os.mkdir", "os.rename", "os.remove")) and str(arguments[0]).startswith(folder):
+            print("WROTE", event, arguments, flush=True)
+            die()
+
+    sys.addaudithook(watch)

@@ -1,0 +1,168 @@
+"""Several processes compute what one computes, one of them writes, and all of them stop together."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from drills import ranks, tiny
+from mimkit.train.checkpoint import checkpoints, load_checkpoint
+from mimkit.train.prepare import Prepared
+from mimkit.train.pretrain import pretrain
+from mimkit.train.run_folder import RunFolder
+from places import SUPPORT
+
+
+def config(data, **machine):
+    run = tiny(data, log_every=1, evals=1, **machine)
+    run.epochs = 2  # ten steps
+    return run
+
+
+def curve(folder: Path) -> list[tuple[int, float]]:
+    return [(record["step"], record["loss"]) for record in RunFolder(folder).metrics()]
+
+
+def close(one: Path, other: Path) -> None:
+    ours, theirs = curve(one), curve(other)
+    assert [step for step, _ in ours] == [step for step, _ in theirs] == list(range(1, len(ours) + 1))
+    torch.testing.assert_close([loss for _, loss in ours], [loss for _, loss in theirs], rtol=1e-5, atol=0)
+    # AdamW forgives a gradient of another scale; this does not.
+    norms = [[record["gradient_norm"] for record in RunFolder(run).metrics()] for run in (one, other)]
+    torch.testing.assert_close(*norms, rtol=1e-4, atol=0)
+
+
+@pytest.fixture(scope="module")
+def alone(forty, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    pretrain(config(forty), folder, log=lambda line: None)
+    return folder
+
+
+def test_two_processes_equal_one_and_the_first_alone_writes(alone, forty, tmp_path):
+    folder = tmp_path / "run"
+    (first, said), (second, quiet) = ranks(tmp_path / "log", config(forty), folder, ("write_nothing", str(folder)))
+    assert (first, second) == (0, 0), said + quiet
+    assert "1 x 4 x 2 processes" in said
+    assert "step" not in quiet and "WROTE" not in quiet
+    assert RunFolder(folder).finished
+    close(alone, folder)
+    assert RunFolder(folder).metrics()[-1]["effective_rank"] > 1
+
+
+@pytest.mark.parametrize("micro", [4, 1])
+def test_accumulation_equals_the_whole_batch(micro, alone, forty, tmp_path):
+    said = []
+    pretrain(config(forty, micro_batch=micro), tmp_path / "run", log=said.append)
+    assert any(f"({8 // micro} x {micro})" in line for line in said)
+    close(alone, tmp_path / "run")
+
+
+def test_two_processes_that_accumulate_equal_one(alone, forty, tmp_path):
+    folder = tmp_path / "run"
+    for status, said in ranks(tmp_path / "log", config(forty, micro_batch=2, resident=False, workers=1), folder):
+        assert status == 0, said
+    pretrain(config(forty, resident=False), tmp_path / "alone", log=lambda line: None)
+    close(tmp_path / "alone", folder)
+
+
+def test_a_run_goes_on_with_another_number_of_processes(alone, forty, tmp_path):
+    folder = tmp_path / "run"
+    pretrain(config(forty), folder, max_steps=4, log=lambda line: None)  # one process chose micro batches of 8
+    for status, said in ranks(tmp_path / "log", config(forty), folder):
+        assert status == 0, said
+    close(alone, folder)
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_stops_all(forty, tmp_path):
+    folder = tmp_path / "run"
+    half = {"rank": 1, "world": 2, "micro_batch": 4, "workers": 0, "log": lambda line: None}
+    loader = Prepared(config(forty)).loader(torch.device("cpu"), **half)
+    second = next(loader.micro_batches(5, 6)).index[:3].tolist()
+    for status, said in ranks(tmp_path / "log", config(forty), folder, ("not_finite", 5, 1)):
+        assert status == 2 and "Traceback" not in said, said
+        named = re.findall(r"(\d\d)\.png", said.partition("the loss is nan at step 6 (rank 1, pictures ")[2])
+        assert [int(name) for name in named] == second
+        assert str(folder / "checkpoints" / "step-000000003.pt") in said
+    assert load_checkpoint(checkpoints(folder)[-1])["step"] == 3
+    assert curve(folder)[-1][0] == 5
+
+
+def test_trouble_of_the_first_process_stops_all(forty, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("precious")
+    for status, said in ranks(tmp_path / "log", config(forty), folder):
+        assert status == 2 and "not empty and holds no run" in said, said
+    for status, said in ranks(tmp_path / "log", config(forty), tmp_path / "full", ("full_disk", "save", 6)):
+        assert status == 2 and "step-000000003.pt" in said, said
+
+
+def test_a_signal_to_one_process_stops_all_after_the_same_step(alone, forty, tmp_path):
+    folder = tmp_path / "run"
+    fault = ("signal_in_step", 4, int(signal.SIGTERM), 1)
+    (first, said), (second, more) = ranks(tmp_path / "log", config(forty), folder, fault)
+    assert first == second == 128 + signal.SIGTERM, said + more
+    assert load_checkpoint(checkpoints(folder)[-1])["step"] == 5
+    pretrain(config(forty), folder, log=lambda line: None)
+    close(alone, folder)
+
+
+def test_bad_pictures_of_every_process_are_listed(forty, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    for path in forty.iterdir():
+        (data / path.name).symlink_to(path)
+    for number in range(4):
+        (data / f"bad{number}.png").write_bytes(b"")
+    run = config(data, resident=False)
+    run.images.bad_fraction, run.epochs = 0.2, 1
+    for status, said in ranks(tmp_path / "log", run, tmp_path / "run"):
+        assert status == 0, said
+    skipped = json.loads((tmp_path / "run" / "skipped.json").read_text())
+    assert sorted(Path(name).name for name in skipped) == [f"bad{number}.png" for number in range(4)]
+
+
+def test_a_batch_that_does_not_divide_is_answered(forty, tmp_path):
+    run = config(forty)
+    run.batch_size = 7
+    for status, said in ranks(tmp_path / "log", run, tmp_path / "run"):
+        assert status == 2 and "batch_size 7 does not divide over 2 processes: use 8" in said, said
+
+
+@pytest.mark.slow
+def test_torchrun(alone, forty, tmp_path):
+    """As a person starts it, without naming a folder."""
+    (tmp_path / "lab.py").write_text(
+        "from drills import tiny\n\n"
+        "def recipe():\n    run = tiny(log_every=1, looks=1)\n    run.epochs = 2\n    return run\n"
+    )
+    words = [
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "mimkit.cli",
+        "pretrain",
+        "lab:recipe",
+        "--data",
+        str(forty),
+    ]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(SUPPORT)])}
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *words],
+        env=env,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "runs").iterdir()
+    close(alone, folder)
+    assert done.stdout.count("done: 10 steps") == 1
