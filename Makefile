@@ -6,7 +6,7 @@ QUICKSTART ?= quickstart
 
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: quickstart test test-all lint format docs benchmark clean
+.PHONY: quickstart test test-all newest oldest lint format docs benchmark dist clean
 
 # Wheels alone: torch, torchvision and timm are installed as a user would install them.
 $(VENV)/user: pyproject.toml
@@ -32,6 +32,24 @@ test: $(VENV)/dev
 test-all: $(VENV)/dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow or not slow"
 
+# The newest versions that are published, whatever is installed already.
+newest:
+	test -x .venv-newest/bin/python || $(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable '.[test]'
+	.venv-newest/bin/python tools/floors.py --installed
+	.venv-newest/bin/python -m pytest -n 2 --dist loadfile
+
+# The lowest versions that pyproject.toml allows.
+oldest: .venv-oldest/done
+	.venv-oldest/bin/python tools/floors.py --installed
+	.venv-oldest/bin/python -m pytest -n 2 --dist loadfile
+
+.venv-oldest/done: pyproject.toml tools/floors.py
+	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python tools/floors.py > .venv-oldest/floors.txt
+	.venv-oldest/bin/python -m pip install --quiet --editable '.[test]' --constraint .venv-oldest/floors.txt
+	touch $@
+
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -46,5 +64,12 @@ benchmark: $(VENV)/dev
 	$(BIN)/python benchmarks/input.py
 	$(BIN)/python benchmarks/indexing.py
 
+# A source distribution and the wheel that is built from it.
+dist: $(VENV)/dev
+	$(BIN)/python -m pip install --quiet --editable '.[release]'
+	rm -rf build dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
+
 clean:
-	rm -rf $(VENV) build dist src/*.egg-info
+	rm -rf $(VENV) .venv-newest .venv-oldest build dist src/*.egg-info

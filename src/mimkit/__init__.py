@@ -1,3 +1,3 @@
 """mimkit: learn visual representations from unlabeled pictures by masked image modeling."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"

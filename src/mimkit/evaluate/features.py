@@ -106,8 +106,9 @@ def batches_for(
         skipped=skipped,
     )
     console = Console(stderr=True)
-    total = -(-min(limit, len(pictures)) // batch_size)
-    return track(batches, what, total=total, console=console, transient=True, disable=not console.is_terminal)
+    if not console.is_terminal:
+        return batches  # a bar that is disabled ends with an empty line before rich 14.3
+    return track(batches, what, total=-(-min(limit, len(pictures)) // batch_size), console=console, transient=True)
 
 
 @torch.inference_mode()
