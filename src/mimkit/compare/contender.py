@@ -119,7 +119,7 @@ def shared_precision(first: Contender, out: Path) -> str:
     if "precision" not in known:
         ready, machine = Prepared(first.config), first.config.machine
         device = machine.find_device()
-        count = ready.timed(ready.micro_batch(device, 1))
+        count = ready.timing_count(ready.micro_batch(device, 1))
         known["precision"] = Engine.choose(machine, device, ready.task, lambda: ready.sample(count), None).precision
         write_json(out / "plan.json", known)
     return known["precision"]

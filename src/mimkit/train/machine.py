@@ -1,6 +1,7 @@
 """Machine: settings that should not change results enter; an Engine that runs a task on this hardware leaves."""
 
 import ctypes
+import inspect
 import os
 import sys
 import time
@@ -16,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mimkit.core import distributed
 from mimkit.core.batch import Batch, Step
 from mimkit.core.errors import UserError, unknown
+from mimkit.guidance.sampler import MaskSampler
 from mimkit.methods.base import Task
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -206,16 +208,20 @@ class Engine:
         task.to(self.device)
         self.set_attention(task)
         if self.compile:
-            if ramps := [part for part in task.modules() if getattr(part, "ramps", False)]:
+            samplers = [part for part in task.modules() if isinstance(part, MaskSampler) and part.ramps]
+            if samplers:
                 raise UserError(
-                    f"the ratio of {type(ramps[0].masker).__name__} changes with training, so every step would have "
+                    f"the ratio of {type(samplers[0].masker).__name__} changes with training, so every step would have "
                     "shapes of its own and compile anew: give --machine.compile False, or one ratio"
                 )
             task.compile()  # not dynamic=False: a masker that uses `progress` would recompile at each step
         if distributed.world() == 1:
             return task
         ids = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(task, device_ids=ids, broadcast_buffers=False)
+        # Buffers, as moving averages, are moved alike by every process; torch is renaming the switch.
+        names = inspect.signature(DistributedDataParallel.__init__).parameters
+        switch: Any = {"forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False}
+        return DistributedDataParallel(task, device_ids=ids, **switch)
 
     def plain(self, task: nn.Module) -> Task:
         """The task itself, without what `wrap` put around it."""

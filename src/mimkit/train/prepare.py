@@ -1,14 +1,16 @@
 """Prepare a run: its config enters; pictures, their statistics, the model and a first batch leave."""
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
 from torch import Tensor, nn
 
+from mimkit.core import distributed
 from mimkit.core.batch import Batch
 from mimkit.core.errors import UserError, at_least
 from mimkit.core.randomness import integer, rng_keys
@@ -23,6 +25,7 @@ from mimkit.model.build import EncoderConfig, is_convolutional
 from mimkit.model.vit import refuse_unsuitable
 from mimkit.train.machine import Machine, untouched
 from mimkit.train.optimizer import AdamWConfig, OptimizerConfig
+from mimkit.train.resolved import Resolved
 from mimkit.train.schedule import Schedule, WarmupCosine
 from mimkit.weights.load import load_weights
 
@@ -88,12 +91,14 @@ class Pretrain:
 class Prepared:
     """What a config means on this data: every part is made when it is first asked for."""
 
-    def __init__(self, config: Pretrain, known: dict[str, Any] | None = None, *, begun: bool = False) -> None:
+    def __init__(
+        self, config: Pretrain, known: Resolved | Mapping[str, Any] | None = None, *, begun: bool = False
+    ) -> None:
         at_least(1, epochs=config.epochs, batch_size=config.batch_size)
         config.images.check()
         config.optimizer.check()
         self.config = config
-        self.known = known or {}  # what an earlier part of the run found out
+        self.known = known if isinstance(known, Resolved) else Resolved.from_json(known or {})
         self.begun = begun  # a checkpoint holds the weights: released ones are not asked for again
         self.size = config.images.shape()
 
@@ -110,17 +115,17 @@ class Prepared:
     @property
     def name(self) -> str:
         """What the pictures are called."""
-        return self.known.get("data") or self.pictures.name
+        return self.known.data or self.pictures.name
 
     @property
     def count(self) -> int:
         """How many pictures there are."""
-        return self.known.get("pictures") or len(self.pictures)
+        return self.known.pictures or len(self.pictures)
 
     @property
     def channels(self) -> int:
         """Of the images: known from an earlier part of the run, or as the pictures have them."""
-        return self.known.get("channels") or self.pictures.channels
+        return self.known.channels or self.pictures.channels
 
     @cached_property
     def labeled(self) -> tuple[Pictures, Pictures] | None:
@@ -144,8 +149,8 @@ class Prepared:
         images = self.config.images
         if images.mean is not None and images.std is not None:
             mean, std = images.mean, images.std
-        elif "mean" in self.known:
-            mean, std = tuple(self.known["mean"]), tuple(self.known["std"])
+        elif self.known.mean is not None and self.known.std is not None:
+            mean, std = self.known.mean, self.known.std
         else:
             found = statistics(self.pictures)
             mean, std = images.mean or found[0], images.std or found[1]
@@ -199,16 +204,21 @@ class Prepared:
     def sample(self, count: int, device: torch.device | str = "cpu") -> Batch:
         """Noise in the shape of a batch, to time and to weigh a step with."""
         generator = torch.Generator().manual_seed(0)
-        images, *other_views = (
-            torch.randn(count, self.channels, *view.shape(self.size), generator=generator).to(device)
-            for view in (self.config.images.view, *self.config.images.other_views)
-        )
+        views = []
+        for view in (self.config.images.view, *self.config.images.other_views):
+            noise = torch.randn(count, self.channels, *view.shape(self.size), generator=generator)
+            views.append(noise.to(device))
         number = torch.arange(count)
-        return Batch(images, rng_keys("sample", number).to(device), number % self.count, other_views=tuple(other_views))
+        keys = rng_keys("sample", number).to(device)
+        return Batch(views[0], keys, number % self.count, other_views=tuple(views[1:]))
 
-    def timed(self, micro_batch: int) -> int:
+    def timing_count(self, micro_batch: int) -> int:
         """Pictures to time a step with: fewer large ones, so that it takes seconds."""
         return max(1, min(micro_batch, 64, 64 * 96 * 96 // (self.size[0] * self.size[1])))
+
+    def timing_sample(self, micro_batch: int) -> Batch:
+        """A batch to time a step with."""
+        return self.sample(self.timing_count(micro_batch))
 
     def bytes_per_picture(self) -> int:
         """Memory that one picture takes in a step: what autograd keeps for the backward pass, measured in float32."""
@@ -236,8 +246,9 @@ class Prepared:
             near = max(1, round(config.batch_size / world)) * world
             raise UserError(f"batch_size {config.batch_size} does not divide over {world} processes: use {near}")
         chosen = config.machine.micro_batch
-        if chosen is None and per_process % self.known.get("micro_batch", per_process + 1) == 0:
-            chosen = self.known["micro_batch"]  # on another number of processes it may not divide
+        before = self.known.micro_batch
+        if chosen is None and before and per_process % before == 0:  # on another number of processes it may not
+            chosen = before
         if chosen is None:
             fits = max(
                 1,
@@ -251,10 +262,23 @@ class Prepared:
             )
         return chosen
 
+    def resident(self) -> bool | Literal["auto"]:
+        """Whether the pictures live in memory: as given, as in an earlier part of the run, or as they fit."""
+        if self.config.machine.resident is not None:
+            return self.config.machine.resident
+        return "auto" if self.known.resident is None else self.known.resident
+
     def loader(
-        self, device: torch.device, *, rank: int, world: int, micro_batch: int, workers: int, log: Any
+        self,
+        device: torch.device,
+        *,
+        micro_batch: int,
+        workers: int,
+        rank: int | None = None,
+        world: int | None = None,
+        log: Callable[[str], None] = lambda line: None,
     ) -> Loader:
-        """Batches for one process."""
+        """Batches for one process: this one, unless `rank` and `world` say otherwise."""
         mean, std = self.statistics
         config = self.config
         return Loader(
@@ -267,11 +291,11 @@ class Prepared:
             seed=config.seed,
             batch_size=config.batch_size,
             micro_batch=micro_batch,
-            rank=rank,
-            world=world,
+            rank=distributed.rank() if rank is None else rank,
+            world=distributed.world() if world is None else world,
             device=device,
             workers=workers,
-            resident=self.known.get("resident", "auto") if config.machine.resident is None else config.machine.resident,
+            resident=self.resident(),
             log=log,
         )
 
