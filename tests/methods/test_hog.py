@@ -91,7 +91,7 @@ def test_simmim_learns_it_and_draws_it():
         loss.backward()
         optimizer.step()
     assert losses[-1] < 0.5 * losses[0]
-    drawn, mask = method.reconstruct(batch, 0.0)
+    drawn, _ = method.reconstruct(batch, 0.0)
     assert drawn.shape == (6, 3, 16, 16) and drawn.min() >= 0 and drawn.max() <= 1 and drawn.std() > 0.05
     with pytest.raises(UserError, match=r"target\.cell 3 does not divide"):
         SimMIMConfig(masker=RandomMasker(), target=HOG(cell=3), loss="l2").build(encoder)

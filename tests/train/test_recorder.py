@@ -56,7 +56,7 @@ def test_micro_batches_and_processes_change_no_log(micro_batch, world, forty, tm
     results = ranks(tmp_path / "log", tiny(forty, micro_batch=micro_batch), tmp_path / "run", world=world)
     assert all(status == 0 for status, _ in results), results
     records = RunFolder(tmp_path / "run").metrics()
-    assert [record["step"] for record in records] == [5, 10, 15, 20]
+    assert records[-1]["step"] == 20
     assert all(record["hidden"] == pytest.approx(7 / 9) for record in records)
     assert all(math.isfinite(record["loss"]) for record in records)
 

@@ -1,4 +1,4 @@
-"""Callbacks: what happens around the steps besides recording: the start of an epoch, checkpoints, the stop by a signal."""
+"""Callbacks: a step that begins or ends enters; looks before an epoch, checkpoints and the stop by a signal leave."""
 
 import signal
 import time
@@ -20,7 +20,7 @@ from mimkit.train.training import StepOutputs, Training
 
 
 class EpochStart(Callback):
-    """Before the first step of an epoch the task may look at pictures outside the batches; `recorder` notes its logs."""
+    """Before the first step of an epoch the task may look at pictures outside the batches; what it says is logged."""
 
     def __init__(self, recorder: Recorder, dataset: DatasetView, *, count: int, batch_size: int) -> None:
         """`count` pictures are an epoch."""

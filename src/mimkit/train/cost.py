@@ -103,10 +103,10 @@ def flops_per_picture(work: Callable[..., Any], *arguments: Any) -> float:
 
 def compute_score_maps(task: Method, batch: Batch, progress: float) -> None:
     """Only what a masker computes to see this batch, unless the method computes that anyway."""
-    for part in task.modules():
-        if isinstance(part, MaskSampler) and not part.uses_method_teacher(progress):
+    for module in task.modules():
+        if isinstance(module, MaskSampler) and not module.uses_method_teacher(progress):
             patches = patchify(batch.images, task.encoder.patch)
-            part.score_maps(task.encoder, patches, replace(batch, crop=None), progress)
+            module.score_maps(task.encoder, patches, replace(batch, crop=None), progress)
 
 
 def cached_fraction(config: Pretrain) -> float:

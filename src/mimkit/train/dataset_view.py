@@ -34,8 +34,8 @@ def open_dataset_view(
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         mine = torch.arange(distributed.rank(), len(pictures), distributed.world())
-        part = pictures if distributed.world() == 1 else Subset(pictures, mine)
-        for images, _, index in evaluation_batches(part, **settings):
+        subset = pictures if distributed.world() == 1 else Subset(pictures, mine)
+        for images, _, index in evaluation_batches(subset, **settings):
             yield images, mine[index]
 
     return DatasetView(len(pictures), sample, batches, pictures.labels, len(pictures.classes or ()))

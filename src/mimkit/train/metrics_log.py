@@ -23,9 +23,10 @@ class MetricsLog:
         self.run = run
         self._start = time.perf_counter() - seconds
         self._board = open_tensorboard(run.folder, first) if tensorboard else None
-        self.warnings = {
-            "warning": record["warning"] for record in run.metrics() if "warning" in record
-        }  # of an earlier part of the run, too
+        self.warnings: dict[str, str] = {}  # of an earlier part of the run, too
+        for record in run.metrics():
+            if "warning" in record:
+                self.warnings["warning"] = record["warning"]
 
     @property
     def seconds(self) -> float:

@@ -79,8 +79,8 @@ class OptimizerConfig:
 class AdamWConfig(OptimizerConfig):
     """AdamW with MAE's settings; SimMIM's rate is for 512 pictures a step.
 
-    Tensors with one axis, biases and what a task calls `no_weight_decay` are not decayed; class and mask tokens (three axes)
-    are, as in the released code (facebookresearch/mae:main_pretrain.py).
+    Tensors with one axis, biases and what a task calls `no_weight_decay` are not decayed; class and mask tokens
+    (three axes) are, as in the released code (facebookresearch/mae:main_pretrain.py).
     """
 
     base_lr: float = 1.5e-4
@@ -160,7 +160,8 @@ class LarsConfig(OptimizerConfig):
 
     def make(self, task: nn.Module, rate: float) -> torch.optim.Optimizer:
         trained = [p for p in task.parameters() if p.requires_grad]
-        weights, vectors = ([p for p in trained if (p.ndim > 1) == wide] for wide in (True, False))
+        weights = [p for p in trained if p.ndim > 1]
+        vectors = [p for p in trained if p.ndim <= 1]
         groups = [
             {"params": weights, "decay": self.weight_decay, "always_adapt": True},
             {"params": vectors, "decay": 0.0, "always_adapt": False},

@@ -92,13 +92,13 @@ class Prepared:
     """What a config means on this data: every part is made when it is first asked for."""
 
     def __init__(
-        self, config: Pretrain, known: Resolved | Mapping[str, Any] | None = None, *, begun: bool = False
+        self, config: Pretrain, before: Resolved | Mapping[str, Any] | None = None, *, begun: bool = False
     ) -> None:
         at_least(1, epochs=config.epochs, batch_size=config.batch_size)
         config.images.check()
         config.optimizer.check()
         self.config = config
-        self.known = known if isinstance(known, Resolved) else Resolved.from_json(known or {})
+        self.before = before if isinstance(before, Resolved) else Resolved.from_json(before or {})
         self.begun = begun  # a checkpoint holds the weights: released ones are not asked for again
         self.size = config.images.shape()
 
@@ -115,29 +115,28 @@ class Prepared:
     @property
     def name(self) -> str:
         """What the pictures are called."""
-        return self.known.data or self.pictures.name
+        return self.before.data or self.pictures.name
 
     @property
     def count(self) -> int:
         """How many pictures there are."""
-        return self.known.pictures or len(self.pictures)
+        return self.before.pictures or len(self.pictures)
 
     @property
     def channels(self) -> int:
         """Of the images: known from an earlier part of the run, or as the pictures have them."""
-        return self.known.channels or self.pictures.channels
+        return self.before.channels or self.pictures.channels
 
     @cached_property
     def labeled(self) -> tuple[Pictures, Pictures] | None:
         """A bank and pictures to classify, when there are labels and enough of them: they only measure."""
         if self.pictures.labels is None:
             return None
-        channels, value_range = self.pictures.channels, self.config.images.value_range
+        data, value_range = self.config.data, self.config.images.value_range
+        channels = self.pictures.channels
         try:
-            train, test = (
-                open_pictures(self.config.data, split, channels=channels, value_range=value_range)
-                for split in ("train", "test")
-            )
+            train = open_pictures(data, "train", channels=channels, value_range=value_range)
+            test = open_pictures(data, "test", channels=channels, value_range=value_range)
         except UserError:
             return None
         train = self.pictures if self.config.method.supervised else train
@@ -149,16 +148,13 @@ class Prepared:
         images = self.config.images
         if images.mean is not None and images.std is not None:
             mean, std = images.mean, images.std
-        elif self.known.mean is not None and self.known.std is not None:
-            mean, std = self.known.mean, self.known.std
+        elif self.before.mean is not None and self.before.std is not None:
+            mean, std = self.before.mean, self.before.std
         else:
-            found = statistics(self.pictures)
-            mean, std = images.mean or found[0], images.std or found[1]
-        if (
-            len(mean) != self.pictures.channels
-            or len(std) != self.pictures.channels
-            or not all(0 < x < math.inf for x in std)
-        ):
+            mean, std = statistics(self.pictures)
+            mean, std = images.mean or mean, images.std or std
+        channels = self.pictures.channels
+        if len(mean) != channels or len(std) != channels or not all(0 < x < math.inf for x in std):
             raise UserError(
                 f"images.mean and images.std need {self.channels} numbers each, std above 0; "
                 f"got {list(mean)} and {list(std)}"
@@ -222,51 +218,48 @@ class Prepared:
 
     def bytes_per_picture(self) -> int:
         """Memory that one picture takes in a step: what autograd keeps for the backward pass, measured in float32."""
-        kept: dict[int, int] = {}
+        saved: dict[int, int] = {}  # by address, since several nodes may keep the same memory
 
         def note(tensor: Tensor) -> Tensor:
             if not isinstance(tensor, nn.Parameter):
-                kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+                saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
             return tensor
 
         with untouched(self.task), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             self.task(self.sample(2), 0.0).loss.detach()
-        return sum(kept.values()) // 2
+        return sum(saved.values()) // 2
 
     def micro_batch(self, device: torch.device, world: int) -> int:
         """Pictures at once: as given, else the largest part of the batch that fits into half the free memory."""
-        config = self.config
+        config, method = self.config, type(self.config.method).__name__
         if config.method.needs_whole_batch and config.batch_size < 2:
             raise UserError(
-                f"{type(config.method).__name__} compares the pictures of a step, so it needs more than one: give "
-                "--batch-size 2 or more"
+                f"{method} compares the pictures of a step, so it needs more than one: give --batch-size 2 or more"
             )
         per_process = config.batch_size // world
         if per_process < 1 or config.batch_size % world:
             near = max(1, round(config.batch_size / world)) * world
             raise UserError(f"batch_size {config.batch_size} does not divide over {world} processes: use {near}")
-        chosen = config.machine.micro_batch
-        before = self.known.micro_batch
-        if chosen is None and before and per_process % before == 0:  # on another number of processes it may not
-            chosen = before
-        if chosen is None:
-            fits = max(
-                1,
-                int(free_memory(device) / 2 / (world if device.type == "cpu" else 1) / self.bytes_per_picture()),
-            )
-            chosen = max(n for n in range(1, min(per_process, fits) + 1) if per_process % n == 0)
-        if config.method.needs_whole_batch and chosen != per_process:
+        micro_batch = config.machine.micro_batch
+        before = self.before.micro_batch
+        if micro_batch is None and before and per_process % before == 0:  # on another number of processes it may not
+            micro_batch = before
+        if micro_batch is None:
+            sharing = world if device.type == "cpu" else 1  # processes that share the memory
+            fitting = max(1, int(free_memory(device) / 2 / sharing / self.bytes_per_picture()))
+            micro_batch = max(n for n in range(1, min(per_process, fitting) + 1) if per_process % n == 0)
+        if config.method.needs_whole_batch and micro_batch != per_process:
             raise UserError(
-                f"{type(config.method).__name__} compares all pictures of a step, so micro batches of {chosen} would "
-                f"change it: lower --batch-size or give --machine.micro-batch {per_process}"
+                f"{method} compares all pictures of a step, so micro batches of {micro_batch} would change it: lower "
+                f"--batch-size or give --machine.micro-batch {per_process}"
             )
-        return chosen
+        return micro_batch
 
     def resident(self) -> bool | Literal["auto"]:
         """Whether the pictures live in memory: as given, as in an earlier part of the run, or as they fit."""
         if self.config.machine.resident is not None:
             return self.config.machine.resident
-        return "auto" if self.known.resident is None else self.known.resident
+        return "auto" if self.before.resident is None else self.before.resident
 
     def loader(
         self,

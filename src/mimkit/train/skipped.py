@@ -25,7 +25,8 @@ class SkippedPictures:
                 write_json(self.path, self.reasons)
         if len(self.reasons) > self.fraction * len(self.pictures):
             examples = "; ".join(f"{name}: {reason}" for name, reason in list(self.reasons.items())[:3])
+            total = len(self.pictures)
             raise UserError(
-                f"{len(self.reasons)} of {len(self.pictures)} pictures cannot be read ({examples}; all in {self.path}): mend "
-                f"or remove them, or allow more with --images.bad-fraction {2 * len(self.reasons) / len(self.pictures):.2g}"
+                f"{len(self.reasons)} of {total} pictures cannot be read ({examples}; all in {self.path}): mend or "
+                f"remove them, or allow more with --images.bad-fraction {2 * len(self.reasons) / total:.2g}"
             )
