@@ -66,7 +66,7 @@ def test_an_outside_masker_owns_its_trigger_and_remembers(forty):
 
 def test_an_outside_target_of_another_size(forty):
     command = f"pretrain my_lab.moments:moments --method.target.floor 0.1 --data {forty} --run run $TINY"
-    said = mimkit(command.replace("--run run", "--run run --machine.evals 1"))
+    said = mimkit(f"{command} --machine.evals 1")
     assert said.status == 0, said.err
     run = RunFolder(Path("run"))
     assert load_checkpoint(checkpoints(Path("run"))[-1])["model"]["decoder.head.weight"].shape[0] == 2
