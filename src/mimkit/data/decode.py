@@ -39,8 +39,8 @@ def header(data: bytes) -> Header:
     Raises BadPicture for what is no picture, too small, or larger than Pillow's limit against decompression
     bombs.
     """
-    if _is_tiff(data) and (found := _tiff_header(data)):
-        return found
+    if _is_tiff(data) and (tiff := _tiff_header(data)):
+        return tiff
     picture = _open(data)
     width, height = picture.size
     if picture.format != "TIFF" and _orientation(picture) in (5, 6, 7, 8):  # Pillow turns TIFF files itself
@@ -86,6 +86,7 @@ def _decode(data: bytes, channels: int, value_range: tuple[float, float] | None)
     if channels not in (1, 3):
         raise BadPicture(f"{channels} channels can only come from TIFF files, this is {picture.format}")
     orientation = _orientation(picture)
+    # torchvision is faster than Pillow for the usual JPEG; whatever is unusual about one goes Pillow's way.
     if picture.format == "JPEG" and picture.mode in ("L", "RGB") and orientation == 1 and _ended(data):
         pixels = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=_MODES[channels])
         assert isinstance(pixels, Tensor)
@@ -97,7 +98,7 @@ def _decode(data: bytes, channels: int, value_range: tuple[float, float] | None)
     picture = ImageOps.exif_transpose(picture)  # loads the pixels
     if picture.mode in ("F", "I") or picture.mode.startswith("I;16"):
         return _to_channels(_to_bytes(np.asarray(picture)[None], value_range), channels)
-    if picture.mode in ("P", "PA"):
+    if picture.mode in ("P", "PA"):  # a palette may hold transparent colors, which Pillow wants as RGBA first
         picture = picture.convert("RGBA")
     pixels = np.array(picture.convert("L" if channels == 1 else "RGB"))
     return torch.from_numpy(pixels).reshape(*pixels.shape[:2], channels).permute(2, 0, 1).contiguous()
@@ -122,10 +123,10 @@ def _orientation(picture: Image.Image) -> int:
     if picture.format == "PNG" and not {"exif", "Raw profile type exif"} & picture.info.keys():
         return 1  # Pillow would decode the whole picture to look behind the pixels
     try:
-        found = picture.getexif().get(_ORIENTATION, 1)
+        orientation = picture.getexif().get(_ORIENTATION, 1)
     except Exception:  # damaged notes do not make a bad picture
         return 1
-    return found if found in range(1, 9) else 1
+    return orientation if orientation in range(1, 9) else 1
 
 
 def _check_size(width: int, height: int) -> None:
@@ -201,7 +202,7 @@ def _tiff(data: bytes, channels: int, value_range: tuple[float, float] | None) -
         orientation = tags.valueof(_ORIENTATION, 1)
     if channels not in (1, 3) and series.sizes.get("other") == channels:
         axes = axes.replace("Q", "C")  # pages without a stated meaning, as many as there should be channels
-    for position in range(len(axes) - 1, -1, -1):
+    for position in range(len(axes) - 1, -1, -1):  # from the end: what is taken away moves no axis still to be met
         if axes[position] not in "YXCS":
             values, axes = values.take(0, axis=position), axes[:position] + axes[position + 1 :]
     values = values.transpose([axes.index(axis) for axis in "SCYX" if axis in axes])
@@ -227,7 +228,7 @@ def _tiff_header(data: bytes) -> Header | None:
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
             sizes, tags = file.series[0].sizes, file.pages.first.tags
-            samples = sizes.get("sample", 1) * sizes.get("channel", 1)
+            samples = sizes.get("sample", 1) * sizes.get("channel", 1)  # interleaved or plane after plane
             height, width = sizes["height"], sizes["width"]
             alpha = _has_alpha(tags.valueof(_EXTRA_SAMPLES, 0))
             palette_or_cmyk = tags.valueof(_PHOTOMETRIC) in (3, 5)

@@ -44,10 +44,11 @@ def object_fractions(
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}: --objects wants masks that are named like the pictures")
     files = {os.path.splitext(os.fsdecode(path))[0]: os.fsdecode(path) for path in index(folder).pictures}
-    relative_boxes = []
+    fractions = []
     for number in numbers:
         place = pictures.where(number)
         parts = PurePath(place).with_suffix("").parts
+        # The longest path that a mask shares with the picture, from the end: names may repeat in other subfolders.
         match = next((files[name] for start in range(len(parts)) if (name := "/".join(parts[start:])) in files), None)
         if not Path(place).is_file():
             raise UserError(f"{place} is no file whose name an object mask could have: give --data a folder")
@@ -62,8 +63,8 @@ def object_fractions(
         sides = torch.tensor([whole.shape[0]]), torch.tensor([whole.shape[1]])
         boxes, flip = view.boxes(torch.zeros(1, dtype=torch.int64), *sides, size)
         pixels = torch.from_numpy(whole.astype(np.uint8) * 255)[None, None]
-        relative_boxes.append(avg_pool2d(crop_resize(pixels, boxes, flip, size, "bilinear") / 255, patch).flatten())
-    return torch.stack(relative_boxes)
+        fractions.append(avg_pool2d(crop_resize(pixels, boxes, flip, size, "bilinear") / 255, patch).flatten())
+    return torch.stack(fractions)
 
 
 def read_object(file: Path) -> np.ndarray:

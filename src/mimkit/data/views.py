@@ -55,9 +55,9 @@ class View(ABC):
 
     def check(self, channels: int) -> None:
         """Refuse what pictures of so many channels cannot undergo."""
-        for part in (self.color, self.augment):
-            if part is not None:
-                part.check(channels)
+        for change in (self.color, self.augment):
+            if change is not None:
+                change.check(channels)
 
     def shape(self, images: tuple[int, int]) -> tuple[int, int]:
         """Height and width of this view among images of this height and width."""
@@ -71,9 +71,7 @@ class View(ABC):
         widths: Int64[Tensor, " B"],
         size: tuple[int, int],
     ) -> tuple[Int64[Tensor, "B 4"], Bool[Tensor, " B"]]:
-        """Boxes inside pictures of the given sizes, to be resized to `size` (height, width), and which to
-        mirror.
-        """
+        """Boxes inside pictures of the given sizes, to be resized to `size` (height, width), and which to mirror."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,29 +97,29 @@ class RandomResizedCrop(View):
             raise UserError(f"view.ratio must be 0 < least <= largest, got {self.ratio}")
 
     def boxes(self, rng_keys: Tensor, heights: Tensor, widths: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        noise = uniform(rng_keys, 2 * _TRIES + 3).double()
+        noise = uniform(rng_keys, 2 * _TRIES + 3).double()  # float64, as torchvision counts in Python's numbers
         heights, widths = heights.double(), widths.double()
         area = (heights * widths)[:, None] * (self.scale[0] + (self.scale[1] - self.scale[0]) * noise[:, :_TRIES])
         least, largest = math.log(self.ratio[0]), math.log(self.ratio[1])
         aspect = (least + (largest - least) * noise[:, _TRIES : 2 * _TRIES]).exp()
-        w, h = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
+        w = (area * aspect).sqrt().round()
+        h = (area / aspect).sqrt().round()
+        # All ten tries of all pictures at once; a loop that ends at the first that fits would go picture by picture.
         fits = (w > 0) & (h > 0) & (w <= widths[:, None]) & (h <= heights[:, None])
         first = fits.int().argmax(1, keepdim=True)
-        found = fits.any(1)
+        fitting = fits.any(1)
         central_w = torch.minimum(widths, (heights * self.ratio[1]).round())
         central_h = torch.minimum(heights, (widths / self.ratio[0]).round())
-        w = torch.where(found, w.gather(1, first).squeeze(1), central_w)
-        h = torch.where(found, h.gather(1, first).squeeze(1), central_h)
-        top = torch.where(found, (noise[:, -3] * (heights - h + 1)), (heights - h) / 2).floor()
-        left = torch.where(found, (noise[:, -2] * (widths - w + 1)), (widths - w) / 2).floor()
+        w = torch.where(fitting, w.gather(1, first).squeeze(1), central_w)
+        h = torch.where(fitting, h.gather(1, first).squeeze(1), central_h)
+        top = torch.where(fitting, (noise[:, -3] * (heights - h + 1)), (heights - h) / 2).floor()
+        left = torch.where(fitting, (noise[:, -2] * (widths - w + 1)), (widths - w) / 2).floor()
         return torch.stack([top, left, h, w], 1).long(), noise[:, -1] < self.flip
 
 
 @dataclass(frozen=True, kw_only=True)
 class Whole(View):
-    """The whole picture, resized if it has another size (its aspect is not kept): for small, centered
-    pictures.
-    """
+    """The whole picture, resized if it has another size (its aspect is not kept): for small, centered pictures."""
 
     flip: float = 0.5
     """Share of pictures that are mirrored left to right."""
@@ -194,33 +192,63 @@ def crop_resize(
 def _resampled(
     pictures: Tensor, boxes: Tensor, flip: Tensor, size: tuple[int, int], interpolation: Interpolation, finish: Finish
 ) -> Tensor:
-    """A batched matrix product with one column of filter weights an output column; then for the rows another
-    one, or on the CPU weighted sums of the few rows that count.
-    """
+    """A batched matrix product with one column of filter weights an output column; then another one for the rows."""
     b, c, height, width = pictures.shape
     device = pictures.device
     top, left, tall, wide = boxes.to(device).unbind(1)
     flip = flip.to(device)
     across = _weights(left, wide, flip, width, size[1], interpolation)
-    if device.type != "cpu":
-        down = _weights(top, tall, torch.zeros_like(flip), height, size[0], interpolation).mT
-        # (rows, channels, columns): the channels of a line lie side by side, so that both products are wide
-        values = pictures.transpose(1, 2).float().flatten(1, 2)
-        small = torch.bmm(down, torch.bmm(values, across).view(b, height, c * size[1]))
-        return finish(small.view(b, size[0], c, size[1]).transpose(1, 2).clamp(0, 255), None)
-    rows = -(-b // max(1, round(b * c * height * max(width, size[1]) / _AT_ONCE)))  # a piece stays in the cache
-    places, weights = (table.index_select(0, tall).unsqueeze(1) for table in _taps(height, size[0], interpolation))
+    if device.type == "cpu":
+        return _narrowed_then_summed(pictures, top, tall, across, size[0], interpolation, finish)
+    down = _weights(top, tall, torch.zeros_like(flip), height, size[0], interpolation).mT
+    # (rows, channels, columns): the channels of a line lie side by side, so that both products are wide
+    values = pictures.transpose(1, 2).float().flatten(1, 2)
+    small = torch.bmm(down, torch.bmm(values, across).view(b, height, c * size[1]))
+    return finish(small.view(b, size[0], c, size[1]).transpose(1, 2).clamp(0, 255), None)
+
+
+def _narrowed_then_summed(
+    pictures: Tensor,
+    top: Tensor,
+    tall: Tensor,
+    across: Float[Tensor, "B W w"],
+    out_height: int,
+    interpolation: Interpolation,
+    finish: Finish,
+) -> Tensor:
+    """The CPU's way: a product for the columns, then weighted sums of the few rows that an output row sees.
+
+    A second product would spend most of its time on weights that are zero. `embedding_bag` is the one operator that
+    picks rows from a table and sums them with weights at once, so narrowed rows are made its table.
+    """
+    b, c, height, width = pictures.shape
+    out_width = across.shape[2]
+    # Batches go in pieces of equal length that stay in the cache from the first product to the end.
+    rows = -(-b // max(1, round(b * c * height * max(width, out_width) / _AT_ONCE)))
+    places, weights = _taps(height, out_height, interpolation)
+    places = places.index_select(0, tall).unsqueeze(1)
+    weights = weights.index_select(0, tall).unsqueeze(1)
+    # Where a tap lies in the table of a piece, whose lines are (picture, channel, row), one after the other.
     channels = (torch.arange(b, dtype=torch.int32) % rows).view(b, 1, 1, 1) * c + torch.arange(c).int().view(c, 1, 1)
-    lines = places + (channels * height + top.int().view(b, 1, 1, 1))  # of all those of a piece
+    lines = places + (channels * height + top.int().view(b, 1, 1, 1))
     weights = weights.expand_as(lines).flatten(0, 2)
-    values, narrow = torch.empty(rows, c * height, width), torch.empty(rows, c * height, size[1])
-    out = torch.empty(b, c, *size)
-    pieces = (one.split(rows) for one in (pictures.flatten(1, 2), across, out))
-    taps = (one.split(rows * c * size[0]) for one in (lines.flatten(0, 2), weights))
-    for picture, columns, into, line, weight in zip(*pieces, *taps, strict=True):
+    # Buffers for all pieces: fresh memory for each would be new pages that the cache does not hold.
+    values = torch.empty(rows, c * height, width)
+    narrow = torch.empty(rows, c * height, out_width)
+    out = torch.empty(b, c, out_height, out_width)
+    taps = rows * c * out_height
+    pieces = zip(
+        pictures.flatten(1, 2).split(rows),
+        across.split(rows),
+        out.split(rows),
+        lines.flatten(0, 2).split(taps),
+        weights.split(taps),
+        strict=True,
+    )
+    for picture, columns, into, line, weight in pieces:
         n = len(picture)
         torch.bmm(values[:n].copy_(picture), columns, out=narrow[:n])
-        small = embedding_bag(line, narrow.view(-1, size[1]), per_sample_weights=weight, mode="sum")
+        small = embedding_bag(line, narrow.view(-1, out_width), per_sample_weights=weight, mode="sum")
         finish(small.view(into.shape).clamp_(0, 255), into)
     return out
 
@@ -246,8 +274,11 @@ def crop_resize_many(
     elif pictures.device.type != "cpu" or pictures.shape[2] * pictures.shape[3] <= _SMALL:
         return _resampled(pictures, boxes, flip, size, interpolation, finish or _as_float)
     else:
-        ways = zip(pictures, boxes, flip.tolist(), strict=True)
-        views = torch.stack([crop_resize_one(one, box, mirror, size, interpolation) for one, box, mirror in ways])
+        crops = [
+            crop_resize_one(picture, box, mirror, size, interpolation)
+            for picture, box, mirror in zip(pictures, boxes, flip.tolist(), strict=True)
+        ]
+        views = torch.stack(crops)
     return views if finish is None else finish(views, None)
 
 
@@ -274,10 +305,10 @@ def _weights(
     out: int,
     interpolation: Interpolation,
 ) -> Float[Tensor, "B n out"]:
-    """Resampling weights from `n` pixels of an axis, of which `length` from `start` are seen, to `out`
-    pixels.
-    """
+    """Resampling weights from `n` pixels of an axis, of which `length` from `start` are seen, to `out` pixels."""
     if n <= _TABLED:
+        # For each length, mirrored or not, the rows of the table run over 2n shifts; a stretch that starts at `start`
+        # is the window that begins n - start into them. Mirrored tables lie n + 1 lengths further on.
         table = _table(n, out, interpolation, start.device)
         return table.index_select(0, (length + flip * (n + 1)) * (2 * n) + n - start).view(-1, n, out)
     place = torch.arange(n, device=start.device) - start.unsqueeze(1)
@@ -289,11 +320,17 @@ def _weights(
 def _table(n: int, out: int, interpolation: Interpolation, device: torch.device) -> Float[Tensor, "windows nout"]:
     """The weights of n pixels for every length 0..n, then mirrored ones, for every start, in a row each.
 
-    A view of memory for (2n+2, 2n, out), because a shift is a window.
+    A view of memory for (2n+2, 2n, out), because a shift is a window: the weights of a pixel depend only on its
+    distance from the start of the stretch.
     """
+    # So weights are laid out once for the distances -n to n - 1: those of all n pixels, for a stretch that starts at s,
+    # are the n rows from distance -s on. Written out, a length would hold n such windows in n / 2 times the memory;
+    # `as_strided` lets them overlap, each one row (`out` numbers) further than the last. To pick a crop's weights is
+    # then one index_select, which copies a window and computes nothing.
     lengths = torch.arange(n + 1, device=device)
     table = _filter(torch.arange(-n, n, device=device).view(1, 1, -1), lengths, out, interpolation).mT
-    memory = torch.cat([table, table.flip(2)]).contiguous()
+    memory = torch.cat([table, table.flip(2)]).contiguous()  # mirrored: the output columns in reverse
+    # The last window that fits ends with the memory. Windows across two lengths are garbage that nobody indexes.
     return memory.as_strided(((2 * n + 2) * 2 * n - n + 1, n * out), (out, 1))
 
 
@@ -306,6 +343,7 @@ def _taps(
     """
     lengths = torch.arange(n + 1)
     _, _, first, end = _reach(lengths, out, interpolation)
+    # As many taps for all as the widest filter has, so that they are one tensor; narrower ones end in weights of 0.
     places = first + torch.arange(int((end - first).max()))
     weights = _filter(places, lengths, out, interpolation)
     return places.minimum(end - 1).clamp(min=0).int(), weights  # no place outside, where the weight is 0
@@ -321,9 +359,10 @@ def _reach(
     """
     length = length.view(-1, 1, 1)
     scale = length / out
-    stretch = scale.clamp(min=1)
+    stretch = scale.clamp(min=1)  # antialiasing: a filter widens when it shrinks, and is never narrower than a pixel
     support = stretch * (2 if interpolation == "bicubic" else 1)
     center = scale * (torch.arange(out, device=length.device) + 0.5).view(1, -1, 1)
+    # Adding a half and truncating rounds, exactly as the C code does: another rounding moves a tap at some sizes.
     first = (center - support + 0.5).long().clamp(min=0)
     return center, stretch, first, torch.minimum((center + support + 0.5).long(), length)
 
@@ -341,6 +380,7 @@ def _filter(
     else:
         weight = (1 - x).clamp(min=0)
     weight = weight * ((place >= first) & (place < end))
+    # What a filter loses beyond the border goes to the rest: it sees the edge no darker.
     return weight / weight.sum(2, keepdim=True)
 
 
@@ -351,9 +391,7 @@ def crop_resize_one(
     size: tuple[int, int],
     interpolation: Interpolation = "bicubic",
 ) -> UInt8[Tensor, "C h w"]:
-    """One box of one picture on the CPU, resized with antialiasing in uint8 arithmetic: the way of the
-    workers.
-    """
+    """One box of one picture on the CPU, resized with antialiasing in uint8 arithmetic: the way of the workers."""
     top, left, height, width = box.tolist()
     view = picture[:, top : top + height, left : left + width]
     if (height, width) != size:

@@ -17,9 +17,9 @@ from jaxtyping import Float, Int64
 from rich.markup import escape
 from torch import Tensor, nn
 
+from mimkit.core.memory import memory_budget
 from mimkit.core.metrics import accuracy_interval
 from mimkit.core.randomness import integer
-from mimkit.data.loader import memory_budget
 from mimkit.data.pictures import Pictures, sample
 from mimkit.data.stream import all_bad
 from mimkit.evaluate.features import batches_for, refuse_too_large

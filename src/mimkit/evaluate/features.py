@@ -17,8 +17,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mimkit.core.errors import UserError
+from mimkit.core.memory import memory_budget
 from mimkit.data.folders import cache_folder
-from mimkit.data.loader import evaluation_batches, memory_budget
+from mimkit.data.loader import evaluation_batches
 from mimkit.data.pictures import Pictures, digest, sample
 from mimkit.data.stream import all_bad
 from mimkit.evaluate.pools import WIDE, with_both

@@ -13,7 +13,7 @@ from mimkit.core.batch import Batch
 from mimkit.core.errors import UserError, at_least
 from mimkit.core.randomness import integer, rng_keys
 from mimkit.data.labels import label_subset
-from mimkit.data.loader import Loader, statistics
+from mimkit.data.loader import Loader, Plan, ViewSettings, statistics
 from mimkit.data.sources import Pictures, open_pictures
 from mimkit.data.views import RandomResizedCrop, View
 from mimkit.methods.base import Method, MethodConfig
@@ -255,25 +255,20 @@ class Prepared:
         self, device: torch.device, *, rank: int, world: int, micro_batch: int, workers: int, log: Any
     ) -> Loader:
         """Batches for one process."""
+        config, images = self.config, self.config.images
         mean, std = self.statistics
-        config = self.config
-        return Loader(
-            self.pictures,
-            config.images.view,
-            other_views=config.images.other_views,
-            size=self.size,
-            mean=mean,
-            std=std,
+        plan = Plan(
             seed=config.seed,
+            n=len(self.pictures),
             batch_size=config.batch_size,
             micro_batch=micro_batch,
             rank=rank,
             world=world,
-            device=device,
-            workers=workers,
-            resident=self.known.get("resident", "auto") if config.machine.resident is None else config.machine.resident,
-            log=log,
+            other_views=len(images.other_views),
         )
+        settings = ViewSettings(view=images.view, other_views=images.other_views, size=self.size, mean=mean, std=std)
+        resident = self.known.get("resident", "auto") if config.machine.resident is None else config.machine.resident
+        return Loader(self.pictures, settings, plan, device=device, workers=workers, resident=resident, log=log)
 
 
 def free_memory(device: torch.device) -> int:
