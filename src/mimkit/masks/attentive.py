@@ -56,7 +56,7 @@ class AttMaskMasker(ModelMasker):
         hidden = hidden_count(n, float(at(self.ratio, progress)))
         if self.hides == "low":
             return Mask.from_scores(-score, hidden)
-        top = min(int(self.top * n), hidden)
+        top = min(int(self.top * n), hidden)  # a hint is one of the hidden patches
         shown = min(int(self.shown * n), top, max(hidden - 1, 0))  # a picture with nothing hidden would have no loss
         if self.hides == "hint" and shown:
             # The order in which `from_scores` hides, so that ties cannot put a hint among patches that are seen anyway.

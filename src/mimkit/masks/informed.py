@@ -90,7 +90,7 @@ class ModelMasker(InformedMasker):
             raise UserError(f"masker.refresh counts epochs and is at least 0 (every step), got {self.refresh}")
 
 
-def choice(setting: str, value: str, known: tuple[str, ...], of: str = "masker") -> None:
+def choice(setting: str, value: str, valid: tuple[str, ...], of: str = "masker") -> None:
     """Refuse a value that is none of those known."""
-    if value not in known:
-        raise unknown(f"value of {of}.{setting}", value, list(known))
+    if value not in valid:
+        raise unknown(f"value of {of}.{setting}", value, list(valid))

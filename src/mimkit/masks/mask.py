@@ -46,7 +46,7 @@ class Mask:
             views: parallel views `K`.
         """
         n = scores.shape[1]
-        order = scores.argsort(dim=1, stable=True)
+        order = scores.argsort(dim=1, stable=True)  # stable: devices agree on ties
         if isinstance(hide, int):
             assert throw >= 0, throw
             if not 0 <= hide < n - throw:
@@ -58,6 +58,8 @@ class Mask:
         assert throw == 0, "patches are thrown away in the same number from all rows"
         if least is None or not 0 <= least < n:
             raise ValueError(f"a number of hidden patches per row needs 0 <= least < {n}, got {least}")
+        # Numbers that differ from row to row, in tensors of one shape: a row with fewer visible patches than slots has
+        # hidden ones at its end, which `padding` tells apart.
         shown = torch.arange(n, device=scores.device) < (n - hide.clamp(least, n - 1)).unsqueeze(1)
         hidden = torch.ones_like(scores, dtype=torch.bool).scatter(1, order, ~shown)
         return Mask(hidden, order[:, : n - least], views, ragged=True)

@@ -118,7 +118,7 @@ def column_sums(
         if scale == "cosine":
             x = torch.nn.functional.normalize(x, dim=2) / temperature**0.5
         elif scale == "width":
-            x = x / x.shape[2] ** 0.25
+            x = x / x.shape[2] ** 0.25  # x meets itself: its fourth root twice is the root of the width
         return torch.bmm(x, x.mT).softmax(dim=2).sum(dim=1)
 
 
