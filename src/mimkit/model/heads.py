@@ -86,11 +86,11 @@ class InverseSwin(nn.Module):
             settings: dict[str, Any] = dict(num_heads=number, window_size=window, downsample=False)
             self.stages.append(SwinTransformerStage(width, width, grid, depth, **settings))
         self.norm = nn.LayerNorm(width)
-        for part in self.modules():
-            if isinstance(part, nn.Linear):
-                nn.init.trunc_normal_(part.weight, std=0.02)
-                if part.bias is not None:
-                    nn.init.zeros_(part.bias)
+        for layer in self.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
 
     def forward(self, tokens: Float[Tensor, "B M D"]) -> Float[Tensor, "B N d"]:
         """Tokens of the encoder's patches, row-major."""
@@ -110,5 +110,6 @@ class Split(nn.Module):
 
     def forward(self, x: Float[Tensor, "B h w D"]) -> Float[Tensor, "B 2*h 2*w D/2"]:
         """Tokens on a grid of twice the sides."""
+        # The four children of a token lie beside each other in its channels; they go to its place on the finer grid.
         x = self.expand(self.norm(x)).unflatten(3, (2, 2, -1))
         return torch.movedim(x, 3, 2).flatten(1, 2).flatten(2, 3)

@@ -56,7 +56,9 @@ class Teacher(nn.Module):
         self.encoder = Encoder(model).requires_grad_(False)
         self.size = size
         own: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
-        own_mean, own_std = (torch.tensor(own[key]).expand(channels) for key in ("mean", "std"))
+        own_mean = torch.tensor(own["mean"]).expand(channels)
+        own_std = torch.tensor(own["std"]).expand(channels)
+        # From the student's normalization to the teacher's in one product and one sum, without the pixels between.
         scale = torch.tensor(std) / own_std
         self.register_buffer("scale", scale.view(-1, 1, 1), persistent=False)
         self.register_buffer("shift", ((torch.tensor(mean) - own_mean) / own_std).view(-1, 1, 1), persistent=False)

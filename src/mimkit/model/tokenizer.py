@@ -68,8 +68,8 @@ class Tokenizer(nn.Module):
             nn.Conv2d(config.width, self.cell[0] * self.cell[1] * encoder.channels, 1),
         )
         for name, values in (("mean", encoder.mean), ("std", encoder.std)):
-            known = torch.tensor(values or [float(name == "std")] * encoder.channels)
-            self.register_buffer(name, known.view(-1, 1, 1))
+            numbers = torch.tensor(values or [float(name == "std")] * encoder.channels)
+            self.register_buffer(name, numbers.view(-1, 1, 1))
         self.register_buffer("codes", F.normalize(torch.randn(config.classes, config.code), dim=1))
 
     def encode(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B h w D"]:
@@ -80,7 +80,7 @@ class Tokenizer(nn.Module):
     def nearest(self, vectors: Float[Tensor, "B h w D"]) -> Int64[Tensor, "B h w"]:
         """The number of the codebook's vector nearest to each vector."""
         with torch.autocast(vectors.device.type, enabled=False):
-            return (vectors @ self.codes.T).argmax(dim=3)
+            return (vectors @ self.codes.T).argmax(dim=3)  # of unit vectors the nearest has the largest product
 
     def decode(self, vectors: Float[Tensor, "B h w D"]) -> Float[Tensor, "B C H W"]:
         """Normalized images."""
@@ -126,18 +126,20 @@ def open_tokenizer(name: str) -> Any:
     """
     folder = Path(name).expanduser()
     if name and folder.is_dir():
-        found: Any = _of_run(folder)
+        tokenizer: Any = _of_run(folder)
     elif ":" in name:
-        found = _outside(name)
+        tokenizer = _outside(name)
     else:
         missing = f"there is no tokenizer '{name}'" if name else "tokens need a tokenizer"
         raise UserError(
             f"{missing}: give --method.target.tokenizer with the folder of a run of tokenizer_mini_32, or with "
             "package.module:function"
         )
-    if not (isinstance(found, nn.Module) and hasattr(found, "ids") and hasattr(found, "classes")):
-        raise UserError(f"tokenizer '{name}' is a {type(found).__name__}: it needs to be a Module with ids and classes")
-    return found.eval().requires_grad_(False)
+    if not (isinstance(tokenizer, nn.Module) and hasattr(tokenizer, "ids") and hasattr(tokenizer, "classes")):
+        raise UserError(
+            f"tokenizer '{name}' is a {type(tokenizer).__name__}: it needs to be a Module with ids and classes"
+        )
+    return tokenizer.eval().requires_grad_(False)
 
 
 def _of_run(folder: Path) -> Tokenizer:
