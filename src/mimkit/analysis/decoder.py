@@ -1,6 +1,7 @@
 """Measures of a decoder: a trained method and images enter, values a picture by metric and decoder layer leave."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -41,14 +42,19 @@ def decoder_measures(
     patches = patchify(images, encoder.patch)
     address = rng_keys("analysis", index).to(images.device)
     mask = RandomMasker()(patches[..., :0], address, 0.0, grid)
-    left: list[Tensor] = []
-    handles = [block.register_forward_hook(lambda block, entered, out: left.append(out)) for block in decoder.blocks]
+    outputs: list[Tensor] = []
+
+    def keep(block: Any, inputs: Any, output: Tensor) -> None:
+        outputs.append(output)
+
+    # One pass gives attention and what each block gives out: hooks catch the latter on the way.
+    handles = [block.register_forward_hook(keep) for block in decoder.blocks]
     try:
         attention = decoder_attention(decoder, encoder.encode(encoder.embed(patches, mask), mask), mask)
     finally:
         for handle in handles:
             handle.remove()
-    for layer, tokens in enumerate(left):
+    for layer, tokens in enumerate(outputs):
         yield "exploitation_masked", layer, exploitation_rate(attention[: layer + 1], mask.hidden).masked
         among = tokens[:, -mask.hidden.shape[1] :].float()
         yield "mask_token_variance", layer, feature_variance(among, mask.hidden)

@@ -39,22 +39,22 @@ def encoded(picture: Image.Image, *, exact: bool = False, side: int | None = Non
 
 def picture(image: Float[Tensor, "3 H W"], side: int = SIDE) -> Image.Image:
     """RGB in [0, 1], reduced to `side` where it is larger."""
-    made = Image.fromarray((image * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
-    scale = side / max(made.size)
+    drawn = Image.fromarray((image * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
+    scale = side / max(drawn.size)
     if scale >= 1:
-        return made
-    size = max(1, round(made.width * scale)), max(1, round(made.height * scale))
-    return made.resize(size, Image.Resampling.LANCZOS)
+        return drawn
+    size = max(1, round(drawn.width * scale)), max(1, round(drawn.height * scale))
+    return drawn.resize(size, Image.Resampling.LANCZOS)
 
 
 def sheet(cells: list[list[Image.Image]]) -> Image.Image:
     """Rows of equally large pictures without gaps."""
     width, height = cells[0][0].size
-    made = Image.new("RGB", (width * len(cells[0]), height * len(cells)))
+    whole = Image.new("RGB", (width * len(cells[0]), height * len(cells)))
     for y, line in enumerate(cells):
         for x, cell in enumerate(line):
-            made.paste(cell, (x * width, y * height))
-    return made
+            whole.paste(cell, (x * width, y * height))
+    return whole
 
 
 def numbers(cells: Float[Tensor, "rows columns h w"]) -> str:
@@ -73,12 +73,12 @@ def film_frame(path: Path, width: int = 820) -> Image.Image:
     """
     try:
         with Image.open(path) as file:
-            made = clear(file.convert("RGB"))
+            drawn = clear(file.convert("RGB"))
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error}): delete it and make the report again") from error
-    if made.width > width:
-        made = made.resize((width, round(made.height * width / made.width)), Image.Resampling.LANCZOS)
-    return made
+    if drawn.width > width:
+        drawn = drawn.resize((width, round(drawn.height * width / drawn.width)), Image.Resampling.LANCZOS)
+    return drawn
 
 
 def clear(sheet: Image.Image) -> Image.Image:
