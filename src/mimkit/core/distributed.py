@@ -48,6 +48,7 @@ def gather(x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "world *shape"]:
     """What every process has, of equal shapes; without gradient."""
     if world() == 1:
         return x.detach().unsqueeze(0)
+    # Collectives want contiguous memory: of a transposed tensor they would send rows in the order of storage.
     parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world())]
     dist.all_gather(parts, x.detach().contiguous())
     return torch.stack(parts)

@@ -30,10 +30,10 @@ def parse(cls: type[A], args: list[str], prog: str, default: A | None = None) ->
             return cls()
     import tyro  # takes longer than `mimkit recipes` does
 
-    said = io.StringIO()
+    printed = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
-            chosen = tyro.cli(
+        with contextlib.redirect_stderr(printed):
+            arguments = tyro.cli(
                 cls,
                 args=args,
                 prog=prog,
@@ -47,10 +47,10 @@ def parse(cls: type[A], args: list[str], prog: str, default: A | None = None) ->
         while cause is not None and not isinstance(cause, UserError):  # a setting that refuses its value
             cause = cause.__context__
         help_of = re.sub(r" [A-Z|\[].*", "", prog)
-        raise cause or UserError(f"{one_line(said.getvalue())} '{help_of} --help' lists the options") from None
-    if chosen.json not in (None, "-"):
-        refuse_unwritable(Path(chosen.json))
-    return chosen
+        raise cause or UserError(f"{one_line(printed.getvalue())} '{help_of} --help' lists the options") from None
+    if arguments.json not in (None, "-"):
+        refuse_unwritable(Path(arguments.json))
+    return arguments
 
 
 def one_line(box: str) -> str:

@@ -29,11 +29,11 @@ def knn(
     bank = F.normalize(bank.float(), dim=1)
     labels = bank_labels.to(bank.device)
     predicted = []
-    for part in queries.split(max(1, _AT_ONCE // len(bank))):
-        similarity, nearest = (F.normalize(part.float(), dim=1) @ bank.T).topk(min(k, len(bank)), dim=1)
+    for piece in queries.split(max(1, _AT_ONCE // len(bank))):
+        similarity, nearest = (F.normalize(piece.float(), dim=1) @ bank.T).topk(min(k, len(bank)), dim=1)
         # Shifting by the largest similarity leaves the ranking of classes as it is and keeps exp in range.
         votes = ((similarity - similarity[:, :1]) / temperature).exp()
-        total = votes.new_zeros(len(part), classes).scatter_add(1, labels[nearest], votes)
+        total = votes.new_zeros(len(piece), classes).scatter_add(1, labels[nearest], votes)
         predicted.append(total.argmax(dim=1))
     return torch.cat(predicted).cpu()
 
