@@ -25,6 +25,7 @@ def patch_distances(grid: tuple[int, int], patch: tuple[int, int]) -> Float[Tens
         torch.arange(grid[1], dtype=torch.float64) * patch[1],
         indexing="ij",
     )
+    # Row-major, as patches are everywhere.
     y, x = rows.flatten(), columns.flatten()
     return torch.hypot(y[:, None] - y, x[:, None] - x)
 

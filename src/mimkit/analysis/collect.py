@@ -34,6 +34,7 @@ class Averages:
         rows = []
         for (metric, layer), per_picture in self._found.items():
             values = torch.tensor(per_picture, dtype=torch.float64)
+            # The mean over heads is taken within each picture: heads of one picture are not independent samples.
             columns: list[tuple[int | None, Tensor]] = [(None, values.reshape(len(values), -1).mean(dim=1))]
             columns += list(enumerate(values.T)) if values.ndim > 1 else []
             for head, column in columns:
@@ -46,6 +47,7 @@ class Averages:
 
 def mean_and_error(values: Float[Tensor, " n"]) -> tuple[float, float, int]:
     """Mean, standard error of the mean, and how many numbers there were beside NaN."""
+    # Some numbers are undefined for some pictures (nothing hidden, one color): they count in neither mean nor error.
     values = values[~values.isnan()]
     n = len(values)
     error = (values.var() / n).sqrt().item() if n > 1 else math.nan

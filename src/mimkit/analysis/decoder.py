@@ -40,6 +40,7 @@ def decoder_measures(
     assert isinstance(mae, MAE)
     encoder, decoder, grid = mae.encoder, mae.decoder, mae.encoder.grid
     patches = patchify(images, encoder.patch)
+    # By picture alone: a picture has the same mask in every run and whatever batch it comes in.
     address = rng_keys("analysis", index).to(images.device)
     mask = RandomMasker()(patches[..., :0], address, 0.0, grid)
     outputs: list[Tensor] = []
@@ -56,10 +57,12 @@ def decoder_measures(
             handle.remove()
     for layer, tokens in enumerate(outputs):
         yield "exploitation_masked", layer, exploitation_rate(attention[: layer + 1], mask.hidden).masked
+        # The decoder's prefix comes first; patches are the last N.
         among = tokens[:, -mask.hidden.shape[1] :].float()
         yield "mask_token_variance", layer, feature_variance(among, mask.hidden)
 
     n = grid[0] * grid[1]
+    # From 4 on, as its masks then hide 3 in 4 patches, like MAE's own.
     parts = next(k for k in range(4, n + 1) if n % k == 0)
     mask = PartitionMasker(parts=parts)(patches[..., :0], address, 0.0, grid)
     prediction = mae.predict(patches, mask).float().unflatten(0, (-1, parts))
@@ -67,5 +70,6 @@ def decoder_measures(
     yield "reconstruction_error", None, reconstruction_error(prediction, target, hidden)
     yield "disagreement", None, disagreement(prediction, target, hidden)
 
+    # The run's own masker, at the end of training, when informed masks have started.
     mask, _ = mae.mask_sampler(encoder, patches, Batch(images, address, index), LATE)
     yield "average_distance", None, average_distance(mask, grid, encoder.patch).unflatten(0, (-1, mask.views)).mean(1)

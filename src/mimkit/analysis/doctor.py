@@ -57,9 +57,11 @@ def examine(data: list[str], recipe: str | None, arguments: DoctorArguments) -> 
         recipe, epochs, _ = choose_recipe(pictures, device)
         config = find_recipe(recipe)
         config.data, config.epochs = tuple(data), epochs
+    # What was given overrides the recipe after it is known which recipe that is.
     config.batch_size = arguments.batch_size or config.batch_size
     config.epochs = arguments.epochs or config.epochs
     prepared = Prepared(config)
+    # Opened once: a folder of millions need not be walked again.
     prepared.pictures = pictures
     smaller = sum(side < min(prepared.size) for side in sides)
     result |= {"recipe": recipe, "image_size": list(prepared.size), "smaller_than_image": smaller}
@@ -145,6 +147,7 @@ def _table(result: dict[str, Any]) -> Table:
     )
     table.add_row("labels", f"{result['classes']} classes" if result["classes"] else "none (fine: they only measure)")
     bad = len(result["bad"])
+    # The share of those read stands for all.
     stops = bad > BAD_FRACTION * result["read"]
     advice = "; a run stops at 1 %: mend or remove them, or allow more with --images.bad-fraction" if stops else ""
     table.add_row("bad", f"{bad} cannot be read{advice}" if bad else "none")

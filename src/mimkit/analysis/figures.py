@@ -63,6 +63,7 @@ def panels(
 def _heads(rows: Rows, targets: list[str], out: Path) -> None:
     """A point a head, a line through the means of layers; one row of panels a metric, one column a target."""
     names = [name for name in HEADS if any(row["metric"] == name for row in rows)]
+    # Swins have no attention to draw: they get no empty column.
     shown = [t for t in targets if any(row["target"] == t and row["metric"] in names for row in rows)]
     if not names:
         return
@@ -78,6 +79,7 @@ def _heads(rows: Rows, targets: list[str], out: Path) -> None:
         heads = [r for r in points if r["head"] is not None]
         panel.scatter([r["layer"] for r in heads], [r["value"] for r in heads], s=14, color=color, alpha=0.55, lw=0)
         line(panel, [r for r in points if r["head"] is None], "layer", color=color)
+        # One scale for all targets: that is what the panels are side by side for.
         highest = max((r["value"] for r in rows if r["metric"] == name and r["value"] is not None), default=1.0)
         panel.set_ylim(0, 1.06 * highest or 1.0)
         if place < len(shown) > 1:
@@ -142,6 +144,7 @@ def _matrix(rows: Rows, targets: list[str], out: Path) -> None:
         return
     places = sorted({(targets.index(row["target"]), row["layer"]) for row in rows})
     where = {place: number for number, place in enumerate(places)}
+    # NaN stays white: pairs that were not compared are not 0.
     matrix = np.full((len(places), len(places)), np.nan)
     for row in rows:
         a, b = where[targets.index(row["target"]), row["layer"]], where[targets.index(row["other"]), row["other_layer"]]

@@ -114,6 +114,7 @@ def draw_masks(arguments: MaskArguments, recipe: Pretrain | None = None) -> tupl
     maskers = [with_ratio(prototype, ratio) for ratio in arguments.ratios] or [prototype]
     scene = open_scene(arguments, prototype, prototype.reads(progress), recipe)
     images, picture_numbers = some_images(scene, arguments.show)
+    # Looked at once: maskers of other ratios see the same signal.
     signal = look(scene, prototype, images, progress)
     objects = None
     if arguments.objects is not None:
@@ -121,6 +122,7 @@ def draw_masks(arguments: MaskArguments, recipe: Pretrain | None = None) -> tupl
             arguments.objects, scene.pictures, picture_numbers.tolist(), VIEW, scene.size, scene.patch
         )
 
+    # The same keys for every ratio: rows of the sheet differ by the ratio alone.
     addresses = [rng_keys("masks", seed, torch.arange(len(images))) for seed in range(arguments.seeds)]
     scores = signal[..., 0] if signal.shape[2] else None
     drawn, by_ratio = [], []
@@ -161,6 +163,7 @@ def moment(masker: Masker, progress: float | None) -> tuple[Masker, float]:
         return masker, progress
     if not isinstance(masker.guide, InformedMasker):
         return masker, 0.0
+    # Just when it starts to look: earlier its masks are random, and nobody wants to see those.
     start = min(masker.guide.start, LATEST)
     return masker.started(start), start
 
@@ -204,18 +207,19 @@ def open_scene(arguments: MaskArguments, masker: Masker, reads: Signal, recipe: 
     own = recipe.method.attention_teacher if shared and isinstance(recipe.method, MaskedConfig) else None
     if own == "":
         raise UserError("the masker asks the method's teacher and this recipe names none: give one with --from")
+    # The weights that `pretrain` begins with: same seed, same address.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(integer("init", recipe.seed if recipe else 0))
         encoder = replace(config, patch=arguments.patch or config.patch).build(image_size, pictures.channels)
     refuse_unsuitable(encoder.timm, config.name)
     assert isinstance(encoder, Encoder)
-    evals, trained = teacher or own or config.name, (teacher or own) is not None
+    model_name, trained = teacher or own or config.name, (teacher or own) is not None
     if config.weights and not trained:
         load_weights(config.weights, encoder, name=config.name)
-        evals, trained = f"{config.name} from {config.weights}", True
+        model_name, trained = f"{config.name} from {config.weights}", True
     encoder.mean, encoder.std = statistics(pictures, sample_size=SAMPLE)
     plain = replace(plain, mean=encoder.mean, std=encoder.std)
-    return replace(plain, encoder=encoder, teacher=own, evals=evals, trained=trained)
+    return replace(plain, encoder=encoder, teacher=own, evals=model_name, trained=trained)
 
 
 def patch_of(config: EncoderConfig, size: tuple[int, int]) -> tuple[int, int]:
@@ -350,10 +354,10 @@ WORDS = {
 def as_table(result: dict[str, Any], by_ratio: list[dict[str, Any]], titles: list[str]) -> Table:
     """The same for people: a line each, with a column for each ratio."""
     table = Table(box=None, pad_edge=False, show_header=False)
-    evals = result["model"]
-    if evals and not result["trained"]:
-        evals = f"{evals}, untrained: its masks are those of the first moment; --from names a trained one"
-    for key, value in (("masker", result["masker"]), ("out", result["out"]), ("model", evals)):
+    model_name = result["model"]
+    if model_name and not result["trained"]:
+        model_name = f"{model_name}, untrained: its masks are those of the first moment; --from names a trained one"
+    for key, value in (("masker", result["masker"]), ("out", result["out"]), ("model", model_name)):
         if value is not None:
             table.add_row(key, escape(value))
     table.add_row("progress", f"{result['progress']:.4g}")

@@ -79,6 +79,7 @@ class Network:
             return dict.fromkeys(("attention", "drop", "swap"), reason)
         try:
             for block in self.layers:
+                # Tried on one token of zeros: who refuses, and why, is known in one place alone.
                 attention_weights(block, torch.zeros(1, 1, self.model.embed_dim, device=self.device))
         except UserError as error:
             return {"attention": str(error)}
@@ -97,6 +98,7 @@ class Network:
             whole = output.flatten(1, 2) if self.windows else output
             visit(Layer(number, whole[:, self.prefix :], grid, whole, entered[0], block, self.prefix))
 
+        # Hooks, so that timm's own forward runs, whatever it does between its blocks.
         handles = [layer.register_forward_hook(partial(look, n)) for n, layer in enumerate(self.layers)]
         try:
             self.model.forward_features(images)
@@ -111,6 +113,7 @@ class Network:
         """
         if self.windows:
             return layer.tokens.mean(dim=1)
+        # As if the later blocks were cut off; the final norm was not trained for it, which all layers have in common.
         tokens = self.model.norm(layer.whole)
         pooled = tokens[:, 0] if self.extractor.headline == "class" else tokens[:, self.prefix :].mean(dim=1)
         norm = getattr(self.model, "fc_norm", None)

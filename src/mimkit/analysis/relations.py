@@ -33,6 +33,7 @@ def similarity_variance(similarity: Float[Tensor, "B N N"]) -> Float[Tensor, " B
     High where some patches belong together and others do not. Expected and source: as `feature_variance`.
     """
     n = similarity.shape[1]
+    # A token with itself is 1 always, which would only blur the variance.
     off = ~torch.eye(n, dtype=torch.bool, device=similarity.device)
     mean = (similarity * off).sum(dim=(1, 2)) / (n * (n - 1))
     return ((similarity - mean.view(-1, 1, 1)).square() * off).sum(dim=(1, 2)) / (n * (n - 1))
@@ -59,7 +60,9 @@ def intra_inter(
     count = sides.sum(dim=2)
     same = (count * (count - 1)).sum(dim=1)
     itself = weights.diagonal(dim1=1, dim2=2).sum(dim=1)
+    # Both directions: attention of i to j is not that of j to i.
     across = 2 * count.prod(dim=1)
+    # Pairs of a patch with itself are in the sums of both sides and come out again.
     intra = (sums.diagonal(dim1=1, dim2=2).sum(dim=1) - itself) / same
     return intra, (sums[:, 0, 1] + sums[:, 1, 0]) / across
 

@@ -34,6 +34,7 @@ def swapped(blocks: nn.Sequential, first: int) -> Generator[None]:
 
 def knn_accuracy(features: Float[Tensor, "n D"], labels: Int64[Tensor, " n"]) -> tuple[float, float]:
     """kNN (k = 20) of every second picture in the others: accuracy in 0..1 and its standard error."""
+    # Every second, as the pictures come in an order by address: a random half.
     queries = torch.arange(len(features)) % 2 == 1
     classes = int(labels.max()) + 1
     predicted = knn(features[~queries], labels[~queries], features[queries], classes=classes)

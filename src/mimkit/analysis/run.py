@@ -123,6 +123,7 @@ def appearance(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for layer, gap in sorted(gaps.items()):
         steps = sorted(gap)
         first, last = gap[steps[0]], gap[steps[-1]]
+        # The last step below half: a gap that crosses half its way and falls back has not appeared yet.
         below = [step for step in steps if gap[step] < (first + last) / 2]
         after = [step for step in steps if step > (below[-1] if below else -1)]
         appearances.append({"layer": layer, "first": first, "last": last, "step": after[0] if last > first else None})
@@ -160,6 +161,7 @@ def _frames(name: str, run: RunFolder, saves: list[Path], extractor: Extractor) 
     if len(saves) == 1:
         raise UserError(f"{name} kept one checkpoint: train with --machine.keep 100 for a film")
     task, fresh = open_task(run)
+    # Cloned before the first load overwrites them: one model is loaded again and again.
     begin = {key: value.clone() for key, value in task.state_dict().items()}
     for save in (saves[-1], None, *saves[:-1]):
         if save is None and not fresh:

@@ -27,6 +27,7 @@ def hsic(k: Float64[Tensor, "L n n"], l: Float64[Tensor, "M n n"]) -> Float64[Te
     n = k.shape[-1]
     if n < 4:
         raise UserError(f"CKA compares at least 4 pictures at once, got {n}: raise --pictures")
+    # Row sums: with them no product of two n x n matrices is needed, only traces.
     a, b = k.sum(dim=2), l.sum(dim=2)
     trace = k.flatten(1) @ l.flatten(1).T
     sums = a.sum(dim=1).outer(b.sum(dim=1)) / ((n - 1) * (n - 2))

@@ -71,6 +71,7 @@ class Study:
                 self.averages.note("effective_rank", layer, effective_rank(features).item(), None, len(features))
             if labels is not None and kind in self.groups:
                 truth = labels[torch.cat(self.index)]
+                # With fewer than four of a class a neighbor of the same class is luck.
                 if 4 * len(truth.unique()) <= len(truth):
                     self.averages.note(f"{kind}_knn", layer, *knn_accuracy(features, truth), len(features) // 2)
                 else:
@@ -99,6 +100,7 @@ class Study:
                 self.averages.add("drop_change", number, relative_change(features, pooled[len(self.network) - 1]))
         if "swap" in self.groups:
             extractor = self.network.extractor
+            # Once for all pairs of blocks, whose outputs are compared with it.
             reference = extractor(images)[extractor.headline]
             for first in range(len(self.network) - 1):
                 with swapped(self.network.layers, first):
@@ -158,6 +160,7 @@ class Study:
         done = sum(map(len, self.relations[kind, layer]))
         # Of a comparison only the number of pictures is kept: a view of one stands for all N * N.
         self.relations[kind, layer].append(rows.cpu() if self.keep else rows[:, :1, :1].cpu())
+        # Without a reference this is the end itself, whose distance from itself is 0.
         end = rows
         if self.reference is not None:
             end = torch.cat(self.reference[kind, layer])[done : done + len(rows)].to(rows.device)

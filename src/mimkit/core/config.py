@@ -32,8 +32,10 @@ def from_dict(data: Any, annotation: Any = None) -> Any:
         cls, short = find_class(str(data["class"]))
         if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
             raise UserError(f"config.json names {data['class']}, which is no dataclass")
+        # Runs of earlier versions say the old names of settings.
         renamed = RENAMED_SETTINGS.get(short, {})
         values = {renamed.get(key, key): value for key, value in data.items() if key != "class"}
+        # JSON has no tuples: the annotation tells whether a list was one.
         hints = typing.get_type_hints(cls)
         names = [field.name for field in dataclasses.fields(cls)]
         for key in values:

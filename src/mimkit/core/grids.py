@@ -88,9 +88,11 @@ def titled_grid(
     is what was computed. A column is as wide as its images and all titles.
     """
     count, _, height, width = columns[0][1].shape
+    # A whole factor: each pixel becomes a square, and nothing is interpolated.
     factor = max(1, -(-SIDE // max(height, width)))
     height, width = height * factor, width * factor
     font = ImageFont.load_default(size=13)
+    # Wide enough for the longest title, else neighbors would overprint it.
     cell = max(width, *(math.ceil(font.getlength(title)) for title, _ in columns))
     margin = max((GAP + math.ceil(font.getlength(label)) for label in labels), default=0)
     rows = -(-count // sets)

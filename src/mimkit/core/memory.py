@@ -45,6 +45,7 @@ def _groups() -> Iterator[Path]:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:
         lines = []
+    # In a container this is the root of what it sees, whose limit is the container's.
     inner = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), "")
     group = _CGROUPS / inner
     yield group

@@ -74,7 +74,9 @@ class RandAugment:
 def _timm(augment: RandAugment, gray: bool) -> Any:
     from timm.data.auto_augment import rand_augment_transform  # slow to import
 
+    # timm's transform is configured by such a string.
     spec = f"rand-m{augment.magnitude}-n{augment.ops}-mstd{augment.spread:f}-inc{int(augment.increasing)}"
+    # Borders that a shift or a turn uncovers become mid gray, in as many channels as the picture has.
     middle = 128 if gray else (128, 128, 128)
     transform = rand_augment_transform(spec, {"img_mean": middle, "interpolation": Image.Resampling.BICUBIC})
     for op in transform.ops:
@@ -96,10 +98,12 @@ def erased(
     on the CPU.
     """
     _, channels, height, width = images.shape
+    # Drawn for all pictures, also those that are left as they are: a picture's box must not depend on its batch.
     noise = uniform(rng_keys, 2 * _TRIES + 3, _BOX).double()
     rows = (noise[:, -1] < fraction).nonzero().flatten()
     if not len(rows):
         return images
+    # From here on only pictures that get a box: normal noise for a whole picture is the costly part.
     noise, rng_keys = noise[rows], rng_keys[rows].to(images.device, non_blocking=True)
     area = (0.02 + (1 / 3 - 0.02) * noise[:, :_TRIES]) * (height * width)
     aspect = (math.log(0.3) * (1 - 2 * noise[:, _TRIES : 2 * _TRIES])).exp()

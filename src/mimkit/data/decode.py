@@ -45,6 +45,7 @@ def header(data: bytes) -> Header:
     width, height = picture.size
     if picture.format != "TIFF" and _orientation(picture) in (5, 6, 7, 8):  # Pillow turns TIFF files itself
         width, height = height, width
+    # Palettes and CMYK count as color: their indices or inks are no shades of gray.
     gray = picture.mode in ("1", "L", "LA", "La", "F", "I") or picture.mode.startswith("I;16")
     return Header(height, width, 1 if gray else 3)
 
@@ -162,10 +163,12 @@ def _to_bytes(values: np.ndarray, value_range: tuple[float, float] | None) -> Te
     if values.dtype in (np.uint8, np.bool_):
         return torch.from_numpy(values.astype(np.uint8) * (255 if values.dtype == np.bool_ else 1))
     floating = np.issubdtype(values.dtype, np.floating)
+    # NaN and infinity would become black and white silently.
     if floating and not np.isfinite(values).all():
         raise BadPicture("holds values that are not finite")
     low, high = value_range or ((0.0, 1.0) if floating else (0.0, 65535.0))
     least, most = float(values.min()), float(values.max())
+    # No guess at a scale: two files of one set would get different ones, and the model would see that.
     if value_range is None and (least < low or most > high):
         raise BadPicture(
             f"values {least:g}..{most:g} lie outside {low:g}..{high:g}: set images.value_range to their range"
@@ -180,6 +183,7 @@ def _to_channels(pixels: Tensor, channels: int) -> Tensor:
         return pixels
     if channels == 3:
         return pixels.expand(3, -1, -1).contiguous()
+    # Pillow's own weights and rounding, for what does not come through Pillow, as 16-bit PNG files.
     luma = torch.tensor([0.299, 0.587, 0.114])
     return (luma @ pixels.float().flatten(1)).round().to(torch.uint8).view(1, *pixels.shape[1:])
 
@@ -205,6 +209,7 @@ def _tiff(data: bytes, channels: int, value_range: tuple[float, float] | None) -
     for position in range(len(axes) - 1, -1, -1):  # from the end: what is taken away moves no axis still to be met
         if axes[position] not in "YXCS":
             values, axes = values.take(0, axis=position), axes[:position] + axes[position + 1 :]
+    # Samples and channels both mean color; whichever there are become the first axis.
     values = values.transpose([axes.index(axis) for axis in "SCYX" if axis in axes])
     values = values.reshape(-1, *values.shape[-2:])
     if channels in (1, 3) and alpha and len(values) in (2, 4):
@@ -238,6 +243,7 @@ def _tiff_header(data: bytes) -> Header | None:
     _check_size(width, height)
     if turned:
         height, width = width, height
+    # Both are converted to red, green and blue when they are read.
     if palette_or_cmyk:
         samples = 3
     return Header(height, width, samples - 1 if alpha and samples in (2, 4) else samples)

@@ -32,6 +32,7 @@ class Paths:
     @staticmethod
     def pack(paths: list[bytes]) -> "Paths":
         """The paths end to end, and where each ends."""
+        # int64: the paths of a set of many millions are more than 2^31 bytes.
         ends = np.cumsum(np.fromiter((len(path) for path in paths), np.int64, len(paths)))
         return Paths(np.frombuffer(b"".join(paths), np.uint8), ends)
 
@@ -180,6 +181,7 @@ def _keep(cached: Path, listing: Index) -> None:
         return
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
+        # Beside the cache, so that the rename is within one file system and no reader meets half a file.
         with tempfile.NamedTemporaryFile(dir=cached.parent, suffix=".part", delete=False) as file:
             try:
                 np.savez(
@@ -213,6 +215,7 @@ def open_folder(
     tops = {path.split(b"/", 1)[0] for path in listing.folders if path}
     train = next((top for top in sorted(tops) if _TRAIN.match(os.fsdecode(top))), None)
     tests = [top for top in tops if _TEST.match(os.fsdecode(top))]
+    # Of several (val and test) the one for choosing settings comes first: what is called test is for the end.
     test = min(tests, key=lambda top: _TEST_ORDER.index(os.fsdecode(top).lower().rstrip("0123456789")), default=None)
     if train is None:
         pictures = _files(str(folder), folder, listing.pictures, None, channels, value_range)
@@ -241,10 +244,12 @@ def _files(
     has_test: bool = False,
 ) -> Files:
     listed = list(paths)
+    # Given names hold for both splits; without them each folder speaks for itself.
     classes = names if names and all(b"/" in path for path in listed) else _classes(listed)
     labels = None
     if classes:
         number = {os.fsencode(name): i for i, name in enumerate(classes)}
+        # Names are compared as bytes: those of files need not be valid text.
         labels = torch.tensor([number[path.split(b"/", 1)[0]] for path in listed])
     return Files(
         name,
@@ -289,6 +294,7 @@ def open_list(file: Path, split: Split, *, channels: int | None, value_range: tu
         names += [label.strip()] if tab else []
     if not paths:
         raise UserError(f"{file} is empty: write one path of a picture a line, relative to {file.parent}")
+    # Absolute, since workers and later commands may stand in another folder; links are kept as they are named.
     root = Path(os.path.abspath(file.parent))
     if not os.path.exists(os.path.join(os.fsencode(root), paths[0])):
         first = os.fsdecode(paths[0])

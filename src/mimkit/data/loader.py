@@ -22,8 +22,9 @@ from mimkit.core.randomness import rng_keys
 from mimkit.data.augment import erased
 from mimkit.data.decode import BadPicture
 from mimkit.data.pictures import Pictures, sample
+from mimkit.data.resize import crop_resize_many
 from mimkit.data.stream import Chunks, Drawn, EvaluationViews, MicroBatches, Plan, all_bad, cut, order, stream
-from mimkit.data.views import CenterCrop, View, crop_resize_many, relative_boxes
+from mimkit.data.views import CenterCrop, View, relative_boxes
 
 __all__ = ["Loader", "Plan", "ViewSettings", "evaluation_batches", "order", "statistics"]
 
@@ -109,6 +110,7 @@ class Loader:
     def _from_memory(self, steps: range) -> Iterator[Batch]:
         pixels = self._pixels
         assert pixels is not None
+        # Micro batches are numbered through the whole run: resuming is starting at another number.
         first, last = steps.start * self.accumulate, steps.stop * self.accumulate
         size = self.plan.micro_batch
         ahead = max(1, _DRAWN // size)
@@ -135,6 +137,7 @@ class Loader:
                 yield self._batch(images, drawn)
 
     def _from_workers(self, steps: range) -> Iterator[Batch]:
+        # Workers get the bad pictures known so far, and report new ones: each meets only those it reads itself.
         make = MicroBatches(self.pictures, self.views, self.size, self.plan, steps.start, dict(self.skipped))
         pin = self.device.type == "cuda"
         with closing(stream(make, len(steps) * self.accumulate, self._workers, pin=pin)) as micro_batches:
@@ -203,6 +206,8 @@ class Loader:
 
     def _common_shape(self, insist: bool) -> tuple[int, int, int] | None:
         """The one shape of the pictures, by the headers of a sample; None when they differ."""
+        # Headers of 64 pictures, spread over the set: opening all of a million only to find two sizes would take
+        # minutes.
         sizes = {}
         for number in sample(len(self.pictures), 64):
             try:
@@ -221,6 +226,7 @@ class Loader:
 
     def _decode_all(self, shape: tuple[int, int, int], insist: bool) -> Tensor | None:
         """Every picture decoded into one tensor; None when one of another size turns up."""
+        # Filled as chunks come, so the set is held once; bad pictures stay black and are never shown.
         pixels = torch.empty(len(self.pictures), *shape, dtype=torch.uint8)
         bad: dict[int, str] = {}
         started = last_line = time.monotonic()
@@ -261,6 +267,7 @@ class Normalize:
         if self._device.type != "cpu":
             return torch.addcmul(self._shift, views.float(), self._scale, out=out)
         out = torch.empty(views.shape) if out is None else out
+        # Two passes over values that are still in the cache cost no more than one over those that are not.
         rows = max(1, _AT_ONCE // views[0].numel()) if len(views) else 1
         for values, into in zip(views.split(rows), out.split(rows), strict=True):  # a piece stays in the cache
             values = into.copy_(values) if values.dtype == torch.uint8 else values  # mixed types are slow
@@ -292,6 +299,7 @@ def evaluation_batches(
     normalize = Normalize(mean, std, device)
     index = sample(len(pictures), len(pictures) if limit is None else limit)
     if shuffle:
+        # Still by address: the same pictures come in the same order for every model, so their results can be paired.
         index = torch.tensor(index)[rng_keys("shuffle", torch.tensor(index)).argsort()].tolist()
     pixels = pictures.tensor()
     if pixels is not None:

@@ -85,6 +85,7 @@ def _fashion(train: bool) -> Decoded:
 def _idx(file: Path, start: int) -> torch.Tensor:
     try:
         with gzip.open(file) as opened:
+            # A copy: what gzip gives is read-only, and torch warns of tensors that cannot be written.
             return torch.from_numpy(np.frombuffer(opened.read(), np.uint8, offset=start).copy())
     except (OSError, EOFError, ValueError) as error:
         raise UserError(f"{file} is damaged ({error}): fetch it again") from None
@@ -100,6 +101,7 @@ def _stl10(split: str) -> Decoded:
     downloaded = _download(
         "stl10", "stl10_binary", lambda: datasets.STL10(str(data_folder()), split=split, download=True)
     )
+    # The unlabeled pictures have label -1; a set with some labels counts as one without.
     labels = None if "unlabeled" in split else torch.from_numpy(np.asarray(downloaded.labels)).long()
     classes = None if labels is None else tuple(downloaded.classes)
     return Decoded("stl10", torch.from_numpy(downloaded.data), labels, classes, has_test=True)

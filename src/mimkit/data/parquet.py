@@ -133,6 +133,7 @@ def _labels(tables: list[Any], column: str | None) -> tuple[Tensor | None, tuple
     """Labels and, from strings or Hugging Face's notes in the schema, their names."""
     if column is None:
         return None, None
+    # The column of labels alone is read; Parquet stores columns apart.
     values = [value for table in tables for value in table.read([column]).column(column).to_pylist()]
     if any(value is None for value in values):
         return None, None
@@ -142,6 +143,7 @@ def _labels(tables: list[Any], column: str | None) -> tuple[Tensor | None, tuple
         return torch.tensor([number[value] for value in values]), tuple(names)
     if not all(isinstance(value, int) for value in values):
         return None, None
+    # Names of classes are in no column; `datasets` keeps them in the schema.
     notes = json.loads((tables[0].schema_arrow.metadata or {}).get(b"huggingface", b"{}"))
     names = notes.get("info", {}).get("features", {}).get(column, {}).get("names")
     return torch.tensor(values), tuple(names) if names else None
@@ -152,6 +154,7 @@ def _gather(files: list[Path], tables: list[Any], image: str) -> Blobs:
     columns = [place for place, path in enumerate(_leaves(tables[0])) if path in (image, f"{image}.bytes")]
     if not columns:
         raise UserError(f"{files[0]}: column '{image}' holds no encoded pictures (bytes)")
+    # Known from the footer alone, before a byte of pictures is read.
     total = sum(
         table.metadata.row_group(group).column(columns[0]).total_uncompressed_size
         for table in tables
@@ -167,6 +170,7 @@ def _gather(files: list[Path], tables: list[Any], image: str) -> Blobs:
         partial = layout.with_suffix(f".{os.getpid()}.part")
         try:
             layout.parent.mkdir(parents=True, exist_ok=True)
+            # Ranks and workers of a node start together and would each write gigabytes.
             with open(layout.with_suffix(".lock"), "w") as lock:
                 fcntl.lockf(lock, fcntl.LOCK_EX)  # of several processes one lays out, the others find it done
                 if not (layout.exists() and ends.exists()):
@@ -195,6 +199,7 @@ def _bytes(tables: list[Any], image: str) -> Any:
     import pyarrow as pa
 
     for table in tables:
+        # Of a struct only the bytes: its other field is a path, of no use here.
         leaf = f"{image}.bytes" if f"{image}.bytes" in _leaves(table) else image
         for group in range(table.num_row_groups):
             column = table.read_row_group(group, columns=[leaf]).column(image).combine_chunks()

@@ -69,6 +69,7 @@ def photograph(number: int) -> Tensor:
 
 def region_for_test(height: int, width: int) -> Tensor:
     """Which pixels belong to the test region, (H, W) bool."""
+    # Whole tiles of nearly TILE pixels: a remainder at the border would be a thin tile where no crop fits.
     rows = torch.arange(height) * (height // TILE) // height
     columns = torch.arange(width) * (width // TILE) // width
     return (columns.unsqueeze(0) + 2 * rows.unsqueeze(1)) % 5 == 2
@@ -90,6 +91,7 @@ def _crops(number: int, region: str) -> Tensor:
         picks = rng_keys("photos", region, number, side, torch.arange(len(places))).argsort()[: 2 * count]
         top, left = places[picks].unbind(1)
         cut = picture.unfold(1, side, 1).unfold(2, side, 1)[:, top, left].transpose(0, 1)
+        # A sixteenth of the pixels tells sky from texture well enough.
         plain = cut[:, :, ::4, ::4].float().flatten(2).std(2).mean(1) < _PLAIN
         cut = cut[plain.int().argsort(stable=True)[:count]]  # plain ones when there are no others
         by_side.append(interpolate(cut, (SIZE, SIZE), mode="bicubic", antialias=True) if side != SIZE else cut)

@@ -129,6 +129,7 @@ class Decoded(Pictures):
 
     @cached_property
     def fingerprint(self) -> str:
+        # Some hundred pictures tell sets apart; hashing all would take longer than the work that is cached.
         few = self._pixels[:: max(1, len(self) // 512)].numpy()
         return digest(self.name, tuple(self._pixels.shape), few.tobytes())
 
@@ -233,6 +234,7 @@ def split_by_address(pictures: Pictures, split: Split) -> Pictures:
     if len(pictures) < 5:
         raise UserError(f"{pictures.name} has {len(pictures)} pictures: too few to set some apart for a test")
     order = rng_keys("split", torch.arange(len(pictures))).argsort()
+    # By address, not by position: in folders of classes the last fifth would be some classes alone.
     tested = round(0.2 * len(pictures))
     return Subset(pictures, (order[:tested] if split == "test" else order[tested:]).sort().values)
 
@@ -250,5 +252,6 @@ def digest(*parts: object) -> str:
     total = hashlib.sha1(usedforsecurity=False)
     for item in parts:
         total.update(item if isinstance(item, bytes) else repr(item).encode())
+        # A separator, so that ("ab", "c") and ("a", "bc") differ.
         total.update(b"\0")
     return total.hexdigest()[:20]

@@ -20,7 +20,8 @@ from mimkit.core.errors import UserError
 from mimkit.core.randomness import integer, rng_keys
 from mimkit.data.decode import BadPicture
 from mimkit.data.pictures import Pictures
-from mimkit.data.views import View, crop_resize_one, relative_boxes
+from mimkit.data.resize import crop_resize_one
+from mimkit.data.views import View, relative_boxes
 
 T = TypeVar("T")
 _AT_ONCE = (32, 1 << 26)  # pictures or bytes that are decoded before their boxes are drawn together
@@ -84,8 +85,10 @@ class _Results(Dataset, Generic[T]):
 
 def _leave_signals_to_main(worker: int) -> None:
     """Ctrl-C and a scheduler's SIGTERM go to a whole process group; only the main process decides what they mean."""
+    # A group of its own, which a signal to the main process's group does not reach.
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The main process's handler, inherited by fork, would only note the signal; a worker must end by it.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
@@ -158,6 +161,8 @@ class Plan:
 
         Each is a fixed slice of its step's global batch.
         """
+        # Several micro batches in one go: the hashes and permutations below are many small steps, whatever their
+        # length.
         number = torch.arange(first, first + count).unsqueeze(1)
         step = number // self.accumulate
         # Places are those of the global batch, ranks side by side in each micro batch: with other ranks or micro
@@ -285,6 +290,7 @@ class Chunks:
             except BadPicture as error:
                 bad.append((number, str(error)))
                 continue
+            # The headers of a sample agreed; only decoding all shows the one that does not.
             if picture.shape != self.shape:
                 return pixels, bad, number
             pixels[row] = picture
@@ -309,9 +315,11 @@ class EvaluationViews:
             except BadPicture as error:
                 bad.append((number, str(error)))
                 continue
+            # As tensors of one entry: views draw for batches alone.
             height, width = torch.tensor(picture.shape[1:]).split(1)
             boxes, _ = self.view.boxes(torch.zeros(1, dtype=torch.int64), height, width, self.size)
             views.append(crop_resize_one(picture, boxes[0], False, self.size, self.view.interpolation))
             good.append(number)
+        # A batch whose pictures are all bad still has a shape that can be joined.
         empty = torch.zeros(0, self.pictures.channels, *self.size, dtype=torch.uint8)
         return torch.stack(views) if views else empty, torch.tensor(good, dtype=torch.int64), bad

@@ -117,9 +117,11 @@ def evaluate_attentive(
     tokens, labels, bad = _tokens(extractor, train, limit_train, **reading)
     fit, held = split_held_out(labels, seed)
     rates, size = PROTOCOL.rates, min(LARGEST, batch_size(len(fit)))
+    # All learning rates at once on the same batches: reading the tokens is what takes the time.
     heads = AttentiveHeads(tokens.shape[2], int(labels.max()) + 1, len(rates), seed).to(device)
     optimizer, fraction = adamw(heads, rates), PROTOCOL.fraction
     fit_heads(heads, optimizer, tokens, labels, fit, size=size, epochs=PROTOCOL.epochs, fraction=fraction, seed=seed)
+    # Chosen before any test picture is seen, on pictures that no head has learned from.
     best, right = choose_head(heads.eval(), tokens[held], labels[held], AT_ONCE)
     skipped: dict[int, str] = {}
     limit = len(test) if limit_test is None else limit_test
@@ -153,6 +155,7 @@ def adamw(heads: AttentiveHeads, rates: tuple[float, ...]) -> torch.optim.AdamW:
 
 @torch.inference_mode()
 def _half(extractor: Extractor, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B T D"]:
+    # float16: half the memory, and far finer than what a frozen encoder's tokens carry.
     return extractor.tokens(images).half()
 
 

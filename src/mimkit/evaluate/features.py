@@ -64,6 +64,7 @@ def extract(
     # All that the numbers depend on names their file, so what is there is right and nothing is ever updated.
     of = (pictures.fingerprint, len(pictures), pictures.channels, pictures.value_range, limit)
     key = digest(VERSION, extractor.fingerprint, extractor.view, *of)
+    # Pixels are as quickly read as their features would be.
     file = None if extractor.model is None else cache_folder() / "features" / f"{key}.safetensors"
     names = extractor.pools if pools is None else tuple(pools)
     needed = set(names) - {"both"} | ({"class", "mean"} if "both" in names else set())  # `both` is put together below
@@ -107,6 +108,7 @@ def batches_for(
         shuffle=shuffle,
         skipped=skipped,
     )
+    # A bar is for people: on the standard output it would mix with what a program reads.
     console = Console(stderr=True)
     if not console.is_terminal:
         return batches  # a bar that is disabled ends with an empty line before rich 14.3
@@ -134,6 +136,7 @@ def _compute(
     title = f"features of {escape(pictures.name)}"
     for images, _, index in batches_for(extractor, pictures, title, workers=workers, **settings):
         features = {pool: values for pool, values in extractor(images).items() if pool in pools}
+        # The first batch tells what a picture takes; before it, only the model would know.
         if not rows:
             refuse_too_large(
                 "features", count, sum(values[0].nbytes for values in features.values()), 2 * memory_budget()
@@ -183,7 +186,9 @@ def _save(file: Path, rows: dict[str, Tensor]) -> None:
 
     A cache that cannot be written is none.
     """
+    # What is larger than the whole cache would only push everything else out.
     size = sum(values.nbytes for values in rows.values())
+    # Written beside and renamed: two evaluations of one target may run at the same time.
     partial = file.with_name(f".{file.stem}.{os.getpid()}")
     if size > CACHE_LIMIT:
         return
@@ -203,6 +208,7 @@ def _prune(folder: Path, limit: int) -> None:
     for entry in os.scandir(folder):
         with suppress(OSError):  # another process removed it
             entries.append((entry.stat().st_mtime_ns, entry.stat().st_size, Path(entry)))
+    # By time of last use, oldest first.
     total = sum(size for _, size, _ in entries)
     for _, size, path in sorted(entries):
         if total <= limit:

@@ -50,6 +50,7 @@ class Start:
 
     def configure(self, config: Pretrain) -> None:
         """Put encoder and images of the target into a recipe."""
+        # A recipe's own encoder and normalization would not be those that the weights were trained with.
         config.encoder, images = self.encoder, config.images
         images.size = self.size[0] if self.size[0] == self.size[1] else self.size
         images.channels, images.mean, images.std = self.channels, self.mean, self.std
@@ -70,6 +71,7 @@ def start_of(target: str) -> Start:
             raise unknown("run folder, export or timm model", name, timm.list_models())
         if trained and not timm.is_model_pretrained(name):
             raise UserError(f"timm has no released weights of '{name}': use {UNTRAINED}{name}, or a local export")
+        # The width is all that is wanted: no weights are drawn or fetched.
         with torch.device("meta"):
             model: Any = timm.create_model(name)
         about = resolve_data_config(model.pretrained_cfg)
@@ -77,6 +79,7 @@ def start_of(target: str) -> Start:
         encoder = EncoderConfig(name=name, positions="learned", weights="timm" if trained else None)
         return Start(encoder=encoder, size=about["input_size"][1:], width=model.num_features, **normalization)
     about, run = read_json(folder / "config.json"), folder.parent / "config.json"
+    # Beside an export its run tells what the export does not: positions, value range, and what trained it.
     origin: dict[str, Any] = read_json(run).get("config", {}) if run.is_file() else {}
     try:
         cfg, args = about["pretrained_cfg"], about.get("model_args", {})
@@ -147,6 +150,7 @@ def measure(folder: Path, *, device: torch.device, workers: int = 0) -> dict[str
     test = held_out(config, prepared.channels)
     mean, std = prepared.statistics
     model: Any = timm.create_model(f"local-dir:{(folder / 'export').resolve()}", pretrained=True).eval().to(device)
+    # The view of every other evaluation, so that numbers before and after fine-tuning compare.
     view = Extractor(name="", size=prepared.size, channels=prepared.channels, mean=mean, std=std, fingerprint="").view
     skipped: dict[int, str] = {}
     reading: Any = dict(
@@ -161,6 +165,7 @@ def measure(folder: Path, *, device: torch.device, workers: int = 0) -> dict[str
     predicted, truth = torch.cat(top_classes), torch.cat(true_classes)
     confusion = confusion_counts(truth, predicted[:, 0], config.method.classes)
     accuracy, low, high = accuracy_interval(predicted[:, 0] == truth)
+    # Data sets without names have numbers.
     names = list(test.classes or map(str, range(config.method.classes)))
     result = read_json(run.result_path)
     top5 = {"top5": (predicted == truth.unsqueeze(1)).any(dim=1).double().mean().item()} if len(confusion) > 5 else {}
@@ -206,11 +211,13 @@ def draw_confusion(confusion: Int64[Tensor, "K K"], names: list[str]) -> Image.I
     Up to 40 classes are named and up to 20 have their percentages in the cells.
     """
     classes = len(confusion)
+    # Of each row: classes with many pictures would else outshine the others.
     shares = confusion.float() / confusion.sum(dim=1, keepdim=True).clamp(min=1)
     side = 34 if classes <= 20 else max(1, 760 // classes)
     pixels = colorize(shares[None, None], (0.0, 1.0))[0].permute(1, 2, 0)
     cells = Image.fromarray((pixels * 255).round().to(torch.uint8).numpy())
     cells = cells.resize((classes * side, classes * side), Image.Resampling.NEAREST)
+    # Pillow's own font: no machine needs to have one installed.
     font = ImageFont.load_default(size=13)
     small = ImageFont.load_default(size=12)
     shown = [name[:24] for name in names] if classes <= NAMED else []

@@ -112,6 +112,7 @@ def _last_blocks(
 
     Of all blocks where there are fewer.
     """
+    # timm refuses to return prefix tokens of a model that has none.
     prefixed = model.num_prefix_tokens > 0
     outputs = model.forward_intermediates(
         images,

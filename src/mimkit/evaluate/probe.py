@@ -67,6 +67,7 @@ class Protocol:
         if done < self.warmup:
             return done / self.warmup
         if self.falls:
+            # A tenth at each fall, counted rather than stepped: any moment can be asked for.
             return 0.1 ** sum(done >= fall for fall in self.falls)
         return 0.5 + 0.5 * math.cos(math.pi * (done - self.warmup) / (1 - self.warmup))
 
@@ -133,6 +134,7 @@ def split_held_out(labels: Int64[Tensor, " N"], seed: int) -> tuple[Int64[Tensor
     Raises UserError when the former have fewer than two classes.
     """
     order = rng_keys("held-out", seed, torch.arange(len(labels))).argsort()
+    # By address: of one set the same pictures for every target and every run.
     held = order[: max(1, round(HELD_OUT * len(labels)))].sort().values
     fit = order[len(held) :].sort().values
     if len(labels[fit].unique()) < 2:
@@ -174,6 +176,7 @@ def lars(heads: Heads, rates: Sequence[float]) -> Lars:
     for layer, rate in zip(heads.layers, rates, strict=True):
         groups.append({"params": [layer.weight], "lr": rate, "always_adapt": True})
         groups.append({"params": [layer.bias], "lr": rate, "always_adapt": False})
+    # eps 0, as MAE's code has none; timm has one by default.
     return Lars(groups, momentum=0.9, weight_decay=0.0, trust_coeff=0.001, eps=0.0)
 
 
@@ -233,6 +236,7 @@ def fit_heads(
     The optimizer begins with the highest learning rates, of which `fraction(done)` counts when a share of the training
     is done. The order of an epoch is a function of (seed, epoch), and the last incomplete batch is left out.
     """
+    # Any parameter: it tells where the heads are and in which type they compute.
     steps, weight = len(rows) // size, next(heads.parameters())
     peaks = [group["lr"] for group in optimizer.param_groups]
     for epoch in range(epochs):
@@ -265,6 +269,7 @@ def _best_head(
     fit, held = fit.to(device), held.to(device)
     heads = train_heads(values[fit], here[fit], classes=int(labels.max()) + 1, protocol=protocol, seed=seed)
     best, right = choose_head(heads, values[held], here[held])
+    # In pieces: test features may be far more than a GPU has room for beside the heads.
     predicted = torch.cat([predict(heads, piece.to(device))[:, best] for piece in unseen.split(4096)])
     return predicted.cpu(), {"rate": protocol.rates[best], "held_out": right}
 
@@ -302,6 +307,7 @@ def fit_logistic(
     """
     x, y, new = values.numpy(), labels.numpy(), unseen.numpy()
     if x.shape[1] > WIDE and len(x) > COMPONENTS:
+        # Randomized: the exact decomposition of 7,000 pixels takes minutes and its last components are not wanted.
         reduce: Any = PCA(COMPONENTS, svd_solver="randomized", random_state=0)
         reduce.fit(x)
         x, new = reduce.transform(x), reduce.transform(new)
@@ -316,6 +322,7 @@ def fit_logistic(
 
     fit_rows, held_rows = fit.numpy(), held.numpy()
     scores = [fitted(penalty, fit_rows).score(x[held_rows], y[held_rows]) for penalty in PENALTIES]
+    # Of equals the first, which is the strongest penalty.
     best = max(range(len(PENALTIES)), key=scores.__getitem__)
     predicted = fitted(PENALTIES[best], slice(None)).predict(new)
     return torch.from_numpy(predicted), {"penalty": PENALTIES[best], "held_out": float(scores[best])}

@@ -159,9 +159,11 @@ def _open(target: str, data: list[str]) -> tuple[Pictures, Pictures, Extractor]:
     """Pictures to learn from and to be tested on, as the target wants them, and the target."""
     own = export_folder(target)  # before pictures are opened, which can take long
     train = labeled(data, "train")
+    # A folder brings its own; for others they are computed, which reads a thousand pictures.
     mean, std = statistics(train) if own is None else ((), ())
     extractor = open_target(target, size=usual_size(train), channels=train.channels, mean=mean, std=std)
     conversion = {"channels": extractor.channels, "value_range": extractor.value_range}
+    # The pictures were opened as they are, to tell a timm model their channels; a run wants them as it was trained.
     if (extractor.channels, extractor.value_range) != (train.channels, train.value_range):
         train = labeled(data, "train", **conversion)
     test = labeled(data, "test", **conversion)
@@ -209,4 +211,5 @@ def _pools(extractor: Extractor, choices: Sequence[Choice]) -> list[Pool]:
             raise UserError(f"{extractor.name} has no class token: ask for the pool 'mean'")
         else:
             raise unknown(f"pool of {extractor.name}", pool, ["auto", "all", *valid])
+    # Each once, in the order asked for: the first is the headline.
     return list(dict.fromkeys(pools)) or [extractor.headline]

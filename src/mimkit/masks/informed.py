@@ -61,6 +61,7 @@ class InformedMasker(Masker):
         """The mask once the masker has started."""
 
     def __call__(self, score_maps: Tensor, rng_keys: Tensor, progress: Progress, grid: tuple[int, int]) -> Mask:
+        # No maps, no look: before its start the masker hides at random, by the same keys and the same count.
         if score_maps.shape[2] == 0:
             return RandomMasker(ratio=self.ratio)(score_maps, rng_keys, progress, grid)
         return self.hide(score_maps, rng_keys, progress, grid)
@@ -83,6 +84,7 @@ class ModelMasker(InformedMasker):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        # Absolute in what config.json keeps: a resumed run may be started from another folder.
         object.__setattr__(self, "scorer", absolute(self.scorer))
         if not 0 <= self.momentum <= 1:
             raise UserError(f"masker.momentum lies between 0 and 1, got {self.momentum}; 0.999 is usual")

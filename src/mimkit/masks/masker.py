@@ -18,6 +18,7 @@ Progress = float | Float[Tensor, ""]
 
 def at(curve: Curve, progress: Progress) -> Progress:
     """The value of a curve at this moment."""
+    # Plain arithmetic, which serves numbers and tensors on a device alike.
     return curve[0] + (curve[1] - curve[0]) * progress if isinstance(curve, tuple) else curve
 
 

@@ -88,6 +88,7 @@ class MixtureMasker(Masker):
                 f"{type(self.one).__name__} and {type(self.other).__name__} do not hide equally many patches: "
                 "give both the same ratio, one view, and no spread or throwing"
             )
+        # A stream of its own: the coin must not be the noise by which one of the two draws.
         informed = (uniform(rng_keys, 1, stream=7) < at(self.fraction, progress)).expand_as(plain_mask.hidden)
         slots = informed[:, : plain_mask.visible.shape[1]]
         return Mask(

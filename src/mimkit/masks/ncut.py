@@ -82,8 +82,10 @@ def ncut(
         else:
             weights = _weights(x, affinity, threshold)
             weigh = _by_matrix(weights)
+        # The row sums of W, by the same product that everything else goes through.
         degree = weigh(torch.ones_like(x[..., 0]))
         scale = degree.rsqrt()
+        # Known in closed form, so it need not be found; what is found would be it, as its eigenvalue is the largest.
         trivial = F.normalize(degree.sqrt(), dim=-1)
 
         if solver == "eigh" and weights is not None:
@@ -117,6 +119,7 @@ def object_side(cut: Cut, grid: tuple[int, int], rule: str = "argmax") -> Bool[T
     choice("rule", rule, RULES)
     rows, columns = grid
     assert cut.side.shape[1] == rows * columns
+    # The side on which that entry lies, whichever of the two is called True.
     side = cut.side == cut.side.gather(1, _largest(cut.vector))
     if rule == "argmax":
         return side
@@ -176,8 +179,10 @@ def _lanczos(
     # and the largest Ritz value is the second of P.
     basis = trivial.new_zeros(b, iterations + 1, n)
     basis[:, 0] = trivial
+    # A fixed vector of noise: it has a part along every eigenvector, almost surely, and the same for every picture.
     w = uniform(key, n) - 0.5
     w = w - (w * trivial).sum(dim=1, keepdim=True) * trivial
+    # The numbers of the tridiagonal matrix that P is in this basis.
     q, diagonal, beside = trivial, [], []
     for i in range(iterations):
         basis_so_far, w = basis[:, : i + 1], w.unsqueeze(1)
@@ -218,8 +223,10 @@ def _top_two_by_squaring(
     # Gershgorin: no eigenvalue lies below `floor`, so above it the largest is also the largest in size.
     floor = (2 * t.diagonal(dim1=1, dim2=2) - t.abs().sum(dim=2)).amin(dim=1)
     eye = torch.eye(t.shape[1], dtype=t.dtype, device=t.device)
+    # Shifted, so that powers grow towards the largest eigenvalue and not the one of largest size.
     t = t - floor.view(-1, 1, 1) * eye
     s, first = _top(t)
+    # Without its first eigenpair the matrix has the second as its largest.
     _, second = _top(t - first.view(-1, 1, 1) * s.unsqueeze(2) * s.unsqueeze(1))
     return s, first + floor, second + floor
 
@@ -229,6 +236,7 @@ def _top(t: Float[Tensor, "B M M"]) -> tuple[Float[Tensor, "B M"], Float[Tensor,
     # The columns of a high power point along the top eigenvector: products do what eigh would, without leaving a GPU.
     power = t + 1e-30 * torch.eye(t.shape[1], dtype=t.dtype, device=t.device)  # a zero matrix has a power too
     for _ in range(_ROUNDS):
+        # To length 1 before each power, which would else overflow.
         power = power / power.norm(dim=(1, 2), keepdim=True)
         power = torch.linalg.matrix_power(power, 128)
     best = power.diagonal(dim1=1, dim2=2).argmax(dim=1)  # the longest column, which rounding hurts least

@@ -106,6 +106,7 @@ class SelfGuidedMasker(ModelMasker):
         count = hidden_count(score.shape[1], float(at(self.ratio, progress)))
         hidden = descending_rank(score) < count
         if self.hints not in (0, (0, 0)):
+            # A tensor on the device: progress may be one, and reading it would make a compiled step wait.
             shown = (torch.ones_like(rng_keys) * count * at(self.hints, self.since(progress))).round().long()
             hidden = with_hints(score, inside, hidden, shown, rng_keys, self.hint_by == "score")
         return Mask.from_scores(hidden.float(), count)
@@ -123,6 +124,7 @@ def relevance(features: Float[Tensor, "B N D"], inside: Bool[Tensor, "B N"]) -> 
 def descending_rank(scores: Float[Tensor, "B N"]) -> Int64[Tensor, "B N"]:
     """Place of each patch when sorted from the highest score down; ties by position."""
     order = scores.argsort(dim=1, descending=True, stable=True)
+    # The inverse of a permutation by one scatter, where a second argsort would sort again.
     return torch.empty_like(order).scatter(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))
 
 
@@ -149,5 +151,6 @@ def with_hints(
     count = torch.minimum(shown, torch.minimum(candidates.sum(dim=1), (~hidden).sum(dim=1))).unsqueeze(1)
     # Ranks below a count, not top-k: the count differs from picture to picture, and the shapes stay.
     hints = descending_rank(preference.masked_fill(~candidates, -torch.inf)) < count
+    # As many patches as were shown are hidden instead: the ratio stays what it was.
     substitutes = descending_rank(score.masked_fill(hidden, -torch.inf)) < count
     return (hidden & ~hints) | substitutes

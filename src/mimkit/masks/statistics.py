@@ -44,6 +44,7 @@ def overlap(hidden: Bool[Tensor, "R N"], second: Bool[Tensor, "R N"]) -> Float[T
 
 def random_like(mask: Mask, rng_keys: Int64[Tensor, " B"]) -> Bool[Tensor, "BK N"]:
     """What RandomMasker hides with the same keys, as many patches in each row as this mask hides."""
+    # The very noise of RandomMasker, so that this is its mask, whatever the counts.
     order = mask.repeat(uniform(rng_keys, mask.hidden.shape[1])).argsort(dim=1, descending=True, stable=True)
     place = torch.arange(order.shape[1], device=order.device).expand_as(order)
     return torch.zeros_like(mask.hidden).scatter(1, order, place < mask.hidden.sum(dim=1, keepdim=True))
@@ -58,6 +59,7 @@ def score_entropy(scores: Float[Tensor, "B N"]) -> Float[Tensor, " B"]:
     scores = scores.double()
     scores = scores - scores.amin(dim=1, keepdim=True).clamp(max=0)
     total = scores.sum(dim=1, keepdim=True)
+    # All scores 0: nothing is preferred, which is the even distribution.
     fraction = torch.where(total > 0, scores / total, 1 / scores.shape[1])
     return (torch.special.entr(fraction).sum(dim=1) / math.log(scores.shape[1])).float()
 

@@ -140,6 +140,7 @@ class BlockMasker(Masker):
             flat = hidden.flatten(1).float()
             # Nearness falls so fast with distance that a patch beside a hidden one, even with the least noise, comes
             # before any that touches hidden ones at corners alone; the last term orders those far from everything.
+            # Sums over all hidden patches at once, a product of (B, N) and (N, N).
             nearness = flat @ nearnesses(grid, rng_keys.device)
             noise = uniform(rng_keys, n, stream=1)
             scores = torch.where(hidden.flatten(1), 2.0**30, nearness * (1 + noise / 4) + 1e-30 * noise)
@@ -183,6 +184,7 @@ class GridMasker(Masker):
 def divided(grid: tuple[int, int], side: int, setting: str, sides: range) -> None:
     """Refuse a side that does not divide the grid; the message names those of `sides` that do."""
     if grid[0] % side or grid[1] % side:
+        # The message names what works, so that nobody has to compute it.
         fitting = [str(d) for d in sides if grid[0] % d == 0 and grid[1] % d == 0]
         fix = f"use {' or '.join(fitting)}, or another image size" if fitting else "use another image size"
         raise UserError(f"{setting} must divide the grid of {grid[0]} x {grid[1]} patches, got {side}: {fix}")

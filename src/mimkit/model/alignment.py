@@ -72,6 +72,7 @@ class Alignment(nn.Module):
                 f"{taught}: use --method.mixture sum, or --encoder.depth {taught}"
             )
         self.layers, self.mix_first = layers, order == "mix-adapt"
+        # With 0.01 beside the ones every block gets a gradient from the first step on.
         start = torch.eye(blocks) + 0.01 if mixture == "linear" else torch.full((taught, blocks), 1 / blocks)
         self.mixture = None if mixture == "simple" else nn.Parameter(start[-layers:].clone())
         adapters = layers if self.mix_first or mixture == "simple" else blocks

@@ -47,6 +47,7 @@ class EncoderConfig:
                     f"'{self.name}' has no {flags[0].rpartition('.')[2]} to set: leave {', '.join(flags)} away, choose "
                     "another resnet*, or give model_args in a recipe"
                 )
+            # What a recipe gives in model_args comes last and wins.
             return dict(in_chans=channels, num_classes=0, global_pool="avg") | self.model_args
         if is_windowed(self.name):
             if self.depth or self.heads:
@@ -77,6 +78,7 @@ class EncoderConfig:
         windowed, convolutional = is_windowed(self.name), is_convolutional(self.name)
         plain = not (windowed or convolutional)
         try:  # of ViTs, timm draws weights that are drawn anew below
+            # So weights depend on the seed alone, not on how many numbers timm drew for those that are thrown away.
             with torch.random.fork_rng(devices=[], enabled=plain):
                 vit = timm.create_model(self.name, pretrained=False, **args)
         except (TypeError, AssertionError, RuntimeError) as error:

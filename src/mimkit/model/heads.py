@@ -75,6 +75,7 @@ class InverseSwin(nn.Module):
 
     def __init__(self, encoder: Backbone, width: int, depths: Sequence[int], heads: Sequence[int]) -> None:
         super().__init__()
+        # A window as large as the coarsest grid divides every finer one, whose sides are multiples of it.
         grid, window = encoder.out_grid, max(encoder.out_grid)
         self.first_grid = grid
         self.embed = nn.Linear(encoder.width, width)
@@ -94,6 +95,7 @@ class InverseSwin(nn.Module):
 
     def forward(self, tokens: Float[Tensor, "B M D"]) -> Float[Tensor, "B N d"]:
         """Tokens of the encoder's patches, row-major."""
+        # Stages of Swin want pictures of tokens, (B, h, w, D).
         x = self.stages[0](self.embed(tokens).unflatten(1, self.first_grid))
         for split, stage in zip(self.splits, self.stages[1:], strict=True):
             x = stage(split(x))

@@ -83,6 +83,7 @@ def mlp(
             layers.append(GlobalBatchNorm(outputs))
     if last != "none":
         layers.append(GlobalBatchNorm(widths[-1], affine=last == "scale"))
+        # A learned scale without a shift: BatchNorm has only both or none, so the shift is taken away.
         layers[-1].register_parameter("bias", None)
     return nn.Sequential(*layers)
 
@@ -103,6 +104,7 @@ class Prototypes(nn.Module):
 
     def forward(self, points: Float[Tensor, "*B D"]) -> Float[Tensor, "*B K"]:
         with torch.autocast(points.device.type, enabled=False):
+            # Normalized at each use, which is what weight normalization is; the parameter itself may have any length.
             directions = F.normalize(self.weight, dim=1)
             if self.lengths is not None:
                 directions = directions * self.lengths
@@ -168,6 +170,7 @@ class SlowCopy(nn.Module):
 
     def __init__(self, of: nn.Module, *, calm: bool = False) -> None:
         super().__init__()
+        # Equal at the beginning: an average of one.
         self.module, self.calm = copy.deepcopy(of).requires_grad_(False), calm
 
     def train(self, mode: bool = True) -> "SlowCopy":
@@ -180,4 +183,5 @@ class SlowCopy(nn.Module):
     @torch.no_grad()
     def update(self, of: nn.Module, momentum: float) -> None:
         """Keep a share of `momentum` of every parameter and take the rest from `of`: 0 copies, 1 stays."""
+        # One call for all parameters: hundreds of small ones would take longer than a small model's step.
         torch._foreach_lerp_([*self.module.parameters()], [*of.parameters()], 1 - momentum)

@@ -62,6 +62,7 @@ class Teacher(nn.Module):
         scale = torch.tensor(std) / own_std
         self.register_buffer("scale", scale.view(-1, 1, 1), persistent=False)
         self.register_buffer("shift", ((torch.tensor(mean) - own_mean) / own_std).view(-1, 1, 1), persistent=False)
+        # At once: whoever uses a teacher before any call of `train` has it without dropout too.
         self.train(False)
 
     def train(self, mode: bool = True) -> "Teacher":
@@ -85,6 +86,7 @@ class Teacher(nn.Module):
         """
         encoder, vit = self.encoder, self.encoder.timm
         tokens = encoder.embed(patchify(self.images(images), encoder.patch))
+        # Block by block, as outputs and the input of the last block are needed; timm's forward gives neither.
         x, prefix, depth = vit.norm_pre(torch.cat(tokens, dim=1)), vit.num_prefix_tokens, len(vit.blocks)
         outputs, looked = [], None
         for number, block in enumerate(vit.blocks):
@@ -98,6 +100,7 @@ class Teacher(nn.Module):
 
 def _patch(source: str) -> tuple[int, int]:
     """Size of the model's patches."""
+    # Only the size of its patches is wanted: no weights are made.
     with torch.device("meta"):
         model = timm.create_model(source, pretrained=False)
     refuse_unsuitable(model, source)

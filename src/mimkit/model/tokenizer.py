@@ -92,6 +92,7 @@ class Tokenizer(nn.Module):
         """Ids of images in [0, 1] of any size; they are brought to the tokenizer's own."""
         if images.shape[2:] != self.encoder.size:
             images = F.interpolate(images, self.encoder.size, mode="bicubic", antialias=True).clamp(0, 1)
+        # Images come in [0, 1]: the tokenizer brings its own normalization, whatever the student's is.
         return self.nearest(self.encode((images - self.mean) / self.std))
 
     @torch.no_grad()
@@ -149,6 +150,7 @@ def _of_run(folder: Path) -> Tokenizer:
         settings = method["tokenizer"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder} holds no run that trained a tokenizer: give one of tokenizer_mini_32") from error
+    # Steps have leading zeros, so the last name is the newest.
     files = sorted((folder / "checkpoints").glob("step-*.pt"))
     if not files:
         raise UserError(f"the run {folder} has no checkpoint yet: let it go on with 'mimkit pretrain --run {folder}'")
@@ -158,6 +160,7 @@ def _of_run(folder: Path) -> Tokenizer:
             tokenizer = from_dict(settings).build(encoder)
         saved = torch.load(files[-1], map_location="cpu", weights_only=True)
         state = saved["model"] if "format" in saved else rename_tensors(saved["model"])
+        # The checkpoint holds the method that trained it; the tokenizer is one part of that.
         start = "tokenizer."
         tokenizer.load_state_dict({key[len(start) :]: v for key, v in state.items() if key.startswith(start)})
     except Exception as error:  # a damaged file makes torch raise anything

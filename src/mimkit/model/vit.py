@@ -79,6 +79,7 @@ class Encoder(Backbone):
         """Replace the position table by frozen sine-cosine positions; rows of prefix tokens are zero."""
         if self.timm.pos_embed is None:
             return
+        # Prefix tokens come first in timm's table, if it has rows for them at all: patches are its last rows.
         table = torch.zeros_like(self.timm.pos_embed)
         patches = self.grid[0] * self.grid[1]
         table[:, -patches:] = sincos_positions(self.grid, self.width)
@@ -143,6 +144,7 @@ class Encoder(Backbone):
         """What hides the surplus slots of a ragged mask from attention."""
         if mask is None or not mask.ragged:
             return None
+        # Class and register tokens are always seen.
         prefix = mask.padding.new_zeros(x.shape[0], self.timm.num_prefix_tokens)
         surplus = torch.cat([prefix, mask.padding], dim=1)
         return torch.zeros_like(surplus, dtype=x.dtype).masked_fill(surplus, float("-inf"))[:, None, None, :]
@@ -163,6 +165,7 @@ class Encoder(Backbone):
         if mask is None and (self.timm.dynamic_img_size or (height, width) == self.size):
             return self._split(self.timm.forward_features(images))
         refuse_uneven(self.patch, (height, width), "view.size")
+        # Small crops: timm's own forward would refuse their size.
         grid = (height // self.patch[0], width // self.patch[1])
         return self.encode(self.embed(patchify(images, self.patch), mask, grid), mask)
 

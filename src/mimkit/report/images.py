@@ -28,6 +28,7 @@ def uri(picture: Image.Image, *, exact: bool = False, side: int | None = None) -
 
 def encoded(picture: Image.Image, *, exact: bool = False, side: int | None = None) -> bytes:
     """The bytes of `uri`, of type `MIME`."""
+    # Small pictures are enlarged by the page; lossy compression would run over the edges of their pixels.
     exact = exact or (max(picture.size) if side is None else side) <= _CRISP
     file = io.BytesIO()
     if _KIND == "WEBP":
@@ -60,6 +61,7 @@ def sheet(cells: list[list[Image.Image]]) -> Image.Image:
 def numbers(cells: Float[Tensor, "rows columns h w"]) -> str:
     """Maps in [0, 1] as one gray sprite of 32 levels."""
     rows, columns, height, width = cells.shape
+    # 32 levels: an eye sees no more in a map, and the sprite compresses to a fraction.
     level = (cells.clamp(0, 1) * 31).round() * 255 / 31
     gray = level.permute(0, 2, 1, 3).reshape(rows * height, columns * width)
     return uri(Image.fromarray(gray.round().numpy().astype(np.uint8)), exact=True)
@@ -84,6 +86,7 @@ def film_frame(path: Path, width: int = 820) -> Image.Image:
 def clear(sheet: Image.Image) -> Image.Image:
     """A `titled_grid` whose gaps are transparent and whose titles are gray: it lies on light and on dark pages."""
     pixels = np.asarray(sheet)
+    # Gaps are rows and columns of nothing but white: a picture's own white pixels stay.
     white = (pixels[TITLE:] == 255).all(axis=2)
     gaps = white.all(axis=0, keepdims=True) | white.all(axis=1, keepdims=True)
     titles = np.full((*pixels[:TITLE].shape[:2], 4), _LETTERS, np.uint8)

@@ -64,6 +64,7 @@ def report(
     for folder, run, name in zip(folders, runs, names(folders), strict=True):
         run["name"] = name
         run |= depth.parts(folder, run["data"], log)
+        # A page has so many frames in all, whether of one run or of several.
         most = max(2, FRAMES // len(folders))
         run["film"] = [{"step": step, "src": uri(film_frame(frame(folder, step)))} for step in frames(folder, most)]
     text = fit(assemble(runs))
@@ -117,6 +118,7 @@ def cached(
     file: Path, version: str, make: Callable[[], dict[str, Any]] | None, line: str, log: Callable[[str], None]
 ) -> dict[str, Any]:
     """What `make` gives, kept in a file as long as `version` stays; with None for `make`, of any version."""
+    # A cache that is damaged or of another version is none.
     with suppress(OSError, ValueError, KeyError, TypeError):
         stored = json.loads(file.read_text(encoding="utf-8"))
         if stored["code"] == _VERSION and (make is None or stored["stamp"] == version):
@@ -155,6 +157,7 @@ def compact(result: dict[str, Any]) -> dict[str, Any]:
         columns["layer"].append(row["layer"])
         columns["value"].append(value)
         columns["stderr"].append(None if row["stderr"] is None else float(f"{row['stderr']:.3g}"))
+    # A square table, which the page draws cell by cell.
     depth = 1 + max((row["layer"] for row in result["cka"]), default=-1)
     cka: list[list[float | None]] = [[None] * depth for _ in range(depth)]
     for row in result["cka"]:
@@ -167,6 +170,7 @@ def assemble(runs: list[dict[str, Any]], *, live: bool = False) -> dict[str, Any
     """Everything the template wants to know."""
     names = [run["name"] for run in runs]
     for number, run in enumerate(runs):
+        # Runs of the same folder name get a number, for legends.
         if names.count(run["name"]) > 1:
             run["name"] += f" ({names[: number + 1].count(run['name'])})"
     used = dict.fromkeys(name for run in runs for name in run.get("metrics", {}).get("metrics", {}))
@@ -194,6 +198,7 @@ def fit(page: dict[str, Any]) -> str:
     """The page's text; while it is too large, films get thinner and then fewer pictures keep their attention."""
     text = render(page)
     while len(text.encode()) > LIMIT:
+        # Films first: between two of their frames little is lost.
         longest = max(page["runs"], key=lambda run: len(run["film"]))
         maps = [run["look"]["attention"]["src"] for run in page["runs"] if "attention" in run["look"]]
         if len(longest["film"]) > 2:
@@ -214,11 +219,13 @@ def render(page: dict[str, Any]) -> str:
     script = (source / "page.js").read_text(encoding="utf-8")
     # Style and script lie in the page and are named by their hashes: nothing that data could smuggle in is run.
     hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script)]
+    # Only a served page may ask its own server for news; a saved one loads nothing at all.
     self = " 'self'" if page["live"] else ""
     policy = (
         f"default-src 'none'; img-src data:{self}; style-src 'sha256-{hashes[0]}'; script-src 'sha256-{hashes[1]}'; "
         f"connect-src {self.strip() or chr(39) + 'none' + chr(39)}; base-uri 'none'; form-action 'none'"
     )
+    # Names of folders and classes come from people: all that enters is escaped, and a forgotten value raises.
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters["json"] = json.dumps  # a plain text, which autoescape treats as one
     template = environment.from_string((source / "page.html").read_text(encoding="utf-8"))

@@ -132,6 +132,7 @@ def _warning(records: list[dict[str, Any]]) -> str | None:
 def names(folders: Sequence[Path]) -> list[str]:
     """What tells runs apart: the name of the folder or, where several share it as in a study, of those above it."""
     paths = [Path(short(str(folder.resolve()))).parts for folder in folders]
+    # In a comparison the folder of a seed says nothing, the one above it names the contender.
     plain = [path[-2] if re.fullmatch(r"seed-\d+", path[-1]) and len(path) > 1 else path[-1] for path in paths]
     if len(set(plain)) == len(plain):
         return plain
@@ -146,6 +147,7 @@ def names(folders: Sequence[Path]) -> list[str]:
 
 def short(value: Any) -> Any:
     """Without the place of the home folder, which is nobody's business, wherever a path stands."""
+    # A page is sent to others.
     home = str(Path.home())
     if isinstance(value, str):
         return "~" + value[len(home) :] if value == home or value.startswith(home + "/") else value
@@ -177,6 +179,7 @@ def thin(points: list[tuple[int, float, float]]) -> list[tuple[int, float, float
     """Of each stretch the lowest and the highest point, so that no spike is lost; the first and last stay."""
     if len(points) <= POINTS:
         return points
+    # Two points stay of each stretch, so stretches are twice as wide.
     width = math.ceil(2 * len(points) / POINTS)
     indices = {0, len(points) - 1}
     for start in range(0, len(points), width):
@@ -194,6 +197,7 @@ def frames(folder: Path, limit: int = FRAMES) -> list[int]:
     """Steps of the pictures that were drawn at looks, at most so many, evenly spread with the first and the last."""
     steps = []
     for path in (folder / "pictures").glob("step-*.png"):
+        # Other files a person put there are passed over.
         number = path.stem.removeprefix("step-")
         if number.isascii() and number.isdigit():
             steps.append(int(number))
@@ -216,6 +220,7 @@ def results(folder: Path, records: list[dict[str, Any]]) -> list[dict[str, Any]]
     rows: list[dict[str, Any]] = []
     last: dict[str, Any] = {}
     for record in records:
+        # Not every line has every number: the last of each counts, not the last line.
         last |= record
     measured = {"knn": "online kNN", "effective_rank": "effective rank", "feature_spread": "spread of features"}
     for key in MEASURED:
@@ -277,6 +282,7 @@ def differing(runs: list[dict[str, Any]]) -> list[list[Any]]:
     """Settings that are not the same in all runs: [name, value of each run as text]."""
     rows = []
     for key in sorted(set().union(*(run["settings"] for run in runs))):
+        # As text: lists and numbers compare and show alike.
         values = [json.dumps(run["settings"][key]) if key in run["settings"] else "-" for run in runs]
         if len(set(values)) > 1:
             rows.append([key, *values])

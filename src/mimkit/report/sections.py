@@ -136,6 +136,7 @@ def _masks(
     run: RunFolder, images: Float[Tensor, "B C H W"], extractor: Extractor, device: torch.device
 ) -> dict[str, Any]:
     """Each picture's sprite: a row for each seed, in it the masked picture and what the model made of it."""
+    # Masks come from the method, which only a checkpoint has.
     saves = checkpoints(run.folder)
     if not saves:
         raise UserError("the run keeps no checkpoint, and an export has no masks")
@@ -208,10 +209,12 @@ def _layers(
         patches = network.grid[0] * network.grid[1]
         heads = sum(block.attn.num_heads for block in network.layers)  # type: ignore[union-attr]
         queries = _queries(network.grid, max(1, _ATTENTION // (pictures * heads * patches) - 2))
+    # One pass for clusters, colors and attention of all layers; only these small results are kept.
     network.run(images, visit)
     if not attentions:
         return layers, None
     rows = torch.cat(attentions, dim=1)  # (B, L H, Q, N)
+    # Each map from 0 to its own largest weight: with hundreds of patches a weight is far below 1.
     maps = (rows / rows.amax(dim=3, keepdim=True).clamp_min(1e-12)).unflatten(3, network.grid)
     return layers, {
         "src": [numbers(rows) for rows in maps],
@@ -226,6 +229,7 @@ def _queries(grid: tuple[int, int], most: int) -> list[tuple[int, int]]:
     """Rows and columns of at most so many patches, evenly spread, whose own attention is kept."""
     if most >= grid[0] * grid[1]:
         return [(row, column) for row in range(grid[0]) for column in range(grid[1])]
+    # A square of evenly spread patches, as many as there is room for.
     side = int(most**0.5)
     rows = [int((i + 0.5) * grid[0] / side) for i in range(side)]
     columns = [int((i + 0.5) * grid[1] / side) for i in range(side)]
@@ -235,6 +239,7 @@ def _queries(grid: tuple[int, int], most: int) -> list[tuple[int, int]]:
 def _attention(layer: Layer, queries: list[tuple[int, int]], with_class: bool) -> Float[Tensor, "B H Q N"]:
     """What the class token, the patches on average and single patches attend to, among patches."""
     parts = []
+    # Two pictures at a time: attention of a batch is the largest tensor of the whole page.
     for pair in layer.entered.split(2):
         weights = attention_weights(layer.block, pair)[..., layer.prefix :]
         patches = weights[:, :, layer.prefix :]
@@ -246,6 +251,7 @@ def _attention(layer: Layer, queries: list[tuple[int, int]], with_class: bool) -
 
 def _kmeans(tokens: Float[Tensor, "B N D"]) -> list[str]:
     """Clusters of the patches of all pictures together, the largest first, one digit a patch."""
+    # Unit vectors: k-means then clusters by cosine, as everything else here compares tokens.
     unit = F.normalize(tokens, dim=-1).flatten(0, 1).double().numpy()
     labels = torch.from_numpy(KMeans(CLUSTERS, n_init=3, random_state=0).fit_predict(unit).astype("int64"))
     # The rank of each cluster by size: k-means numbers them by chance, and colors on the page should agree by layer.
@@ -256,6 +262,7 @@ def _kmeans(tokens: Float[Tensor, "B N D"]) -> list[str]:
 def _colors(tokens: Float[Tensor, "B N D"], grid: tuple[int, int]) -> str:
     """The first three principal components of all patches together as red, green and blue: one row of pictures."""
     flat = tokens.flatten(0, 1).double()
+    # In float64 and by eigh of the D x D products: far fewer numbers than an SVD of all patches.
     flat = flat - flat.mean(dim=0)
     _, vectors = torch.linalg.eigh(flat.T @ flat)
     vectors = vectors[:, -3:].flip(1)

@@ -27,6 +27,7 @@ def replaced(folder: Path) -> Generator[Path]:
     Raises:
         UserError: `folder` holds what no export of mimkit wrote, or cannot be written.
     """
+    # Through links: what is replaced is the folder that a link names, not the link.
     folder = folder.resolve()
     if not _replaceable(folder):
         raise UserError(f"'{folder}' holds no export of mimkit to replace: give a new or empty folder")
@@ -87,6 +88,7 @@ def _exchange(first: Path, second: Path) -> bool:
     """Swap two folders in one step, where the system can (Linux's renameat2); False where it cannot."""
     if not sys.platform.startswith("linux"):
         return False
+    # Python has no call for it, and an old C library neither.
     rename = getattr(ctypes.CDLL(None), "renameat2", None)
     here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
     return rename is not None and rename(here, os.fsencode(first), here, os.fsencode(second), exchange) == 0

@@ -62,6 +62,7 @@ def huggingface_config(method: MAE) -> dict[str, Any]:
     encoder, decoder = method.encoder, method.decoder
     sizes = {}
     for prefix, blocks in (("", encoder.timm.blocks), ("decoder_", decoder.blocks)):
+        # All blocks are alike, or `_inexpressible` has refused.
         first: Any = blocks[0]
         sizes |= {
             f"{prefix}hidden_size": first.attn.qkv.in_features,
@@ -96,6 +97,7 @@ def huggingface_state(method: MAE) -> dict[str, Tensor]:
     vit["pos_embed"] = torch.cat([zeros(1, 1 + rows - table.shape[1], width), table], dim=1)
     vit.setdefault("patch_embed.proj.bias", zeros(width))
     decoder = method.decoder.state_dict()
+    # Hugging Face's table has a row for the class token, which MAE fills with zeros.
     positions = decoder["positions"]
     decoder["positions"] = torch.cat([torch.zeros_like(positions[:, :1]), positions], dim=1)
     state = {}
@@ -118,6 +120,7 @@ def _inexpressible(method: MAE) -> list[str]:
     encoder, vit = method.encoder, method.encoder.timm
     blocks: list[Any] = [*vit.blocks, *method.decoder.blocks]
     norms = [module for module in method.modules() if isinstance(module, nn.LayerNorm)]
+    # Exact types: a subclass may compute something else with the same names.
     plain = all(type(block) is Block and type(block.attn) is Attention for block in blocks)
     reasons = {
         "it predicts something else than pixels": not isinstance(method.target, Pixels),

@@ -113,6 +113,7 @@ def load_weights(source: str, encoder: Backbone, decoder: Decoder | None = None,
 
     matched = [key for key in here if key in state and state[key].shape == here[key].shape]
     odd = [key for key in here if key in state and state[key].shape != here[key].shape]
+    # Numbers, not tensors: a few biases that fit are no match.
     total = sum(value.numel() for key, value in here.items() if key.startswith("vit."))
     fitting = sum(here[key].numel() for key in matched if key.startswith("vit."))
     missing = [key for key in here if key not in matched]
@@ -151,10 +152,12 @@ def _released(name: str) -> tuple[State, tuple[int, int] | None]:
 
 def _read(path: Path) -> tuple[State, tuple[int, int] | None]:
     """The tensors of a folder or file under our names, and the grid of patches if a config.json tells it."""
+    # A run folder means its export.
     if (path / "export" / "config.json").is_file():
         path = path / "export"
     file = path
     if path.is_dir():
+        # Safetensors first: it holds tensors alone, and nothing is unpickled.
         names = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
         file = next((path / name for name in names if (path / name).is_file()), path)
     if not file.is_file():
@@ -201,6 +204,7 @@ def _config_grid(config: dict[str, Any], state: State) -> tuple[int, int] | None
     """Rows and columns of patches, from the image size in a Hugging Face or timm config.json."""
     size = config.get("image_size") or config.get("model_args", {}).get("img_size")
     size = size or config.get("pretrained_cfg", config).get("input_size", ())[-2:]
+    # The size of a patch is that of the convolution that embeds it; configs do not always say it.
     weight = state.get("vit.patch_embed.proj.weight")
     if not size or weight is None or weight.ndim != 4:
         return None
@@ -267,6 +271,7 @@ def _resample_patches(key: str, state: State, encoder: Backbone) -> list[str]:
 def _guess_grid(rows: int, prefixes: Sequence[int], ours: tuple[int, int]) -> tuple[int, int] | None:
     """The grid behind a table without a config: a square, else ours where the number of rows agrees."""
     for prefix in prefixes:
+        # Nearly all tables are of square images.
         side = math.isqrt(max(rows - prefix, 0))
         if side and side * side == rows - prefix:
             return side, side
