@@ -162,7 +162,7 @@ def _weights(
         # is the window that begins n - start into them. Mirrored tables lie n + 1 lengths further on.
         table = _table(n, out, interpolation, start.device)
         return table.index_select(0, (length + flip * (n + 1)) * (2 * n) + n - start).view(-1, n, out)
-    # Long axes: weights are computed for each box; a table of all lengths and places would be larger than the set.
+    # Long axes: weights are computed for each box; a table would take hundreds of megabytes.
     place = torch.arange(n, device=start.device) - start.unsqueeze(1)
     weights = _filter(place.unsqueeze(1), length, out, interpolation).mT
     return torch.where(flip.view(-1, 1, 1), weights.flip(2), weights)
