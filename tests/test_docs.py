@@ -43,14 +43,16 @@ def test_links_and_named_files_exist(page: Path):
     assert all((ROOT / name).exists() for name in named), named
 
 
-def test_the_masker_of_the_masks_page_is_the_one_that_is_tested():
-    code = re.search(
-        r"```python\n# my_lab/rare.py\n(.*?)```", (ROOT / "docs" / "masks.md").read_text(), flags=re.DOTALL
-    )
+@pytest.mark.parametrize(
+    ("page", "file"), [("masks.md", "rare.py"), ("masks.md", "late.py"), ("methods.md", "moments.py")]
+)
+def test_what_the_pages_show_from_outside_is_what_is_tested(page, file):
+    text = (ROOT / "docs" / page).read_text()
+    code = re.search(rf"```python\n# my_lab/{file}\n(.*?)```", text, flags=re.DOTALL)
     assert code is not None and len(code[1].splitlines()) < 60
-    tested = (ROOT / "tests" / "outside" / "my_lab" / "rare.py").read_text()
-    plain = [[line for line in text.splitlines() if line.strip()] for text in (code[1], tested)]
-    assert plain[0] == plain[1][1:]  # but for the docstring of the module
+    tested = (ROOT / "tests" / "outside" / "my_lab" / file).read_text()
+    lines = [[line for line in source.splitlines() if line.strip()] for source in (code[1], tested)]
+    assert lines[0] == lines[1][1:]  # but for the docstring of the module
 
 
 def test_every_masker_stands_on_the_masks_page():

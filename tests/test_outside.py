@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from commandline import mimkit, refused
+from mimkit.train.checkpoint import checkpoints, load_checkpoint
 from mimkit.train.run_folder import RunFolder
 
 
@@ -47,6 +48,30 @@ def test_an_outside_masker_may_look_at_features_and_keep_maps(forty):
     said = mimkit(f"masks my_lab.rare:rare --from run --data {forty} --show 2 --seeds 2 --out m.png --json -")
     assert said.status == 0, said.err
     assert json.loads(said.out)["overlap_seeds"] > 0.8  # little noise beside the scores
+
+
+def test_an_outside_masker_owns_its_trigger_and_remembers(forty):
+    command = f"pretrain my_lab.late:late --method.masker.distinct 0.0 --data {forty} --run run $TINY --epochs 3"
+    assert mimkit(f"{command} --max-steps 8").status == 0
+    saved = load_checkpoint(checkpoints(Path("run"))[-1])["model"]["mask_sampler.memory"]
+    assert saved.tolist()[2] == 0.0, "it fired before the first step"
+    assert mimkit("pretrain --run run --trust my_lab").status == 0
+    records = RunFolder(Path("run")).metrics()
+    assert records[-1]["step"] == 15 and records[-1]["trigger_fired"] == 1 and records[0]["distance"] > 0
+    command = command.replace("distinct 0.0", "distinct 5").replace("--run run", "--run never")
+    assert mimkit(command).status == 0
+    fired = [record["trigger_fired"] for record in RunFolder(Path("never")).metrics() if "trigger_fired" in record]
+    assert fired and not any(fired)
+
+
+def test_an_outside_target_of_another_size(forty):
+    command = f"pretrain my_lab.moments:moments --method.target.floor 0.1 --data {forty} --run run $TINY"
+    said = mimkit(command.replace("--run run", "--run run --machine.evals 1"))
+    assert said.status == 0, said.err
+    run = RunFolder(Path("run"))
+    assert load_checkpoint(checkpoints(Path("run"))[-1])["model"]["decoder.head.weight"].shape[0] == 2
+    assert run.finished and (Path("run") / "pictures" / "reconstruction.png").exists()
+    assert "predicts something else than pixels" in refused("export run --to huggingface --out hf --trust my_lab")
 
 
 def test_an_outside_method_has_its_own_settings(forty):

@@ -254,7 +254,7 @@ def test_recipes_are_the_papers(name):
         return
     method, optimizer, view = run.method, run.optimizer, run.images.view
     assert isinstance(method, FineTuneConfig)
-    peak = optimizer.rate(run.batch_size)
+    peak = optimizer.peak_lr(run.batch_size)
     found = (run.epochs, optimizer.base_lr, optimizer.layer_decay, method.drop_path)
     assert (*found, round(run.schedule.warmup * run.epochs), run.batch_size) == SHEET[name][:-1]
     assert peak * run.schedule.final == pytest.approx(SHEET[name][-1], rel=0.05)

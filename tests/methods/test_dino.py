@@ -393,7 +393,7 @@ def test_views_and_recipe_are_the_published_ones():
         assert (c.gray, c.sigma, view.interpolation, view.flip) == (0.2, (0.1, 2.0), "bicubic", 0.5)
     assert all(view.color.blur == 0 for view in dino(2, 16, blur=False)) and dino(2, 16)[-1].size == 16
     run = find_recipe("dino_vit_s16")
-    peak = run.optimizer.rate(run.batch_size)
+    peak = run.optimizer.peak_lr(run.batch_size)
     assert peak == 2e-3 and peak * run.schedule(1 - 1e-9) == pytest.approx(1e-6, rel=1e-3)
     assert run.schedule.warmup * run.epochs == 10 and run.method.freeze_last * run.epochs == 1
     assert len(run.images.other_views) == 9 and run.method == DINOConfig()

@@ -496,7 +496,7 @@ def test_a_recipe_and_its_teacher_fit(name, patches):
         seer = timm.create_model(run.method.teacher)
     assert run.method.teacher in timm.list_models(pretrained=True)
     assert len(student.blocks) == len(seer.blocks) and seer.patch_embed.patch_size == (patches, patches)
-    assert run.optimizer.rate(1024) * run.schedule.final == pytest.approx(1e-5)
+    assert run.optimizer.peak_lr(1024) * run.schedule.final == pytest.approx(1e-5)
     assert type(seer.blocks[0].mlp.act).__name__ == "QuickGELU"
 
 

@@ -602,7 +602,9 @@ def test_a_step_is_one_graph_and_takes_half_precision(backend):
 def test_rate_by_512_and_no_decay_of_the_mask_token():
     config = AdamWConfig(base_lr=1e-4, per=512, betas=(0.9, 0.999), clip=5.0)
     config.check()
-    assert config.rate(2048) == pytest.approx(4e-4) and AdamWConfig(base_lr=1e-4).rate(2048) == pytest.approx(8e-4)
+    assert config.peak_lr(2048) == pytest.approx(4e-4) and AdamWConfig(base_lr=1e-4).peak_lr(2048) == pytest.approx(
+        8e-4
+    )
     with pytest.raises(UserError, match=r"optimizer\.per"):
         AdamWConfig(per=0).check()
     ours = simmim()
@@ -694,7 +696,7 @@ def test_pretrain_then_evaluate(recipe, forty, tmp_path):
 )
 def test_recipes_have_the_papers_numbers(name, kind, hidden):
     run = find_recipe(name)
-    assert run.optimizer.rate(run.batch_size) == pytest.approx(4e-4)
+    assert run.optimizer.peak_lr(run.batch_size) == pytest.approx(4e-4)
     assert (run.optimizer.betas, run.optimizer.clip, run.optimizer.weight_decay) == ((0.9, 0.999), 5.0, 0.05)
     assert [run.schedule(e / 800) for e in (0, 5, 10, 699, 700)] == pytest.approx([0.005, 0.5025, 1, 1, 0.1])
     assert run.images.view.scale == (0.67, 1.0) and run.images.view.interpolation == "bilinear"

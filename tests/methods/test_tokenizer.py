@@ -28,7 +28,7 @@ from mimkit.model.patches import patchify
 from mimkit.model.tokenizer import Tokenizer, TokenizerConfig, open_tokenizer
 from mimkit.recipes import find_recipe
 from mimkit.train.machine import untouched
-from mimkit.train.optimizer import set_rates
+from mimkit.train.optimizer import set_lr
 
 SWIN, VIT = "swin_tiny_patch4_window7_224", "vit_tiny_patch16_224"
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
@@ -419,7 +419,7 @@ def test_a_tokenizer_learns_photographs_and_simmim_its_ids(outside):
     normal, began, steps = (pixels - task.tokenizer.mean) / task.tokenizer.std, time.perf_counter(), 180
     for step in range(steps):
         number = rng_keys("order", torch.arange(128 * step, 128 * step + 128)) % len(normal)
-        set_rates(optimizer, run.schedule(step / steps))
+        set_lr(optimizer, run.schedule(step / steps))
         given = Batch(normal[number], rng_keys("test", step, torch.arange(128)), number)
         task(given, step / steps).loss.backward()
         optimizer.step()

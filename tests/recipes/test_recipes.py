@@ -34,7 +34,7 @@ def test_a_recipe_says_what_it_is(name):
     words = " ".join(doc.split())
     assert f"{run.epochs} epochs with {run.batch_size} pictures a step" in words
     rates = [float(rate) for rate in re.findall(r"\d(?:\.\d+)?e-\d|(?<=rate )\d\.\d", words)]
-    own = run.optimizer.rate(run.batch_size)
+    own = run.optimizer.peak_lr(run.batch_size)
     assert any(rate == pytest.approx(own) for rate in rates) or "As `mae_vit_b16`" in words
     assert str(max(run.images.shape())) in words
 

@@ -27,12 +27,13 @@ from mimkit.guidance.sampler import MaskSampler
 from mimkit.methods.mae import MAEConfig
 from mimkit.model.build import EncoderConfig
 from mimkit.model.decoder import DecoderConfig
+from mimkit.train import callbacks
 from mimkit.train import pretrain as pretraining
 from mimkit.train.machine import Engine, Machine
 from mimkit.train.optimizer import AdamWConfig
 from mimkit.train.prepare import Images, Pretrain
-from mimkit.train.recorder import Recorder
 from mimkit.train.run_folder import RunFolder
+from mimkit.train.training import Training
 
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["mimkit.train.pretrain", "mimkit.cli.launch"])
@@ -142,7 +143,7 @@ def _before(owner: Any, name: str, act: Callable[..., None]) -> None:
 
 def kill_in_step(step: int) -> None:
     """Between the backward pass of a step (counted from 0) and its optimizer."""
-    _before(Recorder, "take", lambda recorder, at, *rest: at == step and die())
+    _before(Training, "update", lambda training, at, *rest: at == step and die())
 
 
 def kill_before_config() -> None:
@@ -177,7 +178,7 @@ def kill_in_save(step: int) -> None:
 def kill_before_export(step: int) -> None:
     """When the checkpoint is complete and the export of the same step is not begun."""
     steps = [0]
-    _before(pretraining, "save_checkpoint", lambda folder, at, *rest: steps.__setitem__(0, at))
+    _before(callbacks, "save_checkpoint", lambda folder, at, *rest: steps.__setitem__(0, at))
     _before(pretraining, "export_encoder", lambda *args: steps[0] == step and die())
 
 
@@ -196,12 +197,12 @@ def kill_in_metrics(step: int) -> None:
 def signal_in_step(step: int, number: int, rank: int = 0) -> None:
     """A signal to one process while it computes a step (counted from 0)."""
     if int(os.environ.get("RANK", 0)) == rank:
-        _before(Recorder, "take", lambda recorder, at, *rest: at == step and os.kill(os.getpid(), number))
+        _before(Training, "update", lambda training, at, *rest: at == step and os.kill(os.getpid(), number))
 
 
 def stop_in_step(step: int) -> None:
     """Waits in a step (counted from 0) for whatever comes."""
-    _before(Recorder, "take", lambda recorder, at, *rest: at == step and time.sleep(600))
+    _before(Training, "update", lambda training, at, *rest: at == step and time.sleep(600))
 
 
 def not_finite(step: int, rank: int = 0) -> None:
@@ -249,7 +250,7 @@ def exploited(masked: list[float]) -> None:
 def full_disk(what: str, step: int) -> None:
     """No more than a few bytes can be written to any file when `what` is written at or after a step."""
     owner, name = {
-        "save": (pretraining, "save_checkpoint"),
+        "save": (callbacks, "save_checkpoint"),
         "export": (pretraining, "export_encoder"),
         "metrics": (RunFolder, "append"),
     }[what]
@@ -265,7 +266,7 @@ def full_disk(what: str, step: int) -> None:
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, free)
 
-    _before(Recorder, "take", lambda recorder, at, *rest: steps.__setitem__(0, at + 1))
+    _before(Training, "update", lambda training, at, *rest: steps.__setitem__(0, at + 1))
     setattr(owner, name, limited)
 
 

@@ -6,9 +6,11 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
+from mimkit.core.batch import Batch
 from mimkit.train.machine import Engine, Machine
 
 CPU = torch.device("cpu")
+BATCH = Batch(torch.zeros(1, 1, 8, 8), torch.arange(1), torch.arange(1))
 
 
 class Busy(nn.Module):
@@ -32,7 +34,7 @@ def chosen(task: nn.Module, **given: object) -> Engine:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        return Engine.choose(Machine(**given), CPU, task, object, None)
+        return Engine.choose(Machine(**given), CPU, task, lambda: BATCH, None)
     finally:
         torch.set_num_threads(before)
 

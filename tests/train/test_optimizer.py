@@ -13,7 +13,7 @@ from torch import nn
 from mimkit.core.config import from_dict, to_dict
 from mimkit.core.errors import UserError
 from mimkit.methods.base import Task
-from mimkit.train.optimizer import AdamWConfig, LarsConfig, OptimizerConfig, SGDConfig, set_decay, set_rates
+from mimkit.train.optimizer import AdamWConfig, LarsConfig, OptimizerConfig, SGDConfig, set_decay, set_lr
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -64,7 +64,7 @@ def test_layers_learn_at_timm_s_rates_and_at_the_published_ones():
     for group in groups:
         assert group["peak"] == group["lr"] == pytest.approx(1.5e-4 * 1024 / 256 * group["lr_scale"])
     optimizer = AdamWConfig(layer_decay=0.75).build(task, 256)
-    set_rates(optimizer, 0.5)
+    set_lr(optimizer, 0.5)
     assert {g["lr"] for g in optimizer.param_groups} == {0.5 * 1.5e-4 * 0.75**i for i in range(14)}
 
 
@@ -162,7 +162,7 @@ def test_optimizers_survive_json_and_checkpoints(config):
     second.load_state_dict(first.state_dict())
     other.load_state_dict(deepcopy(one.state_dict()))
     for model, optimizer in ((first, one), (second, other)):
-        set_rates(optimizer, 0.5)
+        set_lr(optimizer, 0.5)
         gradients(model, 1), optimizer.step()
     torch.testing.assert_close(first.state_dict(), second.state_dict(), rtol=0, atol=0)
 

@@ -29,7 +29,7 @@ from mimkit.masks import RandomMasker
 from mimkit.methods.targets.pixels import Pixels
 from mimkit.recipes import find_recipe, recipes
 from mimkit.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
-from mimkit.train.optimizer import AdamWConfig, set_rates
+from mimkit.train.optimizer import AdamWConfig, set_lr
 from mimkit.train.prepare import Prepared, Pretrain
 from mimkit.train.pretrain import pretrain
 from mimkit.train.recorder import duration
@@ -82,8 +82,8 @@ def test_the_optimizer_is_mae_s():
     assert "decoder.positions" not in names.values()
     for group in optimizer.param_groups:
         assert group["lr"] == pytest.approx(2.4e-3) and group["betas"] == (0.9, 0.95)
-    set_rates(optimizer, 0.5)
-    set_rates(optimizer, 0.25)
+    set_lr(optimizer, 0.5)
+    set_lr(optimizer, 0.25)
     assert [group["lr"] for group in optimizer.param_groups] == [pytest.approx(0.25 * 2.4e-3)] * 2
 
 
@@ -439,7 +439,7 @@ def test_the_machine_is_obeyed_and_changes_no_result(name, deep, tmp_path, monke
         DATA_WORKERS.extend(range(num_workers))
         real_stream(loader, *words, num_workers=num_workers, **how)
 
-    monkeypatch.setattr("mimkit.train.pretrain.save_checkpoint", save)
+    monkeypatch.setattr("mimkit.train.callbacks.save_checkpoint", save)
     monkeypatch.setattr(DataLoader, "__init__", load)
     monkeypatch.setattr(nn.Module, "compile", lambda module, **how: None)  # compiling takes minutes on CPUs
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)

@@ -128,7 +128,7 @@ def shared_precision(first: Contender, out: Path) -> str:
         prepared, machine = Prepared(first.config), first.config.machine
         device = machine.find_device()
         # Chosen once: two runs that chose bfloat16 and float32 by a hair's breadth would not be equals.
-        count = prepared.timed(prepared.micro_batch(device, 1))
+        count = prepared.timing_count(prepared.micro_batch(device, 1))
         plan["precision"] = Engine.choose(
             machine, device, prepared.task, lambda: prepared.sample(count), None
         ).precision

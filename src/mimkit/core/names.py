@@ -38,6 +38,7 @@ ROOMS = {
     "methods.simclr": "SimCLRConfig",
     "methods.simmim": "SimMIMConfig",
     "methods.targets.color": "ColorBins ColorClusters RawPixels",
+    "methods.targets.hog": "HOG",
     "methods.targets.pixels": "Pixels",
     "methods.targets.tokens": "TokenIds",
     "methods.tokenizer": "VQVAEConfig",

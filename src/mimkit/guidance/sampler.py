@@ -40,9 +40,9 @@ class SampleEvidence:
         """Rows and columns of patches."""
         return self.encoder.grid
 
-    def signal(self, wanted: Signal) -> Float[Tensor, "B N C"]:
+    def signal(self, kind: Signal) -> Float[Tensor, "B N C"]:
         """A signal of the encoder in training."""
-        return compute_signal(wanted, self.encoder, patchify(self.sample(), self.encoder.patch))
+        return compute_signal(kind, self.encoder, patchify(self.sample(), self.encoder.patch))
 
     def exploitation(self) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
         """Fractions of the decoder's output that come from visible and from mask tokens."""
@@ -125,18 +125,18 @@ class MaskSampler(nn.Module):
         attention: Float[Tensor, "B N H"] | None = None,
     ) -> Float[Tensor, "B N M"]:
         """The masker's score maps of a batch: looked up where they are cached, else computed from its images."""
-        wanted = self.masker.reads(progress)
-        if wanted is Signal.NONE:
+        kind = self.masker.reads(progress)
+        if kind is Signal.NONE:
             return patches[..., :0]
         if self.cache is not None and len(self.cache) and batch.crop is not None:
             assert batch.flip is not None
             cached = self.cache[batch.index.to(self.cache.device, non_blocking=True)].float()
             return carried(cached, batch.crop, batch.flip, encoder.grid)
-        signal = self.signal(wanted, encoder, patches) if attention is None else attention
+        signal = self.signal(kind, encoder, patches) if attention is None else attention
         return self.masker.score_maps(signal, encoder.grid)
 
     @torch.no_grad()
-    def signal(self, wanted: Signal, encoder: Backbone, patches: Float[Tensor, "B N P"]) -> Float[Tensor, "B N C"]:
+    def signal(self, kind: Signal, encoder: Backbone, patches: Float[Tensor, "B N P"]) -> Float[Tensor, "B N C"]:
         """The signal of whole images, from the model that the masker names."""
         scorer: Backbone = self.slow or encoder
         if self.teacher is not None:
@@ -144,7 +144,7 @@ class MaskSampler(nn.Module):
             images = unpatchify(patches, encoder.patch, encoder.grid)
             scorer, patches = teacher.encoder, patchify(teacher.images(images), teacher.encoder.patch)
         layer = self.guide.layer if isinstance(self.guide, ModelMasker) else -1
-        return compute_signal(wanted, scorer, patches, layer)
+        return compute_signal(kind, scorer, patches, layer)
 
     @torch.no_grad()
     def update(self, encoder: Backbone) -> None:

@@ -1,5 +1,8 @@
 """Signals: an encoder and patches enter, what a masker asked to see of them leaves."""
 
+from collections.abc import Generator
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
@@ -13,35 +16,48 @@ from mimkit.model.vit import Encoder
 
 
 def compute_signal(
-    wanted: Signal, encoder: Backbone, patches: Float[Tensor, "B N P"], layer: int = -1
+    kind: Signal, encoder: Backbone, patches: Float[Tensor, "B N P"], layer: int = -1
 ) -> Float[Tensor, "B N C"]:
     """The signal of an encoder that sees all patches: without gradient, without dropping anything.
 
     A fifth signal is one member of `Signal` and one branch here.
+
+    Args:
+        layer: the block whose output `Signal.FEATURES` is, counted from the end.
     """
-    if wanted is Signal.NONE:
+    if kind is Signal.NONE:
         return patches[..., :0]
     assert isinstance(encoder, Encoder), "refused by methods that train other encoders"
-    awake = [part for part in encoder.modules() if part.training]
-    if not any(
-        isinstance(part, (nn.Dropout, DropPath)) and (getattr(part, "p", 0) or getattr(part, "drop_prob", 0))
-        for part in awake
-    ):
-        awake = []  # nothing drops: a compiled step need not switch anything
-    for part in awake:
-        part.training = False
-    try:
+    with nothing_dropped(encoder):
         tokens = encoder.embed(patches)
-        if wanted is Signal.PATCHES:
+        if kind is Signal.PATCHES:
             return tokens.patches
         blocks = encoder.timm.blocks
-        if wanted is Signal.FEATURES:
+        if kind is Signal.FEATURES:
             return encoder.through(tokens, len(blocks) + 1 + layer).patches
-        before = torch.cat(encoder.through(tokens, len(blocks) - 1), dim=1)
-        return class_attention(blocks[-1], before, tokens.prefix.shape[1])
+        before_last = torch.cat(encoder.through(tokens, len(blocks) - 1), dim=1)
+        return class_attention(blocks[-1], before_last, tokens.prefix.shape[1])
+
+
+@contextmanager
+def nothing_dropped(encoder: Encoder) -> Generator[None]:
+    """Evaluation mode for an encoder in training, and back; modules that were in evaluation mode stay in it.
+
+    Where nothing drops anyway nothing is switched, for a compiled step would guard on every switch.
+    """
+    in_training = [module for module in encoder.modules() if module.training]
+    drops = any(
+        (isinstance(module, nn.Dropout) and module.p > 0) or (isinstance(module, DropPath) and bool(module.drop_prob))
+        for module in in_training
+    )
+    switched = in_training if drops else []
+    for module in switched:
+        module.training = False
+    try:
+        yield
     finally:
-        for part in awake:
-            part.training = True
+        for module in switched:
+            module.training = True
 
 
 def carried(

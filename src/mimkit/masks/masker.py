@@ -40,7 +40,7 @@ class Evidence(Protocol):
         """Rows and columns of patches."""
         ...
 
-    def signal(self, wanted: Signal) -> Float[Tensor, "B N C"]:
+    def signal(self, kind: Signal) -> Float[Tensor, "B N C"]:
         """A signal of the encoder in training."""
         ...
 

@@ -123,5 +123,5 @@ class MaskedConfig(MethodConfig):
 
     @property
     def attention_teacher(self) -> str | None:
-        """The method's own teacher, whose attention a masker reads that names no other; empty where none is given yet."""
+        """The method's own teacher, whose attention a masker reads that names no other; empty: not given yet."""
         return None

@@ -22,8 +22,8 @@ from mimkit.model.vit import Encoder
 class DINOConfig(MethodConfig):
     """DINO (Caron et al. 2021, arXiv:2104.14294; facebookresearch/dino:main_dino.py), for ViTs.
 
-    The first view and the first of `images.other_views` are the whole ones, which the teacher sees too; the further ones are
-    crops for the student alone, as many and as small as they are. The encoder that leaves is the teacher's.
+    The first view and the first of `images.other_views` are whole ones, which the teacher sees too; the further
+    ones are crops for the student alone, as many and as small as they are. The encoder that leaves is the teacher's.
     """
 
     temperature: float = 0.1
@@ -101,8 +101,11 @@ class DINO(Method):
         self.seen.add_(teacher.mean(dim=(0, 1)))
         self.passes.add_(1)
         sharp = self.teacher_temperature(progress if batch.progress is None else batch.progress)
-        found = distil(student, teacher, self.center, self.config.temperature, sharp)
-        return Step(found.loss, {"entropy": found.entropy, "spread": feature_spread(features[: len(batch.images)])})
+        distillation = distil(student, teacher, self.center, self.config.temperature, sharp)
+        return Step(
+            distillation.loss,
+            {"entropy": distillation.entropy, "spread": feature_spread(features[: len(batch.images)])},
+        )
 
     def teacher_temperature(self, moment: float | Float[Tensor, ""]) -> float | Float[Tensor, ""]:
         """The teacher's temperature when so much of training is over."""

@@ -9,7 +9,7 @@ from mimkit.masks.informed import choice
 from mimkit.methods.base import MaskedConfig
 from mimkit.methods.losses import DISTANCES, disagreement, squared_error
 from mimkit.methods.mae import MAE
-from mimkit.methods.targets.pixels import Pixels
+from mimkit.methods.targets.pixels import PatchTarget, Pixels
 from mimkit.model.decoder import Decoder, DecoderConfig
 from mimkit.model.vit import Encoder
 
@@ -22,7 +22,7 @@ class EMAEConfig(MaskedConfig):
     """
 
     masker: Masker = field(default_factory=PartitionMasker)
-    target: Pixels = field(default_factory=Pixels)
+    target: PatchTarget = field(default_factory=Pixels)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     weight: float = 1.0
     """Of the self-consistency beside the reconstruction; 0 leaves the parallel masks alone."""
@@ -47,7 +47,7 @@ class EMAEConfig(MaskedConfig):
                 f"the two views of {name} hide no patch in common, so nothing can agree: use PartitionMasker with "
                 "masker.parts 3 or more, or method.weight 0"
             )
-        outputs = encoder.patch[0] * encoder.patch[1] * encoder.channels
+        outputs = self.target.outputs(encoder.patch, encoder.channels)
         method = EMAE(encoder, self.decoder.build(encoder, outputs), masker, self.target, self)
         if method.mask_sampler.views == 1:
             raise UserError(f"EMAE compares several views of a picture and {name} makes one: use PartitionMasker")
@@ -57,7 +57,9 @@ class EMAEConfig(MaskedConfig):
 class EMAE(MAE):
     """An MAE over all parts of a picture, plus agreement of two predictions where a patch is hidden in both parts."""
 
-    def __init__(self, encoder: Encoder, decoder: Decoder, masker: Masker, target: Pixels, config: EMAEConfig) -> None:
+    def __init__(
+        self, encoder: Encoder, decoder: Decoder, masker: Masker, target: PatchTarget, config: EMAEConfig
+    ) -> None:
         super().__init__(encoder, decoder, masker, target)
         self.config = config
         self.partition = isinstance(masker, PartitionMasker) and masker.mode == "parallel"

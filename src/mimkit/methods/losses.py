@@ -61,10 +61,10 @@ def disagreement(
     parts, total = prediction.shape[1], prediction.new_zeros(())
     for i in range(parts):
         for j in range(i + 1, parts):
-            other = prediction[:, j].detach() if stop_gradient and not ordered else prediction[:, j]
+            target = prediction[:, j].detach() if stop_gradient and not ordered else prediction[:, j]
             both = hidden[:, i] & hidden[:, j]
-            apart = measure(prediction[:, i] - other).mean(dim=2)
-            total = total + (apart * both).sum() / both.sum().clamp(min=1)
+            distances = measure(prediction[:, i] - target).mean(dim=2)
+            total = total + (distances * both).sum() / both.sum().clamp(min=1)
     total = total / (parts * (parts - 1) / 2)
     return (total + total.detach()) / 2 if stop_gradient and ordered else total
 
@@ -167,12 +167,12 @@ def distil(
     pictures and pairs of two views. The teacher's views are the first of the student's; it gets no gradient.
     """
     with torch.autocast(student.device.type, enabled=False):
-        wanted = ((teacher.detach().float() - center) / teacher_temperature).log_softmax(dim=2)
-        chance = wanted.exp()
-        terms = -torch.einsum("tbk,vbk->tv", chance, (student.float() / temperature).log_softmax(dim=2))
+        log_targets = ((teacher.detach().float() - center) / teacher_temperature).log_softmax(dim=2)
+        targets = log_targets.exp()
+        terms = -torch.einsum("tbk,vbk->tv", targets, (student.float() / temperature).log_softmax(dim=2))
         pairs = 1 - torch.eye(*terms.shape, device=terms.device)
         loss = (terms * pairs).sum() / (pairs.sum() * student.shape[1])
-        return Distillation(loss, -(chance * wanted).sum(dim=2).mean())
+        return Distillation(loss, -(targets * log_targets).sum(dim=2).mean())
 
 
 def _contrast(
@@ -183,11 +183,11 @@ def _contrast(
     own: Int64[Tensor, " B"] | None = None,
 ) -> Contrast:
     """Cross-entropy of finding column `twin` in each row; column `own` is no candidate."""
-    seen = cosines.detach()
-    paired = seen.gather(1, twin.unsqueeze(1)).squeeze(1)
-    other_views, count = seen.sum(dim=1) - paired, seen.shape[1] - 1
+    detached = cosines.detach()
+    paired = detached.gather(1, twin.unsqueeze(1)).squeeze(1)
+    other_views, count = detached.sum(dim=1) - paired, detached.shape[1] - 1
     if own is not None:
-        other_views, count = other_views - seen.gather(1, own.unsqueeze(1)).squeeze(1), count - 1
+        other_views, count = other_views - detached.gather(1, own.unsqueeze(1)).squeeze(1), count - 1
         cosines = cosines.scatter(1, own.unsqueeze(1), float("-inf"))
     loss = F.cross_entropy(cosines / temperature, twin) * scale
     return Contrast(loss, paired.mean(), other_views.mean() / count)

@@ -12,7 +12,7 @@ from mimkit.guidance.exploitation import Exploitation, decoder_attention, exploi
 from mimkit.masks import Mask, Masker, RandomMasker
 from mimkit.methods.base import MaskedConfig, MaskedMethod
 from mimkit.methods.losses import squared_error
-from mimkit.methods.targets.pixels import Pixels
+from mimkit.methods.targets.pixels import PatchTarget, Pixels
 from mimkit.model.decoder import Decoder, DecoderConfig
 from mimkit.model.patches import patchify, unpatchify
 from mimkit.model.vit import Encoder
@@ -23,11 +23,11 @@ class MAEConfig(MaskedConfig):
     """Masked autoencoder (He et al. 2022, arXiv:2111.06377)."""
 
     masker: Masker = field(default_factory=RandomMasker)
-    target: Pixels = field(default_factory=Pixels)
+    target: PatchTarget = field(default_factory=Pixels)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
 
     def build(self, encoder: Encoder) -> "MAE":
-        outputs = encoder.patch[0] * encoder.patch[1] * encoder.channels
+        outputs = self.target.outputs(encoder.patch, encoder.channels)
         return MAE(encoder, self.decoder.build(encoder, outputs), self.masker, self.target)
 
 
@@ -37,11 +37,11 @@ class MAE(MaskedMethod):
     encoder: Encoder  # type: ignore[bad-override]
     decoder: Decoder  # type: ignore[bad-override]
 
-    def __init__(self, encoder: Encoder, decoder: Decoder, masker: Masker, target: Pixels) -> None:
+    def __init__(self, encoder: Encoder, decoder: Decoder, masker: Masker, target: PatchTarget) -> None:
         super().__init__(encoder, masker)
         self.decoder, self.target = decoder, target
 
-    def predict(self, patches: Float[Tensor, "B N P"], mask: Mask) -> Float[Tensor, "BK N P"]:
+    def predict(self, patches: Float[Tensor, "B N P"], mask: Mask) -> Float[Tensor, "BK N O"]:
         """Predictions for every patch of every view."""
         return self.decoder(self.encoder.encode(self.encoder.embed(patches, mask), mask), mask)
 
@@ -64,13 +64,15 @@ class MAE(MaskedMethod):
         self.train(training)
         return rates
 
-    def reconstruct(self, batch: Batch, progress: float) -> tuple[Tensor, Mask]:
+    def reconstruct(self, batch: Batch, progress: float) -> tuple[Tensor, Mask] | None:
         """Pictures of what it learned: predictions (BK, C, H, W) in the input's normalization, and the mask.
 
         With a standardized target each patch borrows mean and variance of the true patch, so contrast and color of
-        hidden patches are not the model's own.
+        hidden patches are not the model's own; None of a target that cannot be drawn.
         """
         patches, mask, _ = self.sample(batch, progress)
         prediction = self.predict(patches, mask)
         restored = self.target.restore(prediction, mask.repeat(patches))
+        if restored is None:
+            return None
         return unpatchify(restored, self.encoder.patch, self.encoder.grid), mask

@@ -54,7 +54,7 @@ class MaskAlignConfig(MaskedConfig):
         refuse_exploitation(self.masker, "MaskAlign")
         assert encoder.mean is not None and encoder.std is not None
         teacher = Teacher(self.teacher, encoder.grid, encoder.channels, encoder.mean, encoder.std)
-        sizes = [(part.width, len(part.timm.blocks)) for part in (encoder, teacher.encoder)]
+        sizes = [(model.width, len(model.timm.blocks)) for model in (encoder, teacher.encoder)]
         layers = sizes[1][1] if self.layers is None else self.layers
         kinds = dict(layers=layers, mixture=self.mixture, adapter=self.adapter, order=self.order)
         return MaskAlign(encoder, teacher, Alignment(sizes[0], sizes[1], **kinds), self.masker)  # type: ignore[arg-type]
@@ -82,14 +82,15 @@ class MaskAlign(MaskedMethod):
         """Predictions and targets, (BK, class token + V, C) for each imitated block; the mask, and its log."""
         # One pass of the teacher gives the targets and, where the masker wants it, the attention that it hides by.
         attention = self.mask_sampler.uses_method_teacher(progress)
-        seen = self.teacher.network.features(batch.images, self.alignment.layers, attention=attention)
-        patches, mask, logs = self.sample(batch, progress, seen.attention)
+        features = self.teacher.network.features(batch.images, self.alignment.layers, attention=attention)
+        patches, mask, logs = self.sample(batch, progress, features.attention)
         blocks = self.encoder.by_block(self.encoder.embed(patches, mask), mask)
         predictions = self.alignment([self.joined(tokens) for tokens in blocks])
         targets = []
-        for tokens in seen.blocks:
-            chosen = self.joined(Tokens(mask.repeat(tokens.prefix), mask.take(mask.repeat(tokens.patches)))).float()
-            targets.append(F.layer_norm(chosen, chosen.shape[2:], eps=1e-5))
+        for tokens in features.blocks:
+            visible = Tokens(mask.repeat(tokens.prefix), mask.take(mask.repeat(tokens.patches)))
+            target = self.joined(visible).float()
+            targets.append(F.layer_norm(target, target.shape[2:], eps=1e-5))
         return predictions, targets, mask, logs
 
     def joined(self, tokens: Tokens) -> Float[Tensor, "B T D"]:

@@ -23,7 +23,7 @@ from mimkit.model.projector import Embedder, Pool, SlowCopy, mlp
 class MoCoConfig(MethodConfig):
     """Momentum contrast (v1: He et al. 2020, arXiv:1911.05722; v2: Chen et al. 2020, arXiv:2003.04297).
 
-    The other view is the first of `images.other_views`. The defaults are v2's; v1 has a linear head and temperature 0.07.
+    The other view is the first of `images.other_views`. The defaults are v2's; v1 has a linear head and 0.07.
     A ResNet's BatchNorm tells which key is whose unless several processes shuffle them: use more than one.
     """
 
@@ -81,8 +81,8 @@ class MoCo(Method):
     def forward(self, batch: Batch, progress: float) -> Step:
         features = self.embedder.features(batch.images)
         own, self.fresh = self.momentum_keys(second_view(batch), batch.rng_keys)
-        found = info_nce(self.embedder.projector(features), own, self.queue, self.temperature)
-        return Step(found.loss, describe(found, features))
+        contrast = info_nce(self.embedder.projector(features), own, self.queue, self.temperature)
+        return Step(contrast.loss, describe(contrast, features))
 
     @torch.no_grad()
     def momentum_keys(

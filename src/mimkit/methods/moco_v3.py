@@ -22,8 +22,8 @@ from mimkit.model.vit import Encoder
 class MoCoV3Config(MethodConfig):
     """MoCo v3 (Chen, Xie, He 2021, arXiv:2104.02057; facebookresearch/moco-v3:moco/builder.py, vits.py).
 
-    The other view is the first of `images.other_views`. Under a ViT or Swin the projector has three layers and both heads
-    end in BatchNorm; under a ResNet it has two, and the predictor ends without. BatchNorm is over all processes.
+    The other view is the first of `images.other_views`. Under a ViT or Swin the projector has three layers and both
+    heads end in BatchNorm; under a ResNet it has two, and the predictor ends without. BatchNorm is over all processes.
     """
 
     windows = convolutions = needs_whole_batch = True
@@ -81,8 +81,9 @@ class MoCoV3(Method):
         views = batch.images, second_view(batch)
         features, momentum_keys = [self.embedder.features(view) for view in views], [self.slow(view) for view in views]
         queries = [self.predictor(self.embedder.projector(feature)) for feature in features]
-        one, two = (in_batch(queries[i], momentum_keys[1 - i], self.temperature) for i in range(2))
-        return Step(one.loss + two.loss, describe(one, features[0]))
+        first = in_batch(queries[0], momentum_keys[1], self.temperature)
+        second = in_batch(queries[1], momentum_keys[0], self.temperature)
+        return Step(first.loss + second.loss, describe(first, features[0]))
 
     def after_step(self, progress: float) -> None:
         rest = (1 - self.momentum) * (1 + math.cos(math.pi * progress)) / 2

@@ -57,9 +57,9 @@ class SimCLR(Method):
 
     def forward(self, batch: Batch, progress: float) -> Step:
         features = self.embedder.features(torch.cat([batch.images, second_view(batch)]))
-        one, two = self.embedder.projector(features).chunk(2)
-        found = nt_xent(one, two, self.temperature, self.scale)
-        return Step(found.loss, describe(found, features))
+        first, second = self.embedder.projector(features).chunk(2)
+        contrast = nt_xent(first, second, self.temperature, self.scale)
+        return Step(contrast.loss, describe(contrast, features))
 
 
 def check_temperature(temperature: float) -> None:
@@ -76,15 +76,15 @@ def second_view(batch: Batch) -> Float[Tensor, "B C h w"]:
     """
     if not batch.other_views:
         raise UserError(
-            "a contrastive method compares two views of each picture and this run makes one: give images.other_views a view "
-            "in the recipe, as those of mimkit.recipes.contrastive do"
+            "a contrastive method compares two views of each picture and this run makes one: give images.other_views "
+            "a view in the recipe, as those of mimkit.recipes.contrastive do"
         )
     return batch.other_views[0]
 
 
-def describe(found: Contrast, features: Float[Tensor, "B D"]) -> dict[str, Tensor]:
+def describe(contrast: Contrast, features: Float[Tensor, "B D"]) -> dict[str, Tensor]:
     """What to log: mean cosines with the own other view and with all others, and `spread`, which is 0 at collapse.
 
     `features` are those of the encoder: BatchNorm at the end of a projector would hide that all are nearly one.
     """
-    return {"positive": found.positive, "negative": found.negative, "spread": feature_spread(features)}
+    return {"positive": contrast.positive, "negative": contrast.negative, "spread": feature_spread(features)}

@@ -63,10 +63,10 @@ class VQVAE(Method):
     def forward(self, batch: Batch, progress: float) -> Step:
         vectors = self.tokenizer.encode(batch.images)
         ids = self.tokenizer.nearest(vectors.detach())
-        chosen = self.tokenizer.codes[ids]
-        pictures = self.tokenizer.decode(vectors + (chosen - vectors).detach())
+        codes = self.tokenizer.codes[ids]
+        pictures = self.tokenizer.decode(vectors + (codes - vectors).detach())
         error = F.mse_loss(pictures.float(), batch.images.float())
-        distance = (vectors - chosen).square().sum(dim=3).mean()
+        distance = (vectors - codes).square().sum(dim=3).mean()
         self.note(vectors.detach(), ids, batch.rng_keys)
         ones = torch.ones_like(ids, dtype=torch.float32).flatten()
         use = torch.zeros_like(self.average[:, 0]).index_add(0, ids.flatten(), ones) / len(ones)
@@ -80,8 +80,8 @@ class VQVAE(Method):
         """Add up which tokens chose which vector, and what the pictures offer."""
         tokens = F.pad(vectors.flatten(1, 2), (0, 1), value=1.0)
         self.seen[0].index_add_(0, ids.flatten(), tokens.flatten(0, 1))
-        place, vector = (uniform(rng_keys, 1, stream)[:, 0] for stream in range(2))
-        place, vector = (place * tokens.shape[1]).long(), (vector * len(self.average)).long()
+        place = (uniform(rng_keys, 1, 0)[:, 0] * tokens.shape[1]).long()
+        vector = (uniform(rng_keys, 1, 1)[:, 0] * len(self.average)).long()
         self.seen[1].index_add_(0, vector, tokens[torch.arange(len(tokens), device=rng_keys.device), place])
 
     @torch.no_grad()
@@ -91,8 +91,8 @@ class VQVAE(Method):
         dead = (self.average[:, -1:] < DEAD) & (offered[:, -1:] > 0)
         fresh = F.pad(F.normalize(offered[:, :-1], dim=1), (0, 1), value=1.0) * (2 * DEAD)
         self.average.copy_(torch.where(dead, fresh, self.average))
-        known = self.average[:, -1:] > 0
-        self.tokenizer.codes.copy_(torch.where(known, F.normalize(self.average[:, :-1], dim=1), self.tokenizer.codes))
+        in_use = self.average[:, -1:] > 0
+        self.tokenizer.codes.copy_(torch.where(in_use, F.normalize(self.average[:, :-1], dim=1), self.tokenizer.codes))
         self.seen.zero_()
 
     def reconstruct(self, batch: Batch, progress: float) -> tuple[Float[Tensor, "B C H W"], Mask]:

@@ -11,7 +11,16 @@ from mimkit.core.names import trust, working_folder_on_path
 if TYPE_CHECKING:
     from mimkit.train.prepare import Pretrain
 
-METHODS = ("mae", "simmim", "emae", "maskalign", "simclr", "moco", "dino")  # in this order stand their recipes
+METHODS = (
+    "mae",
+    "simmim",
+    "maskfeat",
+    "emae",
+    "maskalign",
+    "simclr",
+    "moco",
+    "dino",
+)  # in this order stand their recipes
 
 
 def recipes(finetuning: bool = False) -> dict[str, tuple[str, str]]:

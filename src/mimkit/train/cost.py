@@ -1,87 +1,115 @@
-"""Work: runs enter; what a step of each costs for one picture leaves, in FLOPs or in seconds on this machine."""
+"""Cost: runs enter; what a step of each costs for one picture leaves, in FLOPs or in seconds on this machine."""
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mimkit.core.batch import Batch
 from mimkit.data.pictures import Subset, sample
 from mimkit.guidance.sampler import MaskSampler
 from mimkit.masks.informed import ModelMasker
-from mimkit.methods.base import MaskedConfig
+from mimkit.methods.base import MaskedConfig, Method
 from mimkit.model.patches import patchify
 from mimkit.train.machine import Engine
 from mimkit.train.prepare import Prepared, Pretrain
 
-PROGRESS_POINTS = tuple((number + 0.5) / 8 for number in range(8))  # of training, at which a step is weighed or timed
-WEIGHED = 8  # pictures of the step that is weighed
+PROGRESS_POINTS = tuple((number + 0.5) / 8 for number in range(8))  # of training, at which a step is counted or timed
+COUNTED = 8  # pictures of the step whose FLOPs are counted
 READ = 1024  # pictures that timed steps are made of
 
 
 def count_flops(configs: Sequence[Pretrain]) -> list[float]:
-    """FLOPs of a step for one picture, the mean over training, looks included: matrix products and convolutions."""
-    weights = []
-    for config in configs:
-        ready = Prepared(config)
-        task, batch = ready.task, ready.sample(WEIGHED)
-        engine = Engine(device=torch.device("cpu"), precision="float32", attention="plain", compile=False, threads=1)
-        engine.set_attention(task)  # the counter adds to fused attention what it computes again in the backward pass
-        saved = unlooked(config)
-        steps = (
-            flops(engine.step, task, batch, m, True, 1.0) - saved * flops(look, task, batch, m) for m in PROGRESS_POINTS
-        )
-        weights.append(statistics.mean(steps))
-    return weights
+    """FLOPs of a step for one picture, the mean over training: matrix products and convolutions.
+
+    What a masker computes to see is included, as far as it does not keep its score maps for several epochs.
+    """
+    return [_flops_of_a_step(config) for config in configs]
+
+
+def _flops_of_a_step(config: Pretrain) -> float:
+    prepared = Prepared(config)
+    task, batch = prepared.task, prepared.sample(COUNTED)
+    engine = Engine(device=torch.device("cpu"), precision="float32", attention="plain", compile=False, threads=1)
+    engine.set_attention(task)  # of fused attention the counter adds what it computes again in the backward pass
+    saved = cached_fraction(config)
+    costs = []
+    for progress in PROGRESS_POINTS:
+        step = flops_per_picture(engine.step, task, batch, progress, True, 1.0)
+        looking = flops_per_picture(compute_score_maps, task, batch, progress)
+        costs.append(step - saved * looking)
+    return statistics.mean(costs)
+
+
+@dataclass
+class TimedRun:
+    """One of several runs whose steps are timed in turns."""
+
+    engine: Engine
+    task: Method
+    module: nn.Module
+    batches: Iterator[Batch]
+    saved: float
+    """Fraction of the time for score maps that a cache saves."""
+    seconds: list[float] = field(default_factory=list)
+    """For one picture, step by step."""
+
+    def step(self, progress: float) -> None:
+        """Time one step, and what its masker computes to see."""
+        torch.set_num_threads(self.engine.threads)
+        start = time.perf_counter()
+        batch = next(self.batches)
+        self.engine.step(self.module, batch, progress, True, 1.0).loss.item()
+        end = time.perf_counter()
+        with self.engine.autocast():
+            compute_score_maps(self.task, batch, progress)
+        torch.empty(1, device=self.engine.device).fill_(0).item()  # a GPU is waited for
+        looking = time.perf_counter() - end
+        self.seconds.append((end - start - self.saved * looking) / len(batch.images))
 
 
 def time_step(configs: Sequence[Pretrain]) -> list[float]:
     """Seconds of a step for one picture, its views included: the mean over rounds in which all take turns."""
-    timed = []
-    for config in configs:
-        ready, device = Prepared(config), config.machine.find_device()
-        count = ready.timed(ready.micro_batch(device, 1))
-        engine = Engine.choose(config.machine, device, ready.task, lambda one=ready.sample(count): one, None)
-        ready.config = replace(config, batch_size=count)
-        ready.pictures = Subset(ready.pictures, torch.tensor(sample(len(ready.pictures), READ)))
-        task, how = engine.wrap(ready.task), dict(rank=0, world=1, workers=config.machine.readers())
-        loader = ready.loader(device, micro_batch=count, log=lambda line: None, **how)
-        timed.append((engine, task, loader.micro_batches(0, len(PROGRESS_POINTS) + 1), unlooked(config)))
-    rows: list[list[float]] = [[] for _ in configs]
-    for moment in (0.0, *PROGRESS_POINTS):
-        for row, (engine, task, batches, saved) in zip(rows, timed, strict=True):
-            torch.set_num_threads(engine.threads)
-            start = time.perf_counter()
-            batch = next(batches)
-            engine.step(task, batch, moment, True, 1.0).loss.item()
-            end = time.perf_counter()
-            with engine.autocast():
-                look(engine.plain(task), batch, moment)
-            torch.empty(1, device=engine.device).fill_(0).item()  # a GPU is waited for
-            looked = time.perf_counter() - end
-            row.append((end - start - saved * looked) / len(batch.images))
-    return [statistics.mean(row[1:]) for row in rows]  # the first one warms up
+    runs = [_open_timed(config) for config in configs]
+    for progress in (0.0, *PROGRESS_POINTS):
+        for run in runs:
+            run.step(progress)
+    return [statistics.mean(run.seconds[1:]) for run in runs]  # the first one warms up
 
 
-def flops(work: Callable[..., Any], *asked: Any) -> float:
-    """What this counts for one picture."""
+def _open_timed(config: Pretrain) -> TimedRun:
+    prepared, device = Prepared(config), config.machine.find_device()
+    count = prepared.timing_count(prepared.micro_batch(device, 1))
+    engine = Engine.choose(config.machine, device, prepared.task, lambda: prepared.sample(count), None)
+    prepared.config = replace(config, batch_size=count)
+    prepared.pictures = Subset(prepared.pictures, torch.tensor(sample(len(prepared.pictures), READ)))
+    module = engine.wrap(prepared.task)
+    loader = prepared.loader(device, micro_batch=count, workers=config.machine.readers(), rank=0, world=1)
+    batches = loader.micro_batches(0, len(PROGRESS_POINTS) + 1)
+    return TimedRun(engine, prepared.task, module, batches, cached_fraction(config))
+
+
+def flops_per_picture(work: Callable[..., Any], *arguments: Any) -> float:
+    """What `work` counts for one picture."""
     with FlopCounterMode(display=False) as counter:
-        work(*asked)
-    return counter.get_total_flops() / WEIGHED
+        work(*arguments)
+    return counter.get_total_flops() / COUNTED
 
 
-def look(task: Any, batch: Batch, moment: float) -> None:
-    """Only what a masker looks at for this batch, unless the method has looked anyway."""
-    for part in task.modules():
-        if isinstance(part, MaskSampler) and not part.uses_method_teacher(moment):
-            part.score_maps(task.encoder, patchify(batch.images, task.encoder.patch), replace(batch, crop=None), moment)
+def compute_score_maps(task: Method, batch: Batch, progress: float) -> None:
+    """Only what a masker computes to see this batch, unless the method computes that anyway."""
+    for module in task.modules():
+        if isinstance(module, MaskSampler) and not module.uses_method_teacher(progress):
+            patches = patchify(batch.images, task.encoder.patch)
+            module.score_maps(task.encoder, patches, replace(batch, crop=None), progress)
 
 
-def unlooked(config: Pretrain) -> float:
-    """Share of the looks that a masker saves when it keeps its maps for several epochs."""
+def cached_fraction(config: Pretrain) -> float:
+    """Fraction of its seeing that a masker saves when it keeps its score maps for several epochs."""
     guide = config.method.masker.guide if isinstance(config.method, MaskedConfig) else None
     return 1 - 1 / max(1, guide.refresh) if isinstance(guide, ModelMasker) else 0.0

@@ -13,29 +13,29 @@ from mimkit.data.loader import evaluation_batches
 from mimkit.data.pictures import Pictures, Subset
 from mimkit.data.views import Whole
 
-SOME = 256  # pictures on which moments are measured
+SAMPLE = 256  # pictures on which maskers and targets learn about a set
 
 
 def open_dataset_view(
     pictures: Pictures,
-    *,
     size: tuple[int, int],
     mean: Sequence[float],
     std: Sequence[float],
+    *,
     device: torch.device,
     workers: int,
 ) -> DatasetView:
-    """Whole pictures, not mirrored; `every` gives each process its own part of them."""
+    """Whole pictures, not mirrored; `batches` gives each process its own part of them."""
     settings: dict[str, Any] = dict(size=size, mean=mean, std=std, device=device, view=Whole(flip=0.0), workers=workers)
 
     @cache
-    def some() -> Tensor:
-        return torch.cat([images for images, _, _ in evaluation_batches(pictures, limit=SOME, **settings)])
+    def sample() -> Tensor:
+        return torch.cat([images for images, _, _ in evaluation_batches(pictures, limit=SAMPLE, **settings)])
 
-    def every() -> Iterator[tuple[Tensor, Tensor]]:
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
         mine = torch.arange(distributed.rank(), len(pictures), distributed.world())
-        part = pictures if distributed.world() == 1 else Subset(pictures, mine)
-        for images, _, index in evaluation_batches(part, **settings):
+        subset = pictures if distributed.world() == 1 else Subset(pictures, mine)
+        for images, _, index in evaluation_batches(subset, **settings):
             yield images, mine[index]
 
-    return DatasetView(len(pictures), some, every, pictures.labels, len(pictures.classes or ()))
+    return DatasetView(len(pictures), sample, batches, pictures.labels, len(pictures.classes or ()))

@@ -13,18 +13,18 @@ from mimkit.weights.timm import export_timm
 
 
 def export_encoder(
-    ready: Prepared, folder: Path, *, recipe: str, step: int, measured: Mapping[str, float], to: str = "timm"
+    prepared: Prepared, folder: Path, *, recipe: str, step: int, measured: Mapping[str, float], to: str = "timm"
 ) -> None:
     """Write the model as it stands after `step` steps; `to` is `timm` or `huggingface` (MAE alone)."""
-    config, (mean, std) = ready.config, ready.statistics
+    config, (mean, std) = prepared.config, prepared.statistics
     card = model_card(
         architecture=config.encoder.name,
         recipe=recipe,
-        data=ready.name,
-        pictures=ready.count,
+        data=prepared.name,
+        pictures=prepared.count,
         steps=step,
-        epochs=step * config.batch_size / ready.count,
-        size=ready.size,
+        epochs=step * config.batch_size / prepared.count,
+        size=prepared.size,
         mean=mean,
         std=std,
         measured=measured,
@@ -34,16 +34,16 @@ def export_encoder(
     )
     if to == "timm":
         export_timm(
-            ready.encoder,
+            prepared.encoder,
             folder,
-            model_args=config.encoder.timm_args(ready.size, ready.channels),
+            model_args=config.encoder.timm_args(prepared.size, prepared.channels),
             mean=mean,
             std=std,
             card=card,
             name=config.encoder.name,
-            crop_pct=0.875 if min(ready.size) >= 128 else 1.0,
+            crop_pct=0.875 if min(prepared.size) >= 128 else 1.0,
         )
         return
-    if not isinstance(ready.task, MAE):
-        raise UserError(f"{type(ready.task).__name__} cannot be written for Hugging Face, an MAE can: use --to timm")
-    export_huggingface(ready.task, folder, mean=mean, std=std, card=card)
+    if not isinstance(prepared.task, MAE):
+        raise UserError(f"{type(prepared.task).__name__} cannot be written for Hugging Face, an MAE can: use --to timm")
+    export_huggingface(prepared.task, folder, mean=mean, std=std, card=card)

@@ -1,10 +1,11 @@
 """Machine: settings that should not change results enter; an Engine that runs a task on this hardware leaves."""
 
 import ctypes
+import inspect
 import os
 import sys
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -16,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mimkit.core import distributed
 from mimkit.core.batch import Batch, Step
 from mimkit.core.errors import UserError, unknown
+from mimkit.guidance.sampler import MaskSampler
 from mimkit.methods.base import Task
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -123,28 +125,27 @@ class Engine:
         device: torch.device,
         task: nn.Module,
         sample: Callable[[], Batch],
-        kept: dict[str, Any] | None,
+        before: Mapping[str, Any] | None,
     ) -> "Engine":
         """Make the choices that are left to us; on CPUs by timing steps of the task on a few pictures.
 
-        `kept` holds the choices of an earlier part of the same run; settings that are given win over them.
+        `before` holds the choices of an earlier part of the same run; settings that are given win over them.
         """
         keep_freed_memory()
-        good = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
-        compiled = device.type == "cuda" if machine.compile is None else machine.compile
-        kept = kept or {}
+        choices: Mapping[str, Any] = before or {}
+        has_bfloat16 = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = choices.get("precision", "bfloat16" if has_bfloat16 else "float32")
+        attention = choices.get("attention", "fused")
 
         def decide() -> dict[str, Any]:
             engine = Engine(
                 device=device,
-                precision=machine.precision
-                if machine.precision != "auto"
-                else kept.get("precision", "bfloat16" if good else "float32"),
-                attention=machine.attention if machine.attention != "auto" else kept.get("attention", "fused"),
-                compile=compiled,
-                threads=machine.threads or kept.get("threads") or torch.get_num_threads(),
+                precision=precision if machine.precision == "auto" else machine.precision,
+                attention=attention if machine.attention == "auto" else machine.attention,
+                compile=device.type == "cuda" if machine.compile is None else machine.compile,
+                threads=machine.threads or choices.get("threads") or torch.get_num_threads(),
             )
-            if device.type == "cpu" and not kept:
+            if device.type == "cpu" and not choices:
                 with untouched(task):
                     engine.time_choices(machine, task, sample)
             return engine.describe()
@@ -164,32 +165,36 @@ class Engine:
         attentions = ["fused", "plain"] if machine.attention == "auto" else [machine.attention]
         # Plain attention pays in bfloat16 alone on CPUs (see docs/performance.md), so float32 is timed once.
         pairs = [(p, a) for p in precisions for a in attentions if p == "bfloat16" or a == attentions[0]]
-        threads = [self.threads, 1] if machine.threads is None and self.threads > 1 else [self.threads]
-        batch = sample() if len(pairs) > 1 or len(threads) > 1 else None
-        if batch is None:
+        thread_counts = [self.threads, 1] if machine.threads is None and self.threads > 1 else [self.threads]
+        if len(pairs) == len(thread_counts) == 1:
             self.precision, self.attention = pairs[0]
             return
+        batch, threads = sample(), self.threads
 
-        def least(clock: Callable[[], float], precision: str, attention: str, count: int) -> float:
-            self.precision, self.attention = precision, attention
+        def seconds(clock: Callable[[], float], pair: tuple[str, str], count: int) -> float:
+            self.precision, self.attention = pair
             torch.set_num_threads(count)
             self.set_attention(task)
-            best = float("inf")
-            for _ in range(4):
-                start = clock()
-                with self.autocast():
-                    loss = task(batch, 0.0).loss
-                loss.backward()
-                task.zero_grad(set_to_none=True)
-                best = min(best, clock() - start)
-                if best > 2.0:
-                    break
-            return best
+            return self.least_seconds(clock, task, batch)
 
-        chosen = min(pairs, key=lambda pair: least(time.thread_time, *pair, self.threads))
-        self.threads = min(threads, key=lambda count: least(time.perf_counter, *chosen, count))
-        self.precision, self.attention = chosen
+        fastest = min(pairs, key=lambda pair: seconds(time.thread_time, pair, threads))
+        self.threads = min(thread_counts, key=lambda count: seconds(time.perf_counter, fastest, count))
+        self.precision, self.attention = fastest
         self.set_attention(task)
+
+    def least_seconds(self, clock: Callable[[], float], task: nn.Module, batch: Batch) -> float:
+        """The fastest of four steps on a batch; fewer where one takes seconds."""
+        least = float("inf")
+        for _ in range(4):
+            start = clock()
+            with self.autocast():
+                loss = task(batch, 0.0).loss
+            loss.backward()
+            task.zero_grad(set_to_none=True)
+            least = min(least, clock() - start)
+            if least > 2.0:
+                break
+        return least
 
     def describe(self) -> dict[str, Any]:
         """The choices, as JSON."""
@@ -197,25 +202,29 @@ class Engine:
 
     def set_attention(self, task: nn.Module) -> None:
         """Choose timm's attention path in every block."""
-        for part in task.modules():
-            if hasattr(part, "fused_attn"):
-                setattr(part, "fused_attn", self.attention == "fused")  # noqa: B010  a flag, which Module's types deny
+        for module in task.modules():
+            if hasattr(module, "fused_attn"):
+                setattr(module, "fused_attn", self.attention == "fused")  # noqa: B010  a flag that Module's types deny
 
     def wrap(self, task: nn.Module) -> nn.Module:
         """The task as the loop calls it: on the device, compiled, distributed."""
         task.to(self.device)
         self.set_attention(task)
         if self.compile:
-            if ramps := [part for part in task.modules() if getattr(part, "ramps", False)]:
+            samplers = [module for module in task.modules() if isinstance(module, MaskSampler) and module.ramps]
+            if samplers:
                 raise UserError(
-                    f"the ratio of {type(ramps[0].masker).__name__} changes with training, so every step would have "
+                    f"the ratio of {type(samplers[0].masker).__name__} changes with training, so every step would have "
                     "shapes of its own and compile anew: give --machine.compile False, or one ratio"
                 )
             task.compile()  # not dynamic=False: a masker that uses `progress` would recompile at each step
         if distributed.world() == 1:
             return task
         ids = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(task, device_ids=ids, broadcast_buffers=False)
+        # Buffers, as moving averages, are moved alike by every process; torch is renaming the switch.
+        names = inspect.signature(DistributedDataParallel.__init__).parameters
+        switch: Any = {"forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False}
+        return DistributedDataParallel(task, device_ids=ids, **switch)
 
     def plain(self, task: nn.Module) -> Task:
         """The task itself, without what `wrap` put around it."""
@@ -249,12 +258,12 @@ def cores() -> int:
 @contextmanager
 def untouched(task: nn.Module) -> Generator[None]:
     """Steps that only try a task out leave no trace: buffers, as BatchNorm's running statistics, are put back."""
-    kept = {name: value.clone() for name, value in task.named_buffers()}
+    before = {name: value.clone() for name, value in task.named_buffers()}
     try:
         yield
     finally:
         for name, value in task.named_buffers():
-            value.copy_(kept[name])
+            value.copy_(before[name])
 
 
 def keep_freed_memory() -> None:

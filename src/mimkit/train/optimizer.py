@@ -46,7 +46,7 @@ class OptimizerConfig:
         if self.weight_decay_end is not None and self.weight_decay == 0:
             raise UserError("optimizer.weight_decay_end has no decay to start from: give --optimizer.weight-decay")
 
-    def rate(self, batch_size: int) -> float:
+    def peak_lr(self, batch_size: int) -> float:
         """Peak learning rate for this global batch size."""
         return self.base_lr * batch_size / self.per
 
@@ -56,7 +56,7 @@ class OptimizerConfig:
 
     def build(self, task: nn.Module, batch_size: int) -> torch.optim.Optimizer:
         """The optimizer; every group keeps its peak rate as `peak`, and if its decay moves both ends as `decays`."""
-        optimizer = self.make(task, self.rate(batch_size))
+        optimizer = self.make(task, self.peak_lr(batch_size))
         for group in optimizer.param_groups:
             group["peak"] = group["lr"] = group["lr"] * group.get("lr_scale", 1.0)
             if self.weight_decay_end is not None and group[_decay(group)] > 0:
@@ -79,8 +79,8 @@ class OptimizerConfig:
 class AdamWConfig(OptimizerConfig):
     """AdamW with MAE's settings; SimMIM's rate is for 512 pictures a step.
 
-    Tensors with one axis, biases and what a task calls `no_weight_decay` are not decayed; class and mask tokens (three axes)
-    are, as in the released code (facebookresearch/mae:main_pretrain.py).
+    Tensors with one axis, biases and what a task calls `no_weight_decay` are not decayed; class and mask tokens
+    (three axes) are, as in the released code (facebookresearch/mae:main_pretrain.py).
     """
 
     base_lr: float = 1.5e-4
@@ -160,7 +160,8 @@ class LarsConfig(OptimizerConfig):
 
     def make(self, task: nn.Module, rate: float) -> torch.optim.Optimizer:
         trained = [p for p in task.parameters() if p.requires_grad]
-        weights, vectors = ([p for p in trained if (p.ndim > 1) == wide] for wide in (True, False))
+        weights = [p for p in trained if p.ndim > 1]
+        vectors = [p for p in trained if p.ndim <= 1]
         groups = [
             {"params": weights, "decay": self.weight_decay, "always_adapt": True},
             {"params": vectors, "decay": 0.0, "always_adapt": False},
@@ -201,7 +202,7 @@ def layer_groups(task: nn.Module, decay: float, no_weight_decay: tuple[str, ...]
     return param_groups_layer_decay(model, layer_decay=decay, no_weight_decay_list=names, **settings)
 
 
-def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
     """Set the learning rate of each group to its peak times `factor`."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * factor

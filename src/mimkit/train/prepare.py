@@ -1,14 +1,16 @@
 """Prepare a run: its config enters; pictures, their statistics, the model and a first batch leave."""
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
 from torch import Tensor, nn
 
+from mimkit.core import distributed
 from mimkit.core.batch import Batch
 from mimkit.core.errors import UserError, at_least
 from mimkit.core.randomness import integer, rng_keys
@@ -23,6 +25,7 @@ from mimkit.model.build import EncoderConfig, is_convolutional
 from mimkit.model.vit import refuse_unsuitable
 from mimkit.train.machine import Machine, untouched
 from mimkit.train.optimizer import AdamWConfig, OptimizerConfig
+from mimkit.train.resolved import Resolved
 from mimkit.train.schedule import Schedule, WarmupCosine
 from mimkit.weights.load import load_weights
 
@@ -88,12 +91,14 @@ class Pretrain:
 class Prepared:
     """What a config means on this data: every part is made when it is first asked for."""
 
-    def __init__(self, config: Pretrain, known: dict[str, Any] | None = None, *, begun: bool = False) -> None:
+    def __init__(
+        self, config: Pretrain, before: Resolved | Mapping[str, Any] | None = None, *, begun: bool = False
+    ) -> None:
         at_least(1, epochs=config.epochs, batch_size=config.batch_size)
         config.images.check()
         config.optimizer.check()
         self.config = config
-        self.known = known or {}  # what an earlier part of the run found out
+        self.before = before if isinstance(before, Resolved) else Resolved.from_json(before or {})
         self.begun = begun  # a checkpoint holds the weights: released ones are not asked for again
         self.size = config.images.shape()
 
@@ -110,29 +115,28 @@ class Prepared:
     @property
     def name(self) -> str:
         """What the pictures are called."""
-        return self.known.get("data") or self.pictures.name
+        return self.before.data or self.pictures.name
 
     @property
     def count(self) -> int:
         """How many pictures there are."""
-        return self.known.get("pictures") or len(self.pictures)
+        return self.before.pictures or len(self.pictures)
 
     @property
     def channels(self) -> int:
         """Of the images: known from an earlier part of the run, or as the pictures have them."""
-        return self.known.get("channels") or self.pictures.channels
+        return self.before.channels or self.pictures.channels
 
     @cached_property
     def labeled(self) -> tuple[Pictures, Pictures] | None:
         """A bank and pictures to classify, when there are labels and enough of them: they only measure."""
         if self.pictures.labels is None:
             return None
-        channels, value_range = self.pictures.channels, self.config.images.value_range
+        data, value_range = self.config.data, self.config.images.value_range
+        channels = self.pictures.channels
         try:
-            train, test = (
-                open_pictures(self.config.data, split, channels=channels, value_range=value_range)
-                for split in ("train", "test")
-            )
+            train = open_pictures(data, "train", channels=channels, value_range=value_range)
+            test = open_pictures(data, "test", channels=channels, value_range=value_range)
         except UserError:
             return None
         train = self.pictures if self.config.method.supervised else train
@@ -144,16 +148,13 @@ class Prepared:
         images = self.config.images
         if images.mean is not None and images.std is not None:
             mean, std = images.mean, images.std
-        elif "mean" in self.known:
-            mean, std = tuple(self.known["mean"]), tuple(self.known["std"])
+        elif self.before.mean is not None and self.before.std is not None:
+            mean, std = self.before.mean, self.before.std
         else:
-            found = statistics(self.pictures)
-            mean, std = images.mean or found[0], images.std or found[1]
-        if (
-            len(mean) != self.pictures.channels
-            or len(std) != self.pictures.channels
-            or not all(0 < x < math.inf for x in std)
-        ):
+            mean, std = statistics(self.pictures)
+            mean, std = images.mean or mean, images.std or std
+        channels = self.pictures.channels
+        if len(mean) != channels or len(std) != channels or not all(0 < x < math.inf for x in std):
             raise UserError(
                 f"images.mean and images.std need {self.channels} numbers each, std above 0; "
                 f"got {list(mean)} and {list(std)}"
@@ -199,62 +200,78 @@ class Prepared:
     def sample(self, count: int, device: torch.device | str = "cpu") -> Batch:
         """Noise in the shape of a batch, to time and to weigh a step with."""
         generator = torch.Generator().manual_seed(0)
-        images, *other_views = (
-            torch.randn(count, self.channels, *view.shape(self.size), generator=generator).to(device)
-            for view in (self.config.images.view, *self.config.images.other_views)
-        )
+        views = []
+        for view in (self.config.images.view, *self.config.images.other_views):
+            noise = torch.randn(count, self.channels, *view.shape(self.size), generator=generator)
+            views.append(noise.to(device))
         number = torch.arange(count)
-        return Batch(images, rng_keys("sample", number).to(device), number % self.count, other_views=tuple(other_views))
+        keys = rng_keys("sample", number).to(device)
+        return Batch(views[0], keys, number % self.count, other_views=tuple(views[1:]))
 
-    def timed(self, micro_batch: int) -> int:
+    def timing_count(self, micro_batch: int) -> int:
         """Pictures to time a step with: fewer large ones, so that it takes seconds."""
         return max(1, min(micro_batch, 64, 64 * 96 * 96 // (self.size[0] * self.size[1])))
 
+    def timing_sample(self, micro_batch: int) -> Batch:
+        """A batch to time a step with."""
+        return self.sample(self.timing_count(micro_batch))
+
     def bytes_per_picture(self) -> int:
         """Memory that one picture takes in a step: what autograd keeps for the backward pass, measured in float32."""
-        kept: dict[int, int] = {}
+        saved: dict[int, int] = {}  # by address, since several nodes may keep the same memory
 
         def note(tensor: Tensor) -> Tensor:
             if not isinstance(tensor, nn.Parameter):
-                kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+                saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
             return tensor
 
         with untouched(self.task), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             self.task(self.sample(2), 0.0).loss.detach()
-        return sum(kept.values()) // 2
+        return sum(saved.values()) // 2
 
     def micro_batch(self, device: torch.device, world: int) -> int:
         """Pictures at once: as given, else the largest part of the batch that fits into half the free memory."""
-        config = self.config
+        config, method = self.config, type(self.config.method).__name__
         if config.method.needs_whole_batch and config.batch_size < 2:
             raise UserError(
-                f"{type(config.method).__name__} compares the pictures of a step, so it needs more than one: give "
-                "--batch-size 2 or more"
+                f"{method} compares the pictures of a step, so it needs more than one: give --batch-size 2 or more"
             )
         per_process = config.batch_size // world
         if per_process < 1 or config.batch_size % world:
             near = max(1, round(config.batch_size / world)) * world
             raise UserError(f"batch_size {config.batch_size} does not divide over {world} processes: use {near}")
-        chosen = config.machine.micro_batch
-        if chosen is None and per_process % self.known.get("micro_batch", per_process + 1) == 0:
-            chosen = self.known["micro_batch"]  # on another number of processes it may not divide
-        if chosen is None:
-            fits = max(
-                1,
-                int(free_memory(device) / 2 / (world if device.type == "cpu" else 1) / self.bytes_per_picture()),
-            )
-            chosen = max(n for n in range(1, min(per_process, fits) + 1) if per_process % n == 0)
-        if config.method.needs_whole_batch and chosen != per_process:
+        micro_batch = config.machine.micro_batch
+        before = self.before.micro_batch
+        if micro_batch is None and before and per_process % before == 0:  # on another number of processes it may not
+            micro_batch = before
+        if micro_batch is None:
+            sharing = world if device.type == "cpu" else 1  # processes that share the memory
+            fitting = max(1, int(free_memory(device) / 2 / sharing / self.bytes_per_picture()))
+            micro_batch = max(n for n in range(1, min(per_process, fitting) + 1) if per_process % n == 0)
+        if config.method.needs_whole_batch and micro_batch != per_process:
             raise UserError(
-                f"{type(config.method).__name__} compares all pictures of a step, so micro batches of {chosen} would "
-                f"change it: lower --batch-size or give --machine.micro-batch {per_process}"
+                f"{method} compares all pictures of a step, so micro batches of {micro_batch} would change it: lower "
+                f"--batch-size or give --machine.micro-batch {per_process}"
             )
-        return chosen
+        return micro_batch
+
+    def resident(self) -> bool | Literal["auto"]:
+        """Whether the pictures live in memory: as given, as in an earlier part of the run, or as they fit."""
+        if self.config.machine.resident is not None:
+            return self.config.machine.resident
+        return "auto" if self.before.resident is None else self.before.resident
 
     def loader(
-        self, device: torch.device, *, rank: int, world: int, micro_batch: int, workers: int, log: Any
+        self,
+        device: torch.device,
+        *,
+        micro_batch: int,
+        workers: int,
+        rank: int | None = None,
+        world: int | None = None,
+        log: Callable[[str], None] = lambda line: None,
     ) -> Loader:
-        """Batches for one process."""
+        """Batches for one process: this one, unless `rank` and `world` say otherwise."""
         config, images = self.config, self.config.images
         mean, std = self.statistics
         plan = Plan(
@@ -262,12 +279,12 @@ class Prepared:
             n=len(self.pictures),
             batch_size=config.batch_size,
             micro_batch=micro_batch,
-            rank=rank,
-            world=world,
+            rank=distributed.rank() if rank is None else rank,
+            world=distributed.world() if world is None else world,
             other_views=len(images.other_views),
         )
         settings = ViewSettings(view=images.view, other_views=images.other_views, size=self.size, mean=mean, std=std)
-        resident = self.known.get("resident", "auto") if config.machine.resident is None else config.machine.resident
+        resident = self.resident()
         return Loader(self.pictures, settings, plan, device=device, workers=workers, resident=resident, log=log)
 
 

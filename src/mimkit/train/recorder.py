@@ -1,9 +1,8 @@
-"""Progress: what each step produced enters; metrics, one line for the eye and the stop at bad numbers leave."""
+"""Recorder: what each step produced enters; metrics, one line for the eye and the stop at bad numbers leave."""
 
 import math
 import sys
 import time
-from collections.abc import Callable, Container
 from typing import Any
 
 import torch
@@ -11,102 +10,126 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mimkit.core import distributed
-from mimkit.core.batch import Batch, Step
 from mimkit.core.errors import UserError
+from mimkit.data.pictures import Pictures
+from mimkit.train.loop import Callback
+from mimkit.train.metrics_log import MetricsLog
+from mimkit.train.online import OnlineEvaluation
+from mimkit.train.run_folder import last_good
+from mimkit.train.skipped import SkippedPictures
+from mimkit.train.training import StepOutputs, Training
 
 
-class Recorder:
-    """Collects on the device, reads it every `every` steps and at the steps of a look.
+class Window:
+    """The steps since the last line of metrics, on the device until `Recorder.flush` reads them."""
 
-    Args:
-        total, batch_size: of the run, to say how long it will take.
-        looks: numbers of done steps after which `look` measures; what it returns joins that step's line.
-        write: takes a line of metrics, in the main process.
-        skip: takes the bad pictures that all processes met.
-        name_pictures: numbers of pictures to where they lie.
-        last_checkpoint: says which checkpoint a stopped run can go on from.
+    def __init__(self) -> None:
+        self.outputs: list[tuple[int, StepOutputs]] = []
+        self.notes: dict[str, float] = {}  # numbers measured before a step, that join the line as they are
+        self.start = time.perf_counter()
+
+    def losses(self) -> Float[Tensor, "world micro"]:
+        """The loss of every micro batch of every process, each with the weight that it has in its step."""
+        mine = [loss / len(outputs.losses) for _, outputs in self.outputs for loss in outputs.losses]
+        return distributed.gather(torch.stack(mine)).double().cpu()
+
+    def logs(self) -> dict[str, float]:
+        """The method's numbers: means over the steps, the micro batches and the processes, as the loss is one.
+
+        A number that some steps do not give, as what a masker says before it has started, is a mean over the others.
+        """
+        values: dict[str, list[Tensor]] = {}
+        for _, outputs in self.outputs:
+            for logs in outputs.logs:
+                for name, value in logs.items():
+                    values.setdefault(name, []).append(value)
+        if not values:
+            return {}
+        means = torch.stack([torch.stack(entries).float().mean() for entries in values.values()])
+        return dict(zip(values, distributed.gather(means).mean(dim=0).tolist(), strict=True))
+
+    def place(self, number: int) -> tuple[int, Tensor]:
+        """Step and pictures of a micro batch, by its number in the window."""
+        micro_batches = [(step, index) for step, outputs in self.outputs for index in outputs.index]
+        return micro_batches[number]
+
+
+class Recorder(Callback):
+    """Keeps what steps produced on the device and reads it when a line of metrics is due.
+
+    A line holds means over all steps since the one before it. At the steps of an evaluation its numbers join the line.
     """
 
     def __init__(
         self,
+        log: MetricsLog,
+        evaluation: OnlineEvaluation,
+        skipped: SkippedPictures,
+        pictures: Pictures,
         *,
         total: int,
         batch_size: int,
-        every: int,
-        evals: Container[int],
-        look: Callable[[int], dict[str, float]],
-        write: Callable[[dict[str, Any]], None],
-        skip: Callable[[tuple[tuple[int, str], ...]], None],
-        name_pictures: Callable[[list[int]], str],
-        last_checkpoint: Callable[[], str],
         precision: str,
     ) -> None:
-        self.total, self.batch_size, self.every = total, batch_size, every
-        self.evals, self.look, self.write, self.skip = evals, look, write, skip
-        self.name_pictures, self.last_checkpoint, self.precision = name_pictures, last_checkpoint, precision
-        self.waited = 0.0
-        self.line = Line(total)
-        self._taken: list[tuple[int, Tensor, Tensor]] = []  # step, share of its loss, pictures; of micro batches
-        self._logs: dict[str, Tensor] = {}
-        self._skipped: list[tuple[int, str]] = []
-        self._noted: dict[str, float] = {}
-        self._norm: Tensor | None = None
-        self._rate = 0.0
-        self._clock = time.perf_counter()
+        """`total` steps of `batch_size` pictures: to say how long the run will take."""
+        self.log, self.evaluation, self.skipped, self.pictures = log, evaluation, skipped, pictures
+        self.total, self.batch_size, self.precision = total, batch_size, precision
+        self.line = ProgressLine(total)
+        self.window = Window()
 
-    def due(self, step: int) -> bool:
-        """Whether this step ends a window."""
-        return (step + 1) % self.every == 0 or step + 1 in self.evals
+    def after_step(self, training: Training, step: int, outputs: StepOutputs) -> None:
+        self.window.outputs.append((step, outputs))
+        if training.log_steps.logs(step):
+            self.flush(training)
 
-    def take(self, step: int, batch: Batch, result: Step, fraction: float) -> None:
-        """One micro batch of a step."""
-        self._taken.append((step, result.loss.detach() * fraction, batch.index))
-        self._logs = {k: v.detach() for k, v in result.logs.items()}
-        self._skipped += batch.skipped
-
-    def note(self, found: dict[str, float]) -> None:
+    def note(self, numbers: dict[str, float]) -> None:
         """Numbers measured before this step; they join the next line."""
-        self._noted |= found
-
-    def end(self, step: int, norm: Tensor | None, rate: float) -> None:
-        """The step is over; reads the device when a window ends."""
-        self._norm, self._rate = norm, rate
-        if self.due(step):
-            self.flush()
-
-    def flush(self) -> None:
-        """Read the window, stop at numbers that are not finite, look if due, write one line. Collective."""
-        if not self._taken:
-            return
-        losses = distributed.gather(torch.stack([loss for _, loss, _ in self._taken])).double().cpu()
-        self._stop_at_bad_loss(losses)
-        for part in distributed.gather_objects(tuple(self._skipped)):
-            self.skip(part)
-        seconds = time.perf_counter() - self._clock
-        step, count = self._taken[-1][0], len({step for step, _, _ in self._taken})
-        record = {
-            "step": step + 1,
-            "loss": losses.mean(0).sum().item() / count,
-            "learning_rate": self._rate,
-            "images_per_second": round(count * self.batch_size / seconds, 2),
-            "data_wait": round(self.waited / seconds, 4),
-        }
-        if self._norm is not None:
-            record["gradient_norm"] = self._norm.item()
-            if not math.isfinite(record["gradient_norm"]):
-                raise UserError(f"the gradient is not finite at step {step + 1}; {self._advice()}")
-        record |= {k: v.item() for k, v in self._logs.items()} | self._noted
-        if step + 1 in self.evals:
-            record |= self.look(step + 1)
-        if distributed.is_main():
-            self.write(record)
-            self.line.show(record, (self.total - step - 1) * seconds / count)
-        self._taken, self._skipped, self._norm, self._noted = [], [], None, {}
-        self.waited, self._clock = 0.0, time.perf_counter()
+        self.window.notes |= numbers
 
     def skip_time(self, seconds: float) -> None:
         """Leave time spent on something else (saving) out of the speed."""
-        self._clock += seconds
+        self.window.start += seconds
+
+    def flush(self, training: Training) -> None:
+        """Read the window, stop at numbers that are not finite, evaluate if due, write one line. Collective."""
+        window = self.window
+        if not window.outputs:
+            return
+        losses = window.losses()
+        self._stop_at_bad_loss(losses)
+        self._list_skipped()
+        step, last = window.outputs[-1]
+        count = len(window.outputs)
+        seconds = time.perf_counter() - window.start
+        data_wait = sum(outputs.data_wait for _, outputs in window.outputs)
+        record = {
+            "step": step + 1,
+            "loss": losses.mean(0).sum().item() / count,
+            "learning_rate": last.lr,
+            "images_per_second": round(count * self.batch_size / seconds, 2),
+            "data_wait": round(data_wait / seconds, 4),
+        }
+        record |= self._gradient_norm(step, last) | window.logs() | window.notes
+        if training.log_steps.evaluates(step):
+            record |= self.evaluation.measure(step + 1)
+        if distributed.is_main():
+            self.log.write(record, self.evaluation.warning(record))
+            self.line.show(record, (self.total - step - 1) * seconds / count)
+        self.window = Window()
+
+    def _gradient_norm(self, step: int, outputs: StepOutputs) -> dict[str, float]:
+        if outputs.gradient_norm is None:
+            return {}
+        norm = outputs.gradient_norm.item()
+        if not math.isfinite(norm):
+            raise UserError(f"the gradient is not finite at step {step + 1}; {self._advice()}")
+        return {"gradient_norm": norm}
+
+    def _list_skipped(self) -> None:
+        """Every process lists the bad pictures of all, so that all stop when there are too many."""
+        mine = tuple(entry for _, outputs in self.window.outputs for entry in outputs.skipped)
+        for entries in distributed.gather_objects(mine):
+            self.skipped.add(entries)
 
     def refuse_bad_weights(self, step: int, tensors: list[Tensor]) -> None:
         """A loss can be finite when the step after it was not: what is saved must be good."""
@@ -118,19 +141,21 @@ class Recorder:
             return
         place = int((~losses.isfinite()).any(0).nonzero()[0])  # the first in time
         rank = int((~losses[:, place].isfinite()).nonzero()[0])
-        step, _, index = self._taken[place]
-        pictures = distributed.gather_objects(index[:3].tolist())[rank]
+        step, index = self.window.place(place)
+        numbers = distributed.gather_objects(index[:3].tolist())[rank]
+        names = ", ".join(self.pictures.where(number) for number in numbers)
         raise UserError(
-            f"the loss is {losses[rank, place].item()} at step {step + 1} (rank {rank}, pictures "
-            f"{self.name_pictures(pictures)}, ...); {self._advice()}"
+            f"the loss is {losses[rank, place].item()} at step {step + 1} (rank {rank}, pictures {names}, ...); "
+            f"{self._advice()}"
         )
 
     def _advice(self) -> str:
-        first = "a lower --optimizer.base-lr" if self.precision == "float32" else "--machine.precision float32"
-        return f"{self.last_checkpoint()}; try {first}, --optimizer.clip 1.0 or a longer warm-up in a new --run"
+        remedy = "a lower --optimizer.base-lr" if self.precision == "float32" else "--machine.precision float32"
+        good = last_good(self.log.run.folder)
+        return f"{good}; try {remedy}, --optimizer.clip 1.0 or a longer warm-up in a new --run"
 
 
-class Line:
+class ProgressLine:
     """One progress line: rewritten on a terminal, a new line now and then in a log."""
 
     def __init__(self, total: int) -> None:
@@ -138,7 +163,7 @@ class Line:
         self.terminal = sys.stderr.isatty()
         self._shown = -math.inf
 
-    def show(self, record: dict[str, Any], left: float) -> None:
+    def show(self, record: dict[str, Any], seconds_left: float) -> None:
         """Print the line unless the last one is too fresh; the last step always prints, and so does a warning."""
         if "warning" in record:
             self.close()
@@ -149,7 +174,8 @@ class Line:
         self._shown = now
         text = (
             f"step {record['step']}/{self.total}  loss {record['loss']:.4f}  "
-            f"{record['images_per_second']:.0f} images/s  data wait {record['data_wait']:.0%}  left {duration(left)}"
+            f"{record['images_per_second']:.0f} images/s  data wait {record['data_wait']:.0%}  "
+            f"left {duration(seconds_left)}"
         )
         if self.terminal:
             print(f"\r\x1b[2K{text}", end="", file=sys.stderr, flush=True)

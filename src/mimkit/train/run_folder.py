@@ -46,9 +46,9 @@ def disk_errors(folder: Path) -> Generator[None]:
     try:
         yield
     except (OSError, UserError) as error:  # a UserError: what the export could not write
-        what = f"cannot write to {folder} ({error.strerror or error})" if isinstance(error, OSError) else error
+        reason = f"cannot write to {folder} ({error.strerror or error})" if isinstance(error, OSError) else error
         raise UserError(
-            f"{what}: free some space or mend its permissions, then run the same command again; {last_good(folder)}"
+            f"{reason}: free some space or mend its permissions, then run the same command again; {last_good(folder)}"
         ) from error
 
 
@@ -172,9 +172,9 @@ class RunFolder:
         """Drop metrics after `step`: the steps behind it will be done again."""
         if not self.metrics_path.exists():
             return
-        kept = [json.dumps(record) + "\n" for record in self.metrics() if record["step"] <= step]
+        lines = [json.dumps(record) + "\n" for record in self.metrics() if record["step"] <= step]
         with disk_errors(self.folder):
-            write_text(self.metrics_path, "".join(kept))
+            write_text(self.metrics_path, "".join(lines))
 
     def append(self, record: dict[str, Any]) -> None:
         """One more line of metrics.jsonl."""

@@ -12,20 +12,21 @@ class SkippedPictures:
     def __init__(self, run: RunFolder, pictures: Pictures, fraction: float) -> None:
         self.run, self.pictures, self.fraction = run, pictures, fraction
         self.path = run.folder / "skipped.json"
-        self.seen: dict[str, str] = read_json(self.path) if self.path.exists() else {}
+        self.reasons: dict[str, str] = read_json(self.path) if self.path.exists() else {}
 
-    def note(self, new: tuple[tuple[int, str], ...]) -> None:
+    def add(self, new: tuple[tuple[int, str], ...]) -> None:
         """Add pictures and their reasons."""
-        found = {self.pictures.where(number): reason for number, reason in new}
-        if not found.keys() - self.seen.keys():
+        reasons = {self.pictures.where(number): reason for number, reason in new}
+        if not reasons.keys() - self.reasons.keys():
             return
-        self.seen |= found
+        self.reasons |= reasons
         if distributed.is_main():
             with disk_errors(self.run.folder):
-                write_json(self.path, self.seen)
-        if len(self.seen) > self.fraction * len(self.pictures):
-            some = "; ".join(f"{name}: {reason}" for name, reason in list(self.seen.items())[:3])
+                write_json(self.path, self.reasons)
+        if len(self.reasons) > self.fraction * len(self.pictures):
+            examples = "; ".join(f"{name}: {reason}" for name, reason in list(self.reasons.items())[:3])
+            total = len(self.pictures)
             raise UserError(
-                f"{len(self.seen)} of {len(self.pictures)} pictures cannot be read ({some}; all in {self.path}): mend "
-                f"or remove them, or allow more with --images.bad-fraction {2 * len(self.seen) / len(self.pictures):.2g}"
+                f"{len(self.reasons)} of {total} pictures cannot be read ({examples}; all in {self.path}): mend or "
+                f"remove them, or allow more with --images.bad-fraction {2 * len(self.reasons) / total:.2g}"
             )

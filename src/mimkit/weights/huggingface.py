@@ -81,7 +81,7 @@ def huggingface_config(method: MAE) -> dict[str, Any]:
         "num_channels": encoder.channels,
         "qkv_bias": True,
         "mask_ratio": float(at(method.mask_sampler.guide.ratio or 0.75, 1.0)),
-        "norm_pix_loss": method.target.norm,
+        "norm_pix_loss": isinstance(method.target, Pixels) and method.target.norm,
         "torch_dtype": "float32",
         "description": f"{MARK} {__version__}",
     }

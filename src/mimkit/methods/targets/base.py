@@ -49,7 +49,7 @@ class PictureTarget:
         mean: Float[Tensor, "C 1 1"],
         std: Float[Tensor, "C 1 1"],
         palette: Tensor | None = None,
-    ) -> Float[Tensor, "B C h w"] | Int64[Tensor, "B L h w"]:
+    ) -> Float[Tensor, "B O h w"] | Int64[Tensor, "B L h w"]:
         """Numbers, or `L` labels, for each square."""
         raise NotImplementedError(f"{type(self).__name__} is no target until it defines __call__")
 
@@ -84,7 +84,7 @@ class Targets(nn.Module):
         self.palette: Tensor | None
         self.register_buffer("palette", target.blank(encoder.channels))
 
-    def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C h w"] | Int64[Tensor, "B L h w"]:
+    def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B O h w"] | Int64[Tensor, "B L h w"]:
         """Numbers or labels for each square."""
         return self.target(images, self.mean, self.std, self.palette)
 

@@ -1,4 +1,4 @@
-"""Pixels as the target: patches enter, the numbers to predict for them leave."""
+"""Targets of patches, and pixels as one: patches enter, the numbers to predict for them leave."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,29 @@ EPSILON = 1e-6  # added to the variance, as in facebookresearch/mae:models_mae.p
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pixels:
+class PatchTarget:
+    """Base of what MAE predicts for each patch. A subclass is a frozen dataclass of settings.
+
+    Patches are those of `patchify`: P numbers each, of normalized pixels (row, column, channel).
+    """
+
+    def outputs(self, patch: tuple[int, int], channels: int) -> int:
+        """How many numbers are predicted for a patch of these sides, O; by default its pixels."""
+        return patch[0] * patch[1] * channels
+
+    def __call__(self, patches: Float[Tensor, "B N P"]) -> Float[Tensor, "B N O"]:
+        """The numbers to predict, in float32."""
+        raise NotImplementedError(f"{type(self).__name__} is no target until it defines __call__")
+
+    def restore(
+        self, prediction: Float[Tensor, "B N O"], patches: Float[Tensor, "B N P"]
+    ) -> Float[Tensor, "B N P"] | None:
+        """Predictions as normalized pixels, for pictures; None where they cannot be drawn."""
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pixels(PatchTarget):
     """The pixels of a patch, by default each patch standardized by its own mean and variance (`norm_pix_loss`).
 
     He et al. 2022, section 3. Mean and variance run over all numbers of a patch, colors together; the variance is

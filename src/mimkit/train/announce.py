@@ -1,0 +1,69 @@
+"""The words before the first step: what a run opened enters, a line for each thing that will happen leaves."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from mimkit.core import distributed
+
+if TYPE_CHECKING:
+    from mimkit.train.session import Session
+
+
+def announce(session: "Session", log: Callable[[str], None]) -> None:
+    """What will happen, before it happens."""
+    config, prepared, loader = session.config, session.prepared, session.loader
+    method = type(config.method).__name__.removesuffix("Config")
+    log(f"{session.recipe}: {method} with {config.encoder.name}")
+    announce_pictures(session, log)
+    announce_model(session, log)
+    micro_batches = f"{loader.accumulate} x {session.resolved.micro_batch}"
+    if distributed.world() > 1:
+        micro_batches += f" x {distributed.world()} processes"
+    steps = f"{prepared.steps:,} steps of {config.batch_size} pictures ({micro_batches})"
+    log(f"  schedule   {config.epochs} epochs = {steps}")
+    optimizer = config.optimizer
+    log(
+        f"  rate       {optimizer.peak_lr(config.batch_size):.3g} = {optimizer.base_lr:.3g} x {config.batch_size} / "
+        f"{optimizer.per}, warm-up {config.schedule.warmup:.0%}"
+    )
+    engine = session.engine
+    log(
+        f"  machine    {engine.device}, {engine.precision}, {engine.attention} attention, "
+        f"{engine.threads} threads{', compiled' if engine.compile else ''}"
+    )
+    folder = session.run.folder
+    if loader.skipped:
+        log(f"  skipped    {len(loader.skipped)} pictures that cannot be read, see {folder / 'skipped.json'}")
+    if session.first:
+        log(f"  goes on    after step {session.first:,}")
+    log(f"  run folder {folder}")
+
+
+def announce_pictures(session: "Session", log: Callable[[str], None]) -> None:
+    """Which pictures, where they lie while training, and what labels are used for."""
+    prepared = session.prepared
+    pictures, size = prepared.pictures, prepared.size
+    use = "to learn" if session.config.method.supervised else "used to measure only"
+    labels = f"labels of {len(pictures.classes)} classes, {use}" if pictures.classes else "no labels"
+    place = "in memory" if session.loader.resident else "streamed"
+    log(f"  pictures   {len(pictures):,} from {pictures.name}, {place}; {labels}")
+    mean, std = prepared.statistics
+    log(f"  images     {size[0]}x{size[1]}, {pictures.channels} channels; mean {first_few(mean)}, std {first_few(std)}")
+
+
+def announce_model(session: "Session", log: Callable[[str], None]) -> None:
+    """How large the model is, and what became of released weights."""
+    prepared, encoder = session.prepared, session.prepared.encoder
+    in_encoder = sum(p.numel() for p in encoder.parameters()) / 1e6
+    in_training = sum(p.numel() for p in prepared.task.parameters()) / 1e6
+    log(
+        f"  model      {in_encoder:.1f} M parameters in the encoder ({in_training:.1f} M while training), "
+        f"{encoder.grid[0]}x{encoder.grid[1]} patches of {encoder.patch[0]}x{encoder.patch[1]}"
+    )
+    for line in prepared.weights_report.splitlines():
+        log(f"  weights    {line}")
+
+
+def first_few(values: tuple[float, ...]) -> str:
+    """The first four numbers."""
+    return " ".join(f"{value:.3f}" for value in values[:4]) + (" ..." if len(values) > 4 else "")

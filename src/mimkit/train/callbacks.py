@@ -1,0 +1,131 @@
+"""Callbacks: a step that begins or ends enters; looks before an epoch, checkpoints and the stop by a signal leave."""
+
+import signal
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from mimkit.core import distributed
+from mimkit.core.batch import DatasetView
+from mimkit.core.names import FORMAT
+from mimkit.train.checkpoint import save_checkpoint
+from mimkit.train.loop import Callback
+from mimkit.train.machine import Machine
+from mimkit.train.recorder import Recorder
+from mimkit.train.run_folder import RunFolder, disk_errors
+from mimkit.train.training import StepOutputs, Training
+
+
+class EpochStart(Callback):
+    """Before the first step of an epoch the task may look at pictures outside the batches; what it says is logged."""
+
+    def __init__(self, recorder: Recorder, dataset: DatasetView, *, count: int, batch_size: int) -> None:
+        """`count` pictures are an epoch."""
+        self.recorder, self.dataset, self.count, self.batch_size = recorder, dataset, count, batch_size
+
+    def before_step(self, training: Training, step: int) -> None:
+        epoch, previous = (step * self.batch_size // self.count, (step - 1) * self.batch_size // self.count)
+        if epoch == previous:
+            return
+        start = time.perf_counter()
+        self.recorder.note(training.task.before_epoch(epoch, step / training.total, self.dataset))
+        self.recorder.skip_time(time.perf_counter() - start)
+
+
+class StopSignal:
+    """SIGINT and SIGTERM end a run after its step instead of in it; `caught` is the number of the first, or 0."""
+
+    def __init__(self) -> None:
+        self.caught = 0
+
+    def catch(self, number: int) -> None:
+        """Keep the first."""
+        self.caught = self.caught or number
+
+    @contextmanager
+    def handling(self) -> Generator[None]:
+        """Catch them within the block. Python allows that in the main thread alone."""
+        numbers = (signal.SIGTERM, signal.SIGINT)
+        before = {number: signal.signal(number, lambda number, frame: self.catch(number)) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+class Checkpointer(Callback):
+    """Saves when so many steps or minutes are over, after the last step, and when a signal asks to stop.
+
+    All processes must decide alike, so they ask each other; that costs, so they ask about once a second.
+    """
+
+    def __init__(
+        self,
+        run: RunFolder,
+        recorder: Recorder,
+        machine: Machine,
+        stop: StopSignal,
+        export: Callable[[int], None],
+        device: torch.device,
+        first: int,
+    ) -> None:
+        """`export`: writes the model after so many steps; called by the main process, after the checkpoint."""
+        self.run, self.recorder, self.machine, self.stop = run, recorder, machine, stop
+        self.export, self.device = export, device
+        self.stopped_by = 0  # the number of the signal that all processes agreed to stop by
+        self._saved_at = self._asked_at = time.perf_counter()
+        self._asked_step, self._ask_every = first, 1
+
+    def after_step(self, training: Training, step: int, outputs: StepOutputs) -> None:
+        done = step + 1
+        every = self.machine.save_every
+        due = done == training.last or (every is not None and done % every == 0)
+        if self._ask(done) or due:
+            self.recorder.flush(training)  # also refuses to save after a loss that is not finite
+            start = time.perf_counter()
+            self.save(training, done)
+            self._saved_at = time.perf_counter()
+            self.recorder.skip_time(self._saved_at - start)
+        training.stop = self.stopped_by > 0
+
+    def _ask(self, done: int) -> bool:
+        """Whether a signal or the clock wants a checkpoint now, of any process."""
+        world = distributed.world()
+        if world > 1 and done < self._asked_step + self._ask_every:
+            return False
+        now = time.perf_counter()
+        self.stopped_by = distributed.largest(self.stop.caught, self.device)
+        late = distributed.largest(int(now - self._saved_at > 60 * self.machine.save_minutes), self.device) > 0
+        if world > 1:
+            elapsed = max(1e-6, now - self._asked_at)
+            steps_per_second = distributed.largest(int((done - self._asked_step) / elapsed), self.device)
+            self._ask_every = max(1, min(steps_per_second, self.machine.log_every))
+            self._asked_step, self._asked_at = done, now
+        return self.stopped_by > 0 or late
+
+    def save(self, training: Training, done: int) -> None:
+        """A checkpoint and the export of the same step, if all weights are finite."""
+        self.recorder.refuse_bad_weights(done, [*training.task.parameters(), *optimizer_tensors(training.optimizer)])
+
+        def write() -> None:
+            state = {
+                "format": FORMAT,
+                "step": done,
+                "seconds": self.recorder.log.seconds,
+                "model": training.task.state_dict(),
+                "optimizer": training.optimizer.state_dict(),
+            }
+            with disk_errors(self.run.folder):
+                save_checkpoint(self.run.folder, done, state, self.machine.keep)
+                self.export(done)
+
+        distributed.on_main(write, self.device)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """All tensors of an optimizer's state."""
+    return [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]

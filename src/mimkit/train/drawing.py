@@ -1,0 +1,88 @@
+"""Pictures of what a method predicts: a method and a batch enter, a titled grid of images leaves."""
+
+from collections.abc import Sequence
+
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from mimkit.core.batch import Batch
+from mimkit.core.grids import colorize, displayable, mask_to_pixels, masked, pasted, patches_to_pixels, titled_grid
+from mimkit.masks import Mask
+from mimkit.methods.base import Method
+from mimkit.model.backbone import Backbone
+from mimkit.model.patches import patchify
+
+Column = tuple[str, Float[Tensor, "B 3 H W"]]
+"""A title and images in [0, 1], on the CPU."""
+
+
+def prediction_grid(
+    method: Method, encoder: Backbone, batch: Batch, mean: Sequence[float], std: Sequence[float]
+) -> Image.Image | None:
+    """Original | masked | reconstruction of each picture, and of EMAE's parallel parts too.
+
+    A method that reconstructs nothing may have a map of agreement instead; None where it has neither.
+
+    Args:
+        mean, std: of the images, per channel, of pixels in [0, 1].
+    """
+    originals = displayable(batch.images, mean, std)
+    reconstruction = method.reconstruct(batch, 0.0)
+    if reconstruction is not None:
+        predicted, mask = reconstruction
+        shown = displayable(predicted, mean, std)
+        columns = reconstruction_columns(originals, shown, mask, encoder)
+        if mask.views > 1:
+            columns += part_columns(originals, predicted, shown, mask, encoder)
+        return titled_grid(columns, sets=2 if mask.views == 1 else 1)
+    agreement = method.agreement(batch, 0.0)
+    if agreement is None:
+        return None
+    values, mask = agreement
+    hidden, thrown = first_view(mask, encoder)
+    heat = colorize(patches_to_pixels(values[:: mask.views], encoder.grid, encoder.patch), (0, 1))
+    columns = [("original", originals), ("masked", masked(originals, hidden, thrown))]
+    columns.append(("agreement", masked(heat, hidden, thrown)))
+    return titled_grid(columns, sets=2 if mask.views == 1 else 1)
+
+
+def first_view(mask: Mask, encoder: Backbone) -> tuple[Float[Tensor, "B 1 H W"], Float[Tensor, "B 1 H W"]]:
+    """Hidden and thrown patches of each picture's first view, as pixels."""
+    hidden = mask_to_pixels(mask.hidden[:: mask.views], encoder.grid, encoder.patch)
+    thrown = mask_to_pixels(mask.thrown[:: mask.views], encoder.grid, encoder.patch)
+    return hidden, thrown
+
+
+def reconstruction_columns(
+    originals: Float[Tensor, "B 3 H W"], shown: Float[Tensor, "BK 3 H W"], mask: Mask, encoder: Backbone
+) -> list[Column]:
+    """Original, masked, and the prediction where patches were hidden; of the first view."""
+    hidden, thrown = first_view(mask, encoder)
+    filled = pasted(originals, shown[:: mask.views], hidden)
+    return [
+        ("original", originals),
+        ("masked", masked(originals, hidden, thrown)),
+        ("reconstruction", masked(filled, hidden * 0, thrown)),
+    ]
+
+
+def part_columns(
+    originals: Float[Tensor, "B 3 H W"],
+    predicted: Float[Tensor, "BK C H W"],
+    shown: Float[Tensor, "BK 3 H W"],
+    mask: Mask,
+    encoder: Backbone,
+) -> list[Column]:
+    """The other parallel views of each picture, and how far all of them disagree (dark: not at all)."""
+    columns = []
+    for view in range(1, mask.views):
+        hidden = mask_to_pixels(mask.hidden[view :: mask.views], encoder.grid, encoder.patch)
+        columns.append((f"part {view + 1}", masked(originals, hidden)))
+        columns.append(("reconstruction", pasted(originals, shown[view :: mask.views], hidden)))
+    patches = patchify(predicted.float(), encoder.patch).unflatten(0, (-1, mask.views))
+    where = mask.hidden.unflatten(0, (-1, mask.views)).unsqueeze(3)
+    mean = (patches * where).sum(dim=1) / where.sum(dim=1).clamp(min=1)
+    disagreement = ((patches - mean.unsqueeze(1)).square() * where).mean(dim=(1, 3))
+    heat = colorize(patches_to_pixels(disagreement, encoder.grid, encoder.patch))
+    return [*columns, ("disagreement", heat)]

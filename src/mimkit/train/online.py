@@ -1,0 +1,68 @@
+"""Online evaluation: a task in training enters; its features' measures, pictures and a warning of collapse leave."""
+
+from pathlib import Path
+
+import torch
+
+from mimkit.core import distributed
+from mimkit.methods.base import Method
+from mimkit.model.backbone import Backbone
+from mimkit.train.collapse import collapse
+from mimkit.train.monitor import Monitor
+from mimkit.train.run_folder import MEASURED, RunFolder, disk_errors
+
+
+class OnlineEvaluation:
+    """Evaluates at a few steps of a run. The main process does it, and every process gets the numbers.
+
+    Args:
+        monitor: the pictures to evaluate on; None in the other processes, and where nobody asks for evaluations.
+        run: pictures are written into its folder.
+    """
+
+    def __init__(self, monitor: Monitor | None, task: Method, run: RunFolder, device: torch.device) -> None:
+        self.monitor, self.task, self.run, self.device = monitor, task, run, device
+        self.start: dict[str, float] = {}  # before the first step: what a collapse is a fall from
+        self.measures: dict[str, float] = {}  # the latest, also of an earlier part of the run
+
+    @property
+    def encoder(self) -> Backbone:
+        """The encoder in training."""
+        return self.task.encoder
+
+    def recall(self) -> None:
+        """Take the latest measures of an earlier part of the run, as its metrics have them."""
+        for record in self.run.metrics():
+            self.measures |= {name: record[name] for name in MEASURED if name in record}
+
+    def measure_start(self, remembered: dict[str, float]) -> None:
+        """Evaluate before the first step, unless an earlier part of the run did."""
+
+        def measure() -> dict[str, float]:
+            if self.monitor is None:
+                return {}
+            return self.monitor.evaluate(self.task, self.encoder, classify=False)
+
+        self.start = remembered or distributed.on_main(measure, self.device)
+
+    def measure(self, steps: int) -> dict[str, float]:
+        """Rank, spread and online kNN after so many steps, and pictures of what the method predicts. Collective."""
+
+        def measure_and_draw() -> dict[str, float]:
+            assert self.monitor is not None
+            measures = self.monitor.evaluate(self.task, self.encoder)
+            folder: Path = self.run.folder / "pictures"
+            with disk_errors(self.run.folder):
+                self.monitor.draw(self.task, self.encoder, folder / f"step-{steps:09d}.png")
+                self.monitor.draw(self.task, self.encoder, folder / "reconstruction.png")
+            return measures
+
+        measures = distributed.on_main(measure_and_draw, self.device)
+        self.measures |= measures
+        return measures
+
+    def warning(self, record: dict[str, float]) -> str | None:
+        """One line if the features of this record have collapsed since the start."""
+        if self.monitor is None:
+            return None
+        return collapse(record, self.start, self.monitor.largest_rank(self.encoder))

@@ -1,0 +1,46 @@
+"""Resolved: what followed from data and machine when a run began enters config.json and comes back from it."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resolved:
+    """What a run found out at its start, so that a later part of it computes with the same; None: not known yet."""
+
+    data: str | None = None
+    """What the pictures are called."""
+    pictures: int | None = None
+    """How many there are."""
+    fingerprint: str | None = None
+    """Of the pictures: it changes when they do."""
+    size: tuple[int, int] | None = None
+    """Height and width of the images in pixels."""
+    channels: int | None = None
+    mean: tuple[float, ...] | None = None
+    """Per channel, of pixels in [0, 1]."""
+    std: tuple[float, ...] | None = None
+    steps: int | None = None
+    """Of the whole schedule."""
+    micro_batch: int | None = None
+    """Pictures that a process handles at once."""
+    resident: bool | None = None
+    """Whether the pictures live in memory."""
+    engine: dict[str, Any] = field(default_factory=dict)
+    """Precision, attention path, threads and compilation (`train.machine.Engine`)."""
+    start: dict[str, float] = field(default_factory=dict)
+    """What the online evaluation measured before the first step."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As config.json holds it."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> "Resolved":
+        """Undo `to_json`; what is missing is not known, and entries of other versions are left out."""
+        names = {entry.name for entry in fields(Resolved)}
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in data.items()
+        }
+        return Resolved(**{key: value for key, value in values.items() if key in names})
