@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as v1
 from torchvision.transforms import InterpolationMode, v2
 
-from mimkit.data.loader import Loader
+from mimkit.data.loader import Loader, Plan, ViewSettings
 from mimkit.data.pictures import Decoded, Pictures
 from mimkit.data.sources import open_pictures
 from mimkit.data.views import RandomResizedCrop, View, Whole
@@ -52,17 +52,8 @@ class OneByOne(Dataset):
 
 def loader(pictures: Pictures, view: View, side: int, batch: int, **how) -> Loader:
     channels = pictures.channels
-    return Loader(
-        pictures,
-        view,
-        size=(side, side),
-        mean=MEAN[:channels],
-        std=STD[:channels],
-        seed=0,
-        batch_size=batch,
-        micro_batch=batch,
-        **how,
-    )
+    settings = ViewSettings(view=view, size=(side, side), mean=MEAN[:channels], std=STD[:channels])
+    return Loader(pictures, settings, Plan(0, len(pictures), batch, batch), **how)
 
 
 def per_picture(read: Callable[[int], object], count: int, transform: Callable, batch: int) -> Callable[[], int]:

@@ -21,7 +21,7 @@ from mimkit.core.randomness import rng_keys
 from mimkit.data.augment import RandAugment, erased
 from mimkit.data.color import ColorAugment
 from mimkit.data.decode import BadPicture
-from mimkit.data.loader import Loader, evaluation_batches, order, statistics
+from mimkit.data.loader import Loader, ViewSettings, evaluation_batches, order, statistics
 from mimkit.data.pictures import Decoded, Pictures
 from mimkit.data.sources import open_pictures
 from mimkit.data.stream import Plan
@@ -63,8 +63,14 @@ class Made(Pictures):
 
 
 def loader(pictures=None, **how) -> Loader:
-    settings = dict(size=(16, 16), seed=3, batch_size=12, micro_batch=12, **HALF) | how
-    return Loader(pictures or Made(), settings.pop("view", RandomResizedCrop()), **settings)
+    pictures = pictures or Made()
+    how = dict(seed=3, batch_size=12, micro_batch=12, view=RandomResizedCrop(), size=(16, 16), **HALF) | how
+    settings = ViewSettings(
+        **{name: how.pop(name) for name in ("view", "other_views", "size", "mean", "std") if name in how}
+    )
+    plan = {name: how.pop(name) for name in ("seed", "batch_size", "micro_batch", "rank", "world") if name in how}
+    plan = Plan(n=len(pictures), other_views=len(settings.other_views), **plan)
+    return Loader(pictures, settings, plan, **how)
 
 
 def same(one, other, within: float = 0.0) -> None:

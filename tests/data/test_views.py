@@ -11,7 +11,8 @@ from torchvision.transforms.v2 import functional as oracle
 
 from mimkit.core.errors import UserError
 from mimkit.core.randomness import rng_keys
-from mimkit.data.views import CenterCrop, RandomResizedCrop, Whole, crop_resize, crop_resize_many, crop_resize_one
+from mimkit.data.resize import crop_resize, crop_resize_many, crop_resize_one
+from mimkit.data.views import CenterCrop, RandomResizedCrop, Whole
 
 torch.set_num_threads(1)  # waiting threads cost more than they save on shared cores
 

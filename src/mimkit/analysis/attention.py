@@ -14,8 +14,8 @@ def among_patches(attention: Float[Tensor, "B H T T"], prefix: int) -> Float[Ten
 
     A row that gives the patches nothing becomes uniform. Source: naver-ai/cl-vs-mim:self_attention_analysis.ipynb.
     """
-    kept = attention[..., prefix:, prefix:] + 1e-32
-    return kept / kept.sum(dim=-1, keepdim=True)
+    weights = attention[..., prefix:, prefix:] + 1e-32  # so little that it only counts in a row that has nothing else
+    return weights / weights.sum(dim=-1, keepdim=True)
 
 
 def patch_distances(grid: tuple[int, int], patch: tuple[int, int]) -> Float[Tensor, "N N"]:
@@ -25,6 +25,7 @@ def patch_distances(grid: tuple[int, int], patch: tuple[int, int]) -> Float[Tens
         torch.arange(grid[1], dtype=torch.float64) * patch[1],
         indexing="ij",
     )
+    # Row-major, as patches are everywhere.
     y, x = rows.flatten(), columns.flatten()
     return torch.hypot(y[:, None] - y, x[:, None] - x)
 
@@ -39,7 +40,7 @@ def attention_distance(
     near and far in every layer. Source: naver-ai/cl-vs-mim; Raghu et al. 2021 (arXiv:2108.08810).
     """
     distances = patch_distances(grid, patch).to(attention)
-    return attention.flatten(2) @ distances.flatten() / len(distances)
+    return attention.flatten(2) @ distances.flatten() / len(distances)  # both sums in one product, A_ij never copied
 
 
 def attention_entropy(attention: Float[Tensor, "B H N N"]) -> Float[Tensor, "B H"]:
@@ -59,6 +60,8 @@ def head_divergence(attention: Float[Tensor, "B H N N"]) -> Float[Tensor, "B H"]
     pairs count, so the mean over heads has no direction. Expected: supervised and contrastive models fall to 0 in
     their last layers, masked ones stay high. Source: Xie et al. 2023 (arXiv:2205.13543).
     """
+    # KL(h || g) is sum p_h ln p_h - sum p_h ln p_g: one product of all heads with all logarithms has every pair of
+    # heads, with the first term on its diagonal.
     p = _positive(attention).flatten(2)
     cross = p @ p.log().mT / attention.shape[-1]  # mean over queries of sum_j A^h_ij ln A^g_ij
     divergence = (cross.diagonal(dim1=1, dim2=2).unsqueeze(2) - cross).clamp_min(0)
@@ -75,9 +78,9 @@ def mutual_information(attention: Float[Tensor, "B H N N"]) -> Float[Tensor, "B 
     naver-ai/cl-vs-mim.
     """
     p = _positive(attention)
-    rng_keys = torch.special.entr(p.mean(dim=-2)).sum(dim=-1)
-    information = (rng_keys - torch.special.entr(p).sum(dim=-1).mean(dim=-1)).clamp_min(0)
-    return information / (math.log(attention.shape[-1]) * rng_keys).sqrt()
+    key_entropy = torch.special.entr(p.mean(dim=-2)).sum(dim=-1)
+    information = (key_entropy - torch.special.entr(p).sum(dim=-1).mean(dim=-1)).clamp_min(0)
+    return information / (math.log(attention.shape[-1]) * key_entropy).sqrt()
 
 
 def _positive(attention: Tensor) -> Tensor:

@@ -32,12 +32,13 @@ class Averages:
         standard deviation by the root of their number. Undefined numbers are None and pictures without one left out.
         """
         rows = []
-        for (metric, layer), found in self._found.items():
-            values = torch.tensor(found, dtype=torch.float64)
+        for (metric, layer), per_picture in self._found.items():
+            values = torch.tensor(per_picture, dtype=torch.float64)
+            # The mean over heads is taken within each picture: heads of one picture are not independent samples.
             columns: list[tuple[int | None, Tensor]] = [(None, values.reshape(len(values), -1).mean(dim=1))]
             columns += list(enumerate(values.T)) if values.ndim > 1 else []
-            for head, one in columns:
-                value, stderr, n = mean_and_error(one)
+            for head, column in columns:
+                value, stderr, n = mean_and_error(column)
                 rows.append(row(target, step, metric, layer, head, value, stderr, n))
         for metric, layer, value, stderr, n in self._known:
             rows.append(row(target, step, metric, layer, None, value, stderr, n))
@@ -46,6 +47,7 @@ class Averages:
 
 def mean_and_error(values: Float[Tensor, " n"]) -> tuple[float, float, int]:
     """Mean, standard error of the mean, and how many numbers there were beside NaN."""
+    # Some numbers are undefined for some pictures (nothing hidden, one color): they count in neither mean nor error.
     values = values[~values.isnan()]
     n = len(values)
     error = (values.var() / n).sqrt().item() if n > 1 else math.nan

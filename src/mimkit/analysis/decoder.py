@@ -1,6 +1,7 @@
 """Measures of a decoder: a trained method and images enter, values a picture by metric and decoder layer leave."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -39,21 +40,29 @@ def decoder_measures(
     assert isinstance(mae, MAE)
     encoder, decoder, grid = mae.encoder, mae.decoder, mae.encoder.grid
     patches = patchify(images, encoder.patch)
+    # By picture alone: a picture has the same mask in every run and whatever batch it comes in.
     address = rng_keys("analysis", index).to(images.device)
     mask = RandomMasker()(patches[..., :0], address, 0.0, grid)
-    left: list[Tensor] = []
-    handles = [block.register_forward_hook(lambda block, entered, out: left.append(out)) for block in decoder.blocks]
+    outputs: list[Tensor] = []
+
+    def keep(block: Any, inputs: Any, output: Tensor) -> None:
+        outputs.append(output)
+
+    # One pass gives attention and what each block gives out: hooks catch the latter on the way.
+    handles = [block.register_forward_hook(keep) for block in decoder.blocks]
     try:
         attention = decoder_attention(decoder, encoder.encode(encoder.embed(patches, mask), mask), mask)
     finally:
         for handle in handles:
             handle.remove()
-    for layer, tokens in enumerate(left):
+    for layer, tokens in enumerate(outputs):
         yield "exploitation_masked", layer, exploitation_rate(attention[: layer + 1], mask.hidden).masked
+        # The decoder's prefix comes first; patches are the last N.
         among = tokens[:, -mask.hidden.shape[1] :].float()
         yield "mask_token_variance", layer, feature_variance(among, mask.hidden)
 
     n = grid[0] * grid[1]
+    # From 4 on, as its masks then hide 3 in 4 patches, like MAE's own.
     parts = next(k for k in range(4, n + 1) if n % k == 0)
     mask = PartitionMasker(parts=parts)(patches[..., :0], address, 0.0, grid)
     prediction = mae.predict(patches, mask).float().unflatten(0, (-1, parts))
@@ -61,5 +70,6 @@ def decoder_measures(
     yield "reconstruction_error", None, reconstruction_error(prediction, target, hidden)
     yield "disagreement", None, disagreement(prediction, target, hidden)
 
+    # The run's own masker, at the end of training, when informed masks have started.
     mask, _ = mae.mask_sampler(encoder, patches, Batch(images, address, index), LATE)
     yield "average_distance", None, average_distance(mask, grid, encoder.patch).unflatten(0, (-1, mask.views)).mean(1)

@@ -45,31 +45,7 @@ def examine(data: list[str], recipe: str | None, arguments: DoctorArguments) -> 
     config = find_recipe(recipe) if recipe else Pretrain()
     config.data = tuple(data)
     pictures, device = Prepared(config).pictures, config.machine.find_device()
-    read = sample(len(pictures), arguments.limit)
-    bad: dict[str, str] = {}
-    sizes: Counter[tuple[int, int]] = Counter()
-    start = told = time.perf_counter()
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for count, (number, found) in enumerate(pool.map(lambda number: (number, _size(pictures, number)), read)):
-            if isinstance(found, str):
-                bad[pictures.where(number)] = found
-            else:
-                sizes[found] += 1
-            if time.perf_counter() - told > 10:
-                told = time.perf_counter()
-                print(f"read {count:,} of {len(read):,} pictures", file=sys.stderr, flush=True)
-    speed = len(read) / max(1e-9, time.perf_counter() - start)
-    result: dict[str, Any] = {
-        "data": pictures.name,
-        "pictures": len(pictures),
-        "read": len(read),
-        "readable": len(read) - len(bad),
-        "bad": bad,
-        "channels": pictures.channels,
-        "classes": len(pictures.classes) if pictures.classes else None,
-        "has_test": pictures.has_test,
-        "read_per_second": round(speed, 1),
-    }
+    result, sizes = _read(pictures, sample(len(pictures), arguments.limit))
     if not sizes:
         return result, _table(result)
     sides = sorted(min(size) for size in sizes.elements())
@@ -81,39 +57,74 @@ def examine(data: list[str], recipe: str | None, arguments: DoctorArguments) -> 
         recipe, epochs, _ = choose_recipe(pictures, device)
         config = find_recipe(recipe)
         config.data, config.epochs = tuple(data), epochs
+    # What was given overrides the recipe after it is known which recipe that is.
     config.batch_size = arguments.batch_size or config.batch_size
     config.epochs = arguments.epochs or config.epochs
-    chosen = Prepared(config)
-    chosen.pictures = pictures
-    smaller = sum(side < min(chosen.size) for side in sides)
-    micro, each = chosen.micro_batch(device, 1), chosen.bytes_per_picture()  # before the task moves to the device
-    parameters = sum(p.numel() for p in chosen.task.parameters())
+    prepared = Prepared(config)
+    # Opened once: a folder of millions need not be walked again.
+    prepared.pictures = pictures
+    smaller = sum(side < min(prepared.size) for side in sides)
+    result |= {"recipe": recipe, "image_size": list(prepared.size), "smaller_than_image": smaller}
+    result |= _cost(prepared, device)
+    return result, _table(result)
+
+
+def _read(pictures: Pictures, numbers: list[int]) -> tuple[dict[str, Any], Counter[tuple[int, int]]]:
+    """What reading these pictures tells, and how often each size occurs among those that can be read."""
+    bad: dict[str, str] = {}
+    sizes: Counter[tuple[int, int]] = Counter()
+    start = last_line = time.perf_counter()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # threads do: decoders let go of the interpreter's lock
+        for count, (number, size) in enumerate(pool.map(lambda number: (number, _size(pictures, number)), numbers)):
+            if isinstance(size, str):
+                bad[pictures.where(number)] = size
+            else:
+                sizes[size] += 1
+            if time.perf_counter() - last_line > 10:
+                last_line = time.perf_counter()
+                print(f"read {count:,} of {len(numbers):,} pictures", file=sys.stderr, flush=True)
+    speed = len(numbers) / max(1e-9, time.perf_counter() - start)
+    result = {
+        "data": pictures.name,
+        "pictures": len(pictures),
+        "read": len(numbers),
+        "readable": len(numbers) - len(bad),
+        "bad": bad,
+        "channels": pictures.channels,
+        "classes": len(pictures.classes) if pictures.classes else None,
+        "has_test": pictures.has_test,
+        "read_per_second": round(speed, 1),
+    }
+    return result, sizes
+
+
+def _cost(prepared: Prepared, device: torch.device) -> dict[str, Any]:
+    """Steps, memory and seconds of the whole training, by a few steps on noise."""
+    config = prepared.config
+    micro, each = prepared.micro_batch(device, 1), prepared.bytes_per_picture()  # before the task moves to the device
+    parameters = sum(p.numel() for p in prepared.task.parameters())
     sampled = min(micro, 256 if device.type == "cuda" else 64 if parameters < SMALL else 2)
-    engine = Engine.choose(config.machine, device, chosen.task, lambda: chosen.sample(sampled), None)
-    task, batch = engine.wrap(chosen.task), chosen.sample(sampled, device)
+    engine = Engine.choose(config.machine, device, prepared.task, lambda: prepared.sample(sampled), None)
+    task, batch = engine.wrap(prepared.task), prepared.sample(sampled, device)
     seconds = float("inf")
-    for _ in range(3):
+    for _ in range(3):  # the fastest of three: what compiles, warms up or is interrupted only ever adds
         begin = time.perf_counter()
         engine.step(task, batch, 0.0, True, 1.0)
         task.zero_grad()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds = min(seconds, time.perf_counter() - begin)
-    result |= {
-        "recipe": recipe,
-        "image_size": list(chosen.size),
-        "smaller_than_image": smaller,
-        "steps": chosen.steps,
+    return {
+        "steps": prepared.steps,
         "epochs": config.epochs,
         "batch_size": config.batch_size,
         "micro_batch": micro,
         "parameters": parameters,
-        "memory_bytes": 16 * parameters + micro * each,
+        "memory_bytes": 16 * parameters + micro * each,  # float32 weights, gradients and AdamW's two averages
         "free_bytes": free_memory(device),
-        "seconds": chosen.steps * config.batch_size * seconds / sampled,
+        "seconds": prepared.steps * config.batch_size * seconds / sampled,
         "engine": engine.describe(),
     }
-    return result, _table(result)
 
 
 def _size(pictures: Pictures, number: int) -> tuple[int, int] | str:
@@ -136,6 +147,7 @@ def _table(result: dict[str, Any]) -> Table:
     )
     table.add_row("labels", f"{result['classes']} classes" if result["classes"] else "none (fine: they only measure)")
     bad = len(result["bad"])
+    # The share of those read stands for all.
     stops = bad > BAD_FRACTION * result["read"]
     advice = "; a run stops at 1 %: mend or remove them, or allow more with --images.bad-fraction" if stops else ""
     table.add_row("bad", f"{bad} cannot be read{advice}" if bad else "none")

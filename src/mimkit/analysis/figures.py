@@ -34,7 +34,9 @@ def draw(result: dict[str, Any], out: Path) -> None:
     if film:
         _film(rows, out / "film.png")
         last = max(row["step"] for row in rows)
-        rows, spectrum, cka = ([row for row in part if row["step"] == last] for part in (rows, spectrum, cka))
+        rows = [row for row in rows if row["step"] == last]
+        spectrum = [row for row in spectrum if row["step"] == last]
+        cka = [row for row in cka if row["step"] == last]
     targets = [target for target in dict.fromkeys(result["targets"]) if any(row["target"] == target for row in rows)]
     _heads(rows, targets, out / "attention.png")
     _curves(rows, targets, out / "layers.png")
@@ -43,23 +45,25 @@ def draw(result: dict[str, Any], out: Path) -> None:
 
 
 def panels(
-    count: int, columns: int, *, side: tuple[float, float] = (3.6, 2.8), **how: Any
+    count: int, columns: int, *, side: tuple[float, float] = (3.6, 2.8), **options: Any
 ) -> tuple[Figure, list[Axes]]:
     columns = min(columns, count)
     lines = -(-count // columns)
+    # Without pyplot, which keeps figures alive and picks a backend that may want a screen.
     figure = Figure(figsize=(side[0] * columns, side[1] * lines), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = list(np.atleast_1d(figure.subplots(lines, columns, squeeze=False, **how)).flat)
+    axes = list(np.atleast_1d(figure.subplots(lines, columns, squeeze=False, **options)).flat)
     for spare in axes[count:]:
         spare.set_visible(False)
-    for one in axes:
-        one.spines[["top", "right"]].set_visible(False)
+    for panel in axes:
+        panel.spines[["top", "right"]].set_visible(False)
     return figure, axes[:count]
 
 
 def _heads(rows: Rows, targets: list[str], out: Path) -> None:
     """A point a head, a line through the means of layers; one row of panels a metric, one column a target."""
     names = [name for name in HEADS if any(row["metric"] == name for row in rows)]
+    # Swins have no attention to draw: they get no empty column.
     shown = [t for t in targets if any(row["target"] == t and row["metric"] in names for row in rows)]
     if not names:
         return
@@ -68,33 +72,34 @@ def _heads(rows: Rows, targets: list[str], out: Path) -> None:
         figure.suptitle(_short(shown[0]), fontsize=10)
     else:
         figure, axes = panels(len(names) * len(shown), len(shown), side=(4.4, 2.5), sharey="row", sharex="col")
-    for place, one in enumerate(axes):
+    for place, panel in enumerate(axes):
         name, target = names[place // len(shown)], shown[place % len(shown)]
         color = COLORS[targets.index(target) % len(COLORS)]
-        some = [r for r in rows if (r["metric"], r["target"]) == (name, target) and r["value"] is not None]
-        heads = [r for r in some if r["head"] is not None]
-        one.scatter([r["layer"] for r in heads], [r["value"] for r in heads], s=14, color=color, alpha=0.55, lw=0)
-        line(one, [r for r in some if r["head"] is None], "layer", color=color)
+        points = [r for r in rows if (r["metric"], r["target"]) == (name, target) and r["value"] is not None]
+        heads = [r for r in points if r["head"] is not None]
+        panel.scatter([r["layer"] for r in heads], [r["value"] for r in heads], s=14, color=color, alpha=0.55, lw=0)
+        line(panel, [r for r in points if r["head"] is None], "layer", color=color)
+        # One scale for all targets: that is what the panels are side by side for.
         highest = max((r["value"] for r in rows if r["metric"] == name and r["value"] is not None), default=1.0)
-        one.set_ylim(0, 1.06 * highest or 1.0)
+        panel.set_ylim(0, 1.06 * highest or 1.0)
         if place < len(shown) > 1:
-            one.set_title(_short(target), fontsize=10)
+            panel.set_title(_short(target), fontsize=10)
         if place % len(shown) == 0:
-            one.set_ylabel(_labeled(name))
+            panel.set_ylabel(_labeled(name))
         if place >= len(axes) - max(2, len(shown)):
-            one.set_xlabel("layer")
-            one.locator_params(axis="x", integer=True)
+            panel.set_xlabel("layer")
+            panel.locator_params(axis="x", integer=True)
     figure.savefig(out, dpi=130)
 
 
-def line(axes: Axes, rows: Rows, key: str, *, band: bool = True, **how: Any) -> None:
+def line(axes: Axes, rows: Rows, key: str, *, band: bool = True, **style: Any) -> None:
     """Values over layers, frequencies or steps, with a band of two standard errors on either side."""
     rows = sorted((row for row in rows if row["value"] is not None), key=lambda row: row[key])
     x, y = [row[key] for row in rows], np.array([row["value"] for row in rows], dtype=float)
     error = 2 * np.array([row["stderr"] or 0.0 for row in rows], dtype=float)
-    axes.plot(x, y, linewidth=1.6, marker="." if len(x) < 3 else None, **how)
+    axes.plot(x, y, linewidth=1.6, marker="." if len(x) < 3 else None, **style)
     if band:
-        axes.fill_between(x, y - error, y + error, alpha=0.2, linewidth=0, color=how.get("color"))
+        axes.fill_between(x, y - error, y + error, alpha=0.2, linewidth=0, color=style.get("color"))
 
 
 def _curves(rows: Rows, targets: list[str], out: Path) -> None:
@@ -103,13 +108,13 @@ def _curves(rows: Rows, targets: list[str], out: Path) -> None:
     if not names:
         return
     figure, axes = panels(len(names), 4)
-    for one, name in zip(axes, names, strict=True):
+    for panel, name in zip(axes, names, strict=True):
         for number, target in enumerate(targets):
-            some = [r for r in rows if (r["metric"], r["target"], r["head"]) == (name, target, None)]
-            if some:
-                line(one, some, "layer", color=COLORS[number % len(COLORS)], label=_short(target))
-        one.set(xlabel="layer", ylabel=_labeled(name))
-        one.locator_params(axis="x", integer=True)
+            points = [r for r in rows if (r["metric"], r["target"], r["head"]) == (name, target, None)]
+            if points:
+                line(panel, points, "layer", color=COLORS[number % len(COLORS)], label=_short(target))
+        panel.set(xlabel="layer", ylabel=_labeled(name))
+        panel.locator_params(axis="x", integer=True)
     _legend(figure, targets)
     figure.savefig(out, dpi=130)
 
@@ -120,15 +125,15 @@ def _spectra(rows: Rows, targets: list[str], out: Path) -> None:
     if not targets:
         return
     figure, axes = panels(len(targets), 4, side=(4.2, 3.2), sharey=True)
-    for one, target in zip(axes, targets, strict=True):
+    for panel, target in zip(axes, targets, strict=True):
         layers = sorted({row["layer"] for row in rows if row["target"] == target})
         for layer in layers:
-            some = [row for row in rows if (row["target"], row["layer"]) == (target, layer)]
+            points = [row for row in rows if (row["target"], row["layer"]) == (target, layer)]
             color = colormaps["viridis"](0.92 * layer / max(1, layers[-1]))
             named = f"layer {layer}" if layer in (layers[0], layers[-1]) else None
-            line(one, some, "frequency", band=False, color=color, label=named)
-        one.set(xlabel="frequency (pi a patch)", title=_short(target))
-        one.legend(frameon=False, fontsize=8)
+            line(panel, points, "frequency", band=False, color=color, label=named)
+        panel.set(xlabel="frequency (pi a patch)", title=_short(target))
+        panel.legend(frameon=False, fontsize=8)
     axes[0].set_ylabel("log amplitude, relative to 0")
     figure.savefig(out, dpi=130)
 
@@ -139,6 +144,7 @@ def _matrix(rows: Rows, targets: list[str], out: Path) -> None:
         return
     places = sorted({(targets.index(row["target"]), row["layer"]) for row in rows})
     where = {place: number for number, place in enumerate(places)}
+    # NaN stays white: pairs that were not compared are not 0.
     matrix = np.full((len(places), len(places)), np.nan)
     for row in rows:
         a, b = where[targets.index(row["target"]), row["layer"]], where[targets.index(row["other"]), row["other_layer"]]
@@ -147,7 +153,9 @@ def _matrix(rows: Rows, targets: list[str], out: Path) -> None:
     named = 1.6 if len(targets) > 1 else 0  # inches for the names of several targets
     figure, (axes,) = panels(1, 1, side=(side + 0.8 + named, side + named / 2))
     drawn = axes.imshow(matrix, vmin=0, vmax=1, cmap="magma", origin="lower")
-    starts = [where[one] for one in places if one[1] == min(layer for target, layer in places if target == one[0])]
+    starts = [
+        where[place] for place in places if place[1] == min(layer for target, layer in places if target == place[0])
+    ]
     ends = [*starts[1:], len(places)]
     for start in starts[1:]:
         axes.axhline(start - 0.5, color="white", linewidth=1)
@@ -171,14 +179,14 @@ def _film(rows: Rows, out: Path) -> None:
     if not names:
         return
     figure, axes = panels(len(names), 2, side=(4.2, 2.8), sharex=True)
-    for one, name in zip(axes, names, strict=True):
-        some = [row for row in rows if row["metric"] == name]
-        layers = sorted({row["layer"] for row in some})
+    for panel, name in zip(axes, names, strict=True):
+        points = [row for row in rows if row["metric"] == name]
+        layers = sorted({row["layer"] for row in points})
         for layer in layers:
             color = colormaps["viridis"](0.92 * layer / max(1, layers[-1]))
             named = f"layer {layer}" if layer in (layers[0], layers[-1]) else None
-            line(one, [row for row in some if row["layer"] == layer], "step", color=color, label=named)
-        one.set(xlabel="step", ylabel=_labeled(name))
+            line(panel, [row for row in points if row["layer"] == layer], "step", color=color, label=named)
+        panel.set(xlabel="step", ylabel=_labeled(name))
     axes[0].legend(frameon=False, fontsize=8)
     figure.savefig(out, dpi=130)
 

@@ -110,26 +110,31 @@ def draw_masks(arguments: MaskArguments, recipe: Pretrain | None = None) -> tupl
     at_least(1, show=arguments.show, seeds=arguments.seeds)
     if arguments.out.suffix.lower() != ".png":
         raise UserError(f"--out {arguments.out} must end in .png")
-    masker, progress = moment(arguments.masker, arguments.progress)
-    maskers = [with_ratio(masker, ratio) for ratio in arguments.ratios] or [masker]
-    scene = open_scene(arguments, masker, masker.reads(progress), recipe)
-    images, numbers = some_images(scene, arguments.show)
-    signal = look(scene, masker, images, progress)
+    prototype, progress = moment(arguments.masker, arguments.progress)
+    maskers = [with_ratio(prototype, ratio) for ratio in arguments.ratios] or [prototype]
+    scene = open_scene(arguments, prototype, prototype.reads(progress), recipe)
+    images, picture_numbers = some_images(scene, arguments.show)
+    # Looked at once: maskers of other ratios see the same signal.
+    signal = look(scene, prototype, images, progress)
     objects = None
     if arguments.objects is not None:
-        objects = object_fractions(arguments.objects, scene.pictures, numbers.tolist(), VIEW, scene.size, scene.patch)
+        objects = object_fractions(
+            arguments.objects, scene.pictures, picture_numbers.tolist(), VIEW, scene.size, scene.patch
+        )
 
+    # The same keys for every ratio: rows of the sheet differ by the ratio alone.
     addresses = [rng_keys("masks", seed, torch.arange(len(images))) for seed in range(arguments.seeds)]
     scores = signal[..., 0] if signal.shape[2] else None
-    drawn, counted = [], []
-    for one in maskers:
-        masks = [one(signal, address, progress, scene.grid) for address in addresses]
-        found = mask_statistics(masks, addresses, scene.grid, scene.patch, scores=scores, objects=objects)
-        said = [one.describe(signal, mask) for mask in masks]
-        found |= {f"masker_{key}": mean(torch.stack([each[key].float() for each in said])) for key in said[0]}
+    drawn, by_ratio = [], []
+    for masker in maskers:
+        masks = [masker(signal, address, progress, scene.grid) for address in addresses]
+        numbers = mask_statistics(masks, addresses, scene.grid, scene.patch, scores=scores, objects=objects)
+        descriptions = [masker.describe(signal, mask) for mask in masks]
+        for key in descriptions[0]:
+            numbers[f"masker_{key}"] = mean(torch.stack([each[key].float() for each in descriptions]))
         drawn.append(masks)
-        counted.append(found)
-    sheet = columns(scene, masker, images, signal, objects, drawn)
+        by_ratio.append(numbers)
+    sheet = columns(scene, prototype, images, signal, objects, drawn)
     try:
         labels = [f"{ratio:g}" for _ in images for ratio in arguments.ratios]
         save_picture(titled_grid(sheet, labels=labels), arguments.out)
@@ -141,11 +146,13 @@ def draw_masks(arguments: MaskArguments, recipe: Pretrain | None = None) -> tupl
         "model": scene.evals,
         "trained": scene.trained if scene.evals else None,
         "progress": progress,
-        **counted[0],
+        **by_ratio[0],
     }
     if arguments.ratios:
-        result["ratios"] = [{"asked": asked} | found for asked, found in zip(arguments.ratios, counted, strict=True)]
-    return result, as_table(result, counted, [f"{ratio:g}" for ratio in arguments.ratios])
+        result["ratios"] = [
+            {"asked": ratio} | numbers for ratio, numbers in zip(arguments.ratios, by_ratio, strict=True)
+        ]
+    return result, as_table(result, by_ratio, [f"{ratio:g}" for ratio in arguments.ratios])
 
 
 def moment(masker: Masker, progress: float | None) -> tuple[Masker, float]:
@@ -156,13 +163,14 @@ def moment(masker: Masker, progress: float | None) -> tuple[Masker, float]:
         return masker, progress
     if not isinstance(masker.guide, InformedMasker):
         return masker, 0.0
+    # Just when it starts to look: earlier its masks are random, and nobody wants to see those.
     start = min(masker.guide.start, LATEST)
     return masker.started(start), start
 
 
 def with_ratio(masker: Masker, ratio: float) -> Masker:
     """The masker with another ratio, in all its parts that have one."""
-    settings = {one.name: getattr(masker, one.name) for one in fields(masker)}
+    settings = {setting.name: getattr(masker, setting.name) for setting in fields(masker)}
     parts: dict[str, Any] = {n: with_ratio(value, ratio) for n, value in settings.items() if isinstance(value, Masker)}
     if "ratio" in settings:
         parts["ratio"] = ratio
@@ -173,8 +181,8 @@ def with_ratio(masker: Masker, ratio: float) -> Masker:
 
 def open_scene(arguments: MaskArguments, masker: Masker, reads: Signal, recipe: Pretrain | None) -> Scene:
     """Pictures, and the model that the masker asks where it asks one."""
-    asked = (arguments.size, arguments.size) if isinstance(arguments.size, int) else arguments.size
-    if min(*(asked or (1,)), arguments.patch or 1) < 1 or arguments.patch == 0:
+    size = (arguments.size, arguments.size) if isinstance(arguments.size, int) else arguments.size
+    if min(*(size or (1,)), arguments.patch or 1) < 1 or arguments.patch == 0:
         raise UserError("--size and --patch must be at least 1")
     scorer = masker.guide.scorer if isinstance(masker.guide, ModelMasker) else "online"
     teacher = None if scorer in ("online", "ema") else scorer
@@ -182,16 +190,16 @@ def open_scene(arguments: MaskArguments, masker: Masker, reads: Signal, recipe: 
     if arguments.model is not None:
         if teacher and reads is not Signal.NONE:
             raise UserError(f"the masker asks its own teacher '{teacher}': leave --from away, or use --scorer online")
-        return with_model(arguments.model, pictures, arguments, asked)
-    size = asked or (recipe.images.shape() if recipe else (224, 224))
+        return with_model(arguments.model, pictures, arguments, size)
+    image_size = size or (recipe.images.shape() if recipe else (224, 224))
     config = recipe.encoder if recipe else EncoderConfig(name="vit_tiny_patch16_224")
-    patch = (arguments.patch, arguments.patch) if arguments.patch else patch_of(config, size)
-    if size[0] % patch[0] or size[1] % patch[1]:
+    patch = (arguments.patch, arguments.patch) if arguments.patch else patch_of(config, image_size)
+    if image_size[0] % patch[0] or image_size[1] % patch[1]:
         raise UserError(
-            f"{size[0]}x{size[1]} pixels do not divide into patches of {patch[0]}: change --size or --patch"
+            f"{image_size[0]}x{image_size[1]} pixels do not divide into patches of {patch[0]}: change --size or --patch"
         )
     plain = Scene(
-        pictures=pictures, size=size, patch=patch, mean=(0.0,) * pictures.channels, std=(1.0,) * pictures.channels
+        pictures=pictures, size=image_size, patch=patch, mean=(0.0,) * pictures.channels, std=(1.0,) * pictures.channels
     )
     if reads is Signal.NONE:
         return plain
@@ -199,18 +207,19 @@ def open_scene(arguments: MaskArguments, masker: Masker, reads: Signal, recipe: 
     own = recipe.method.attention_teacher if shared and isinstance(recipe.method, MaskedConfig) else None
     if own == "":
         raise UserError("the masker asks the method's teacher and this recipe names none: give one with --from")
+    # The weights that `pretrain` begins with: same seed, same address.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(integer("init", recipe.seed if recipe else 0))
-        encoder = replace(config, patch=arguments.patch or config.patch).build(size, pictures.channels)
+        encoder = replace(config, patch=arguments.patch or config.patch).build(image_size, pictures.channels)
     refuse_unsuitable(encoder.timm, config.name)
     assert isinstance(encoder, Encoder)
-    evals, trained = teacher or own or config.name, (teacher or own) is not None
+    model_name, trained = teacher or own or config.name, (teacher or own) is not None
     if config.weights and not trained:
         load_weights(config.weights, encoder, name=config.name)
-        evals, trained = f"{config.name} from {config.weights}", True
+        model_name, trained = f"{config.name} from {config.weights}", True
     encoder.mean, encoder.std = statistics(pictures, sample_size=SAMPLE)
     plain = replace(plain, mean=encoder.mean, std=encoder.std)
-    return replace(plain, encoder=encoder, teacher=own, evals=evals, trained=trained)
+    return replace(plain, encoder=encoder, teacher=own, evals=model_name, trained=trained)
 
 
 def patch_of(config: EncoderConfig, size: tuple[int, int]) -> tuple[int, int]:
@@ -223,30 +232,30 @@ def patch_of(config: EncoderConfig, size: tuple[int, int]) -> tuple[int, int]:
     return side[0], side[1]
 
 
-def with_model(target: str, pictures: Pictures, arguments: MaskArguments, asked: tuple[int, int] | None) -> Scene:
+def with_model(target: str, pictures: Pictures, arguments: MaskArguments, fixed_size: tuple[int, int] | None) -> Scene:
     """The scene as a model of `--from` sees it: in its size, normalized like its pictures."""
-    size, mean, std = asked, (0.0,) * pictures.channels, (1.0,) * pictures.channels
+    size, mean, std = fixed_size, (0.0,) * pictures.channels, (1.0,) * pictures.channels
     if target != "pixels" and export_folder(target) is None:  # timm's: it takes any size, and has one of its own
-        known = timm.get_pretrained_cfg(target.removeprefix("untrained:"))
-        size = asked or (known.input_size[1:] if known else None)
+        pretrained = timm.get_pretrained_cfg(target.removeprefix("untrained:"))
+        size = fixed_size or (pretrained.input_size[1:] if pretrained else None)
         mean, std = statistics(pictures, sample_size=SAMPLE)
-    found = open_target(target, size=size or (224, 224), channels=pictures.channels, mean=mean, std=std)
-    if found.model is None:
+    extractor = open_target(target, size=size or (224, 224), channels=pictures.channels, mean=mean, std=std)
+    if extractor.model is None:
         raise UserError(f"'{target}' is no model that a masker could ask: give a run, an export or a timm model")
-    refuse_unsuitable(found.model, target)
-    encoder = Encoder(cast(VisionTransformer, found.model))
-    encoder.mean, encoder.std = found.mean, found.std
+    refuse_unsuitable(extractor.model, target)
+    encoder = Encoder(cast(VisionTransformer, extractor.model))
+    encoder.mean, encoder.std = extractor.mean, extractor.std
     sides = f"images of {encoder.size[0]}x{encoder.size[1]} in patches of {encoder.patch[0]}"
-    if asked not in (None, encoder.size) or arguments.patch not in (None, encoder.patch[0]):
+    if fixed_size not in (None, encoder.size) or arguments.patch not in (None, encoder.patch[0]):
         raise UserError(f"the model of {target} sees {sides}: leave --size and --patch away")
-    if (found.channels, found.value_range) != (pictures.channels, None):
-        pictures = open_pictures(arguments.data, "all", channels=found.channels, value_range=found.value_range)
+    if (extractor.channels, extractor.value_range) != (pictures.channels, None):
+        pictures = open_pictures(arguments.data, "all", channels=extractor.channels, value_range=extractor.value_range)
     return Scene(
         pictures=pictures,
         size=encoder.size,
         patch=encoder.patch,
-        mean=found.mean,
-        std=found.std,
+        mean=extractor.mean,
+        std=extractor.std,
         encoder=encoder,
         evals=target,
         trained=not target.startswith("untrained:"),
@@ -274,8 +283,8 @@ def look(scene: Scene, masker: Masker, images: Float[Tensor, "B C H W"], progres
     teacher = None
     if scene.teacher:
         assert scene.encoder.mean is not None and scene.encoder.std is not None
-        seen = (scene.encoder.grid, scene.encoder.channels, scene.encoder.mean, scene.encoder.std)
-        teacher = Teacher(scene.teacher, *seen)
+        student = (scene.encoder.grid, scene.encoder.channels, scene.encoder.mean, scene.encoder.std)
+        teacher = Teacher(scene.teacher, *student)
     elif reads is Signal.ATTENTION and scene.evals and not scene.encoder.timm.has_class_token:
         guide = masker.guide
         if not isinstance(guide, ModelMasker) or guide.scorer in ("online", "ema"):
@@ -307,27 +316,26 @@ def columns(
     def outside_faded(inside: Tensor) -> Tensor:
         return rows(faded(originals, patches_to_pixels(inside, scene.grid, scene.patch)))
 
-    found = [("original", rows(originals))]
+    titled = [("original", rows(originals))]
     if objects is not None:
-        found.append(("object", outside_faded(objects)))
+        titled.append(("object", outside_faded(objects)))
     if signal.shape[2]:
         name = "score" if scene.trained else "score, untrained"
-        found.append((name, rows(colorize(patches_to_pixels(signal[..., 0], scene.grid, scene.patch)))))
+        titled.append((name, rows(colorize(patches_to_pixels(signal[..., 0], scene.grid, scene.patch)))))
         if isinstance(masker.guide, SelfGuidedMasker):
-            found.append(("side of object", outside_faded(signal[..., 1])))
+            titled.append(("side of object", outside_faded(signal[..., 1])))
     for seed in range(len(drawn[0])):
         views = drawn[0][seed].views
         for view in range(views):
             cells = []
             for masks in drawn:
-                hidden, thrown = (
-                    mask_to_pixels(one[view::views], scene.grid, scene.patch)
-                    for one in (masks[seed].hidden, masks[seed].thrown)
-                )
+                mask = masks[seed]
+                hidden = mask_to_pixels(mask.hidden[view::views], scene.grid, scene.patch)
+                thrown = mask_to_pixels(mask.thrown[view::views], scene.grid, scene.patch)
                 cells.append(masked(originals, hidden, thrown))
             title = f"seed {seed}" if views == 1 else f"seed {seed}, view {view + 1}"
-            found.append((title, torch.stack(cells, dim=1).flatten(0, 1)))
-    return found
+            titled.append((title, torch.stack(cells, dim=1).flatten(0, 1)))
+    return titled
 
 
 WORDS = {
@@ -343,19 +351,19 @@ WORDS = {
 }
 
 
-def as_table(result: dict[str, Any], counted: list[dict[str, Any]], titles: list[str]) -> Table:
+def as_table(result: dict[str, Any], by_ratio: list[dict[str, Any]], titles: list[str]) -> Table:
     """The same for people: a line each, with a column for each ratio."""
     table = Table(box=None, pad_edge=False, show_header=False)
-    evals = result["model"]
-    if evals and not result["trained"]:
-        evals = f"{evals}, untrained: its masks are those of the first moment; --from names a trained one"
-    for key, value in (("masker", result["masker"]), ("out", result["out"]), ("model", evals)):
+    model_name = result["model"]
+    if model_name and not result["trained"]:
+        model_name = f"{model_name}, untrained: its masks are those of the first moment; --from names a trained one"
+    for key, value in (("masker", result["masker"]), ("out", result["out"]), ("model", model_name)):
         if value is not None:
             table.add_row(key, escape(value))
     table.add_row("progress", f"{result['progress']:.4g}")
     rows = [("ratio asked for", titles)] if titles else []
-    for key in counted[0]:
-        cells = ["-" if found[key] is None else f"{found[key]:.4g}" for found in counted]
+    for key in by_ratio[0]:
+        cells = ["-" if numbers[key] is None else f"{numbers[key]:.4g}" for numbers in by_ratio]
         rows.append((WORDS.get(key, key.replace("_", " ")), cells))
     for name, cells in rows:
         table.add_row(name, "".join(f"{cell:<10}" for cell in cells).rstrip())

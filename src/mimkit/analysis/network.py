@@ -34,12 +34,13 @@ class Layer:
 
     def attention(self) -> Iterator[tuple[slice, Float[Tensor, "b H N N"]]]:
         """Attention among patches, row-stochastic and in float32, for some pictures after the other."""
+        # Heads times tokens squared: that of a whole batch would take more memory than the model.
         pictures, tokens = self.entered.shape[:2]
         heads: Any = self.block.attn.num_heads  # type: ignore[union-attr]
         step = max(1, _AT_ONCE // (heads * tokens * tokens))
         for start in range(0, pictures, step):
-            some = slice(start, start + step)
-            yield some, among_patches(attention_weights(self.block, self.entered[some]), self.prefix)
+            here = slice(start, start + step)
+            yield here, among_patches(attention_weights(self.block, self.entered[here]), self.prefix)
 
 
 class Network:
@@ -78,6 +79,7 @@ class Network:
             return dict.fromkeys(("attention", "drop", "swap"), reason)
         try:
             for block in self.layers:
+                # Tried on one token of zeros: who refuses, and why, is known in one place alone.
                 attention_weights(block, torch.zeros(1, 1, self.model.embed_dim, device=self.device))
         except UserError as error:
             return {"attention": str(error)}
@@ -91,11 +93,12 @@ class Network:
     def run(self, images: Float[Tensor, "B C H W"], visit: Callable[[Layer], None]) -> None:
         """Show every layer, first to last, to `visit` while the images pass."""
 
-        def look(number: int, block: nn.Module, entered: tuple[Tensor, ...], left: Tensor) -> None:
-            grid = (left.shape[1], left.shape[2]) if self.windows else self.grid
-            whole = left.flatten(1, 2) if self.windows else left
+        def look(number: int, block: nn.Module, entered: tuple[Tensor, ...], output: Tensor) -> None:
+            grid = (output.shape[1], output.shape[2]) if self.windows else self.grid
+            whole = output.flatten(1, 2) if self.windows else output
             visit(Layer(number, whole[:, self.prefix :], grid, whole, entered[0], block, self.prefix))
 
+        # Hooks, so that timm's own forward runs, whatever it does between its blocks.
         handles = [layer.register_forward_hook(partial(look, n)) for n, layer in enumerate(self.layers)]
         try:
             self.model.forward_features(images)
@@ -110,6 +113,7 @@ class Network:
         """
         if self.windows:
             return layer.tokens.mean(dim=1)
+        # As if the later blocks were cut off; the final norm was not trained for it, which all layers have in common.
         tokens = self.model.norm(layer.whole)
         pooled = tokens[:, 0] if self.extractor.headline == "class" else tokens[:, self.prefix :].mean(dim=1)
         norm = getattr(self.model, "fc_norm", None)

@@ -29,6 +29,7 @@ def disagreement(
     where = hidden.unsqueeze(3)
     count = hidden.sum(dim=1)
     mean = (prediction * where).sum(dim=1) / count.clamp_min(1).unsqueeze(2)
+    # Squares about the mean: the sum over all pairs is twice these by a count, and K predictions need K terms.
     squares = ((prediction - mean.unsqueeze(1)).square() * where).sum(dim=1).mean(dim=2)
     several = count > 1
     pairs = 2 * squares / (count - 1).clamp_min(1)

@@ -33,6 +33,7 @@ def similarity_variance(similarity: Float[Tensor, "B N N"]) -> Float[Tensor, " B
     High where some patches belong together and others do not. Expected and source: as `feature_variance`.
     """
     n = similarity.shape[1]
+    # A token with itself is 1 always, which would only blur the variance.
     off = ~torch.eye(n, dtype=torch.bool, device=similarity.device)
     mean = (similarity * off).sum(dim=(1, 2)) / (n * (n - 1))
     return ((similarity - mean.view(-1, 1, 1)).square() * off).sum(dim=(1, 2)) / (n * (n - 1))
@@ -53,12 +54,15 @@ def intra_inter(
     Expected: the gap grows in training and early; it is large already for random weights, so compare with step 0.
     Source: Self-Guided MAE (Shin et al. 2024, section 3); leaving i = j out is our choice.
     """
+    # S W S^T with the two sides as rows of S: the sums over all pairs of sides in two products, without an N x N mask.
     sides = torch.stack([side, ~side], dim=1).to(weights)
     sums = sides @ weights @ sides.mT
     count = sides.sum(dim=2)
     same = (count * (count - 1)).sum(dim=1)
     itself = weights.diagonal(dim1=1, dim2=2).sum(dim=1)
+    # Both directions: attention of i to j is not that of j to i.
     across = 2 * count.prod(dim=1)
+    # Pairs of a patch with itself are in the sums of both sides and come out again.
     intra = (sums.diagonal(dim1=1, dim2=2).sum(dim=1) - itself) / same
     return intra, (sums[:, 0, 1] + sums[:, 1, 0]) / across
 
@@ -70,5 +74,11 @@ def row_divergence(p: Float[Tensor, "B N N"], q: Float[Tensor, "B N N"]) -> Floa
     rows are distributions, cosines become such by a softmax of temperature 1. 1e-8 is added to each entry before.
     Expected: falls fast in early epochs. Source: Self-Guided MAE (Shin et al. 2024), which leaves the direction open.
     """
-    p, q = ((one + 1e-8) / (one + 1e-8).sum(dim=-1, keepdim=True) for one in (p, q))
+    p, q = _positive_rows(p), _positive_rows(q)
     return (p * (p.log() - q.log())).sum(dim=-1).mean(dim=-1).clamp_min(0)
+
+
+def _positive_rows(rows: Tensor) -> Tensor:
+    """Rows that sum to 1 and hold no 0, whose logarithm would be infinite."""
+    rows = rows + 1e-8
+    return rows / rows.sum(dim=-1, keepdim=True)

@@ -16,7 +16,7 @@ PARTS = ("rows", "cka", "spectrum")
 
 def tables(result: dict[str, Any]) -> Group:
     """Layers as rows and metrics as columns for every target, of a film steps and the last layer; then refusals."""
-    made: list[Any] = []
+    blocks: list[Any] = []
     film = "clusters" in result
     for target in dict.fromkeys(result["targets"]):
         for decoder in (False, True):
@@ -33,15 +33,16 @@ def tables(result: dict[str, Any]) -> Group:
             cka = {} if film or decoder else _to_last(result, target)
             if rows or cka:
                 title = escape(target) + (" (decoder)" if decoder else "") + (", last layer" if film else "")
-                made.append(_table(rows, title, "step" if film else "layer", cka))
-    for found in result.get("clusters", ()):
-        step = found["step"]
+                blocks.append(_table(rows, title, "step" if film else "layer", cka))
+    for appearance in result.get("clusters", ()):
+        step = appearance["step"]
         when = "no wider at the end than at first" if step is None else f"past half its way from step {step}"
-        made.append(f"clusters in layer {found['layer']}: gap {found['first']:.3f} to {found['last']:.3f}, {when}")
+        gap = f"gap {appearance['first']:.3f} to {appearance['last']:.3f}"
+        blocks.append(f"clusters in layer {appearance['layer']}: {gap}, {when}")
     pairs = [r for r in result["cka"] if r["target"] != r["other"] and _is_last(result, r)]
-    made += [f"CKA of the last layers of {escape(r['target'])} and {escape(r['other'])}: {_number(r)}" for r in pairs]
-    made += [f"{escape(r['target'])}: no {r['metrics']}: {escape(r['reason'])}" for r in result["refused"]]
-    return Group(*made)
+    blocks += [f"CKA of the last layers of {escape(r['target'])} and {escape(r['other'])}: {_number(r)}" for r in pairs]
+    blocks += [f"{escape(r['target'])}: no {r['metrics']}: {escape(r['reason'])}" for r in result["refused"]]
+    return Group(*blocks)
 
 
 def _table(rows: list[dict[str, Any]], title: str, key: str, cka: dict[int, dict[str, Any]]) -> Table:
@@ -54,9 +55,9 @@ def _table(rows: list[dict[str, Any]], title: str, key: str, cka: dict[int, dict
         table.add_column(METRICS[name].heading + (f"\n{unit}" if unit in ("px", "nats") else ""), justify="right")
     if cka:
         table.add_column("CKA to\nlast", justify="right")
-    known = {(row[key], row["metric"]): row for row in rows}
-    for place in sorted({row[key] for row in rows} | cka.keys(), key=lambda one: (one is None, one)):
-        cells = [_number(known.get((place, name))) for name in names]
+    by_place = {(row[key], row["metric"]): row for row in rows}
+    for place in sorted({row[key] for row in rows} | cka.keys(), key=lambda value: (value is None, value)):
+        cells = [_number(by_place.get((place, name))) for name in names]
         cells += [_number(cka.get(place))] if cka else []
         table.add_row("all" if place is None else str(place), *cells)
     return table
@@ -86,7 +87,7 @@ def write(result: dict[str, Any], out: Path) -> list[str]:
     Raises:
         UserError: the folder cannot be written.
     """
-    left = []
+    missing = []
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / "analysis.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -94,17 +95,17 @@ def write(result: dict[str, Any], out: Path) -> list[str]:
             import pyarrow as pa
             import pyarrow.parquet as pq
 
-            for part in PARTS:
-                if result[part]:
-                    pq.write_table(pa.Table.from_pylist(result[part]), out / f"{part}.parquet")
+            for table in PARTS:
+                if result[table]:
+                    pq.write_table(pa.Table.from_pylist(result[table]), out / f"{table}.parquet")
         except ImportError:
-            left.append("no Parquet: pip install 'mimkit[parquet]'")
+            missing.append("no Parquet: pip install 'mimkit[parquet]'")
         try:
             from mimkit.analysis.figures import draw
         except ImportError:
-            left.append("no figures: pip install 'mimkit[report]'")
+            missing.append("no figures: pip install 'mimkit[report]'")
         else:
             draw(result, out)
     except OSError as error:
         raise UserError(f"cannot write {out} ({error.strerror or error}): name another folder with --out") from error
-    return left
+    return missing

@@ -24,16 +24,17 @@ def relative_change(features: Float[Tensor, "B D"], reference: Float[Tensor, "B 
 @contextmanager
 def swapped(blocks: nn.Sequential, first: int) -> Generator[None]:
     """The network with the blocks `first` and `first + 1` in each other's place, while the context lasts."""
-    kept: list[Any] = [blocks[first], blocks[first + 1]]
-    blocks[first], blocks[first + 1] = kept[1], kept[0]
+    pair: list[Any] = [blocks[first], blocks[first + 1]]
+    blocks[first], blocks[first + 1] = pair[1], pair[0]
     try:
         yield
     finally:
-        blocks[first], blocks[first + 1] = kept
+        blocks[first], blocks[first + 1] = pair
 
 
 def knn_accuracy(features: Float[Tensor, "n D"], labels: Int64[Tensor, " n"]) -> tuple[float, float]:
     """kNN (k = 20) of every second picture in the others: accuracy in 0..1 and its standard error."""
+    # Every second, as the pictures come in an order by address: a random half.
     queries = torch.arange(len(features)) % 2 == 1
     classes = int(labels.max()) + 1
     predicted = knn(features[~queries], labels[~queries], features[queries], classes=classes)

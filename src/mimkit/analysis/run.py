@@ -70,53 +70,43 @@ def analyze(
     Raises:
         UserError: anything a person can mend.
     """
-    for name in metrics:
-        if name not in GROUPS:
-            raise unknown("group of metrics", name, GROUPS)
     at_least(4, pictures=pictures)
     at_least(0, workers=workers)
-    if film and len(targets) != 1:
-        raise UserError(f"a film is of one run, got {len(targets)} targets: name one")
+    _refuse_unmeant(targets, metrics, film)
     where = Machine(device=device).find_device()
-    asked = frozenset(metrics)
+    groups = frozenset(metrics)
     result: dict[str, Any] = {"targets": list(targets), "rows": [], "cka": [], "spectrum": [], "refused": []}
     studies: list[tuple[str, Study]] = []
     reference: Relations | None = None
-    for name, subject, shown in _subjects(targets, data, film, "decoder" in asked):
-        network = Network(subject.extractor)
-        network.model.to(where)
-        refused = network.refusals | _without_decoder(subject)
-        if subject.task is not None:
-            subject.task.to(where)
-        keep = film and reference is None
-        setup = Study(network, asked.difference(refused), subject.task, keep=keep, reference=reference)
-        skipped = _look(setup, subject, shown, pictures, where, workers)
-        reference = setup.relations if setup.keep else reference
-        result |= {"data": shown.name, "pictures": sum(map(len, setup.index)), "skipped": skipped}
-        result["rows"] += setup.averages.rows(name, subject.step)
-        result["spectrum"] += setup.spectrum(name, subject.step)
-        if subject.step is None or setup.keep:  # a film tells of the same refusals at every step
-            result["refused"] += [
-                {"target": name, "metrics": group, "reason": reason}
-                for group, reason in (refused | setup.left_out).items()
-                if group in asked or group in setup.left_out
-            ]
-        for other, one in studies if "cka" in asked and not film else []:
-            if [i.tolist() for i in one.index] != [i.tolist() for i in setup.index]:
-                raise UserError(f"{name} and {other} could not read the same pictures: see 'mimkit doctor'")
-            result["cka"] += _cka(name, setup, other, one, None)
-        if "cka" in asked:
-            result["cka"] += _cka(name, setup, name, setup, subject.step)
+    for name, subject, shown in _subjects(targets, data, film, "decoder" in groups):
+        study, refused = _begin(subject, groups, where, keep=film and reference is None, reference=reference)
+        skipped = _look(study, subject, shown, pictures, where, workers)
+        reference = study.relations if study.keep else reference
+        result |= {"data": shown.name, "pictures": sum(map(len, study.index)), "skipped": skipped}
+        result["rows"] += study.averages.rows(name, subject.step)
+        result["spectrum"] += study.spectrum(name, subject.step)
+        if subject.step is None or study.keep:  # a film tells of the same refusals at every step
+            result["refused"] += _refusals(name, study, refused, groups)
+        if "cka" in groups:
+            result["cka"] += _all_cka(name, subject.step, study, studies)
         if not film:
-            studies.append((name, setup))
-            setup.network.model.to("cpu")
-        setup.task = None
+            studies.append((name, study))
+            study.network.model.to("cpu")  # its Gram matrices are compared with those of later models, not its weights
+        study.task = None
     if film:
-        for part in ("rows", "cka", "spectrum"):
-            result[part].sort(key=lambda row: row["step"])  # the last came first
+        for table in ("rows", "cka", "spectrum"):
+            result[table].sort(key=lambda row: row["step"])  # the last came first
         result["clusters"] = appearance(result["rows"])
     used = {row["metric"] for row in result["rows"]}
     return result | {"metrics": {name: metric._asdict() for name, metric in METRICS.items() if name in used}}
+
+
+def _refuse_unmeant(targets: Sequence[str], metrics: Sequence[str], film: bool) -> None:
+    for name in metrics:
+        if name not in GROUPS:
+            raise unknown("group of metrics", name, GROUPS)
+    if film and len(targets) != 1:
+        raise UserError(f"a film is of one run, got {len(targets)} targets: name one")
 
 
 def appearance(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -129,14 +119,15 @@ def appearance(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for row in rows:
         if row["metric"] == "similarity_gap" and row["value"] is not None:
             gaps.setdefault(row["layer"], {})[row["step"]] = row["value"]
-    found = []
+    appearances = []
     for layer, gap in sorted(gaps.items()):
         steps = sorted(gap)
         first, last = gap[steps[0]], gap[steps[-1]]
+        # The last step below half: a gap that crosses half its way and falls back has not appeared yet.
         below = [step for step in steps if gap[step] < (first + last) / 2]
         after = [step for step in steps if step > (below[-1] if below else -1)]
-        found.append({"layer": layer, "first": first, "last": last, "step": after[0] if last > first else None})
-    return found
+        appearances.append({"layer": layer, "first": first, "last": last, "step": after[0] if last > first else None})
+    return appearances
 
 
 def _subjects(
@@ -145,11 +136,11 @@ def _subjects(
     """Each target's models, one after the other, and the pictures as they want them."""
     for name in dict.fromkeys(targets):
         own = export_folder(name)
-        shown = _pictures(data)
+        shown = shown_pictures(data)
         mean, std = statistics(shown) if own is None else ((), ())
         extractor = open_target(name, size=usual_size(shown), channels=shown.channels, mean=mean, std=std)
         if (extractor.channels, extractor.value_range) != (shown.channels, shown.value_range):
-            shown = _pictures(data, channels=extractor.channels, value_range=extractor.value_range)
+            shown = shown_pictures(data, channels=extractor.channels, value_range=extractor.value_range)
         run = RunFolder(Path(name).expanduser())
         saves = checkpoints(run.folder) if run.exists else []
         if film:
@@ -170,6 +161,7 @@ def _frames(name: str, run: RunFolder, saves: list[Path], extractor: Extractor) 
     if len(saves) == 1:
         raise UserError(f"{name} kept one checkpoint: train with --machine.keep 100 for a film")
     task, fresh = open_task(run)
+    # Cloned before the first load overwrites them: one model is loaded again and again.
     begin = {key: value.clone() for key, value in task.state_dict().items()}
     for save in (saves[-1], None, *saves[:-1]):
         if save is None and not fresh:
@@ -186,9 +178,30 @@ def open_task(run: RunFolder) -> tuple[Method, bool]:
     """
     saved = run.read_config()
     config, resolved = saved["config"], saved["resolved"]
-    ready = Prepared(config, resolved, begun=True)
-    vars(ready)["statistics"] = tuple(resolved["mean"]), tuple(resolved["std"])  # else checked against the pictures
-    return ready.task.eval().requires_grad_(False), config.encoder.weights is None
+    prepared = Prepared(config, resolved, begun=True)
+    vars(prepared)["statistics"] = tuple(resolved["mean"]), tuple(resolved["std"])  # else checked against the pictures
+    return prepared.task.eval().requires_grad_(False), config.encoder.weights is None
+
+
+def _begin(
+    subject: Subject, groups: frozenset[str], where: torch.device, *, keep: bool, reference: Relations | None
+) -> tuple[Study, dict[str, str]]:
+    """A study of the groups that this model can have, and why it cannot have others."""
+    network = Network(subject.extractor)
+    network.model.to(where)
+    refused = network.refusals | _without_decoder(subject)
+    if subject.task is not None:
+        subject.task.to(where)
+    return Study(network, groups.difference(refused), subject.task, keep=keep, reference=reference), refused
+
+
+def _refusals(name: str, study: Study, refused: dict[str, str], groups: frozenset[str]) -> list[dict[str, str]]:
+    """The metrics that were asked for and are not there, each with the reason."""
+    return [
+        {"target": name, "metrics": group, "reason": reason}
+        for group, reason in (refused | study.left_out).items()
+        if group in groups or group in study.left_out
+    ]
 
 
 def _without_decoder(subject: Subject) -> dict[str, str]:
@@ -198,33 +211,43 @@ def _without_decoder(subject: Subject) -> dict[str, str]:
     return {} if reason is None else {"decoder": reason}
 
 
-def _look(setup: Study, subject: Subject, shown: Pictures, count: int, where: torch.device, workers: int) -> int:
+def _look(study: Study, subject: Subject, shown: Pictures, count: int, where: torch.device, workers: int) -> int:
     """Show the pictures to a study; returns how many could not be read."""
     extractor = subject.extractor
     skipped: dict[int, str] = {}
-    what = f"layers of {escape(extractor.name)}" + ("" if subject.step is None else f", step {subject.step}")
+    title = f"layers of {escape(extractor.name)}" + ("" if subject.step is None else f", step {subject.step}")
     settings: dict[str, Any] = dict(device=where, batch_size=BATCH, limit=count, shuffle=True, skipped=skipped)
-    setup.batches(batches_for(extractor, shown, what, workers=workers, **settings), shown.labels)
-    if not setup.index:
+    study.batches(batches_for(extractor, shown, title, workers=workers, **settings), shown.labels)
+    if not study.index:
         raise all_bad(shown, skipped)
     return len(skipped)
 
 
-def _cka(name: str, setup: Study, other: str, one: Study, step: int | None) -> list[dict[str, Any]]:
+def _all_cka(name: str, step: int | None, study: Study, studies: list[tuple[str, Study]]) -> list[dict[str, Any]]:
+    """Every layer of a model with every layer of the models before it, and with its own."""
+    rows = []
+    for earlier_name, earlier in studies:
+        if [i.tolist() for i in earlier.index] != [i.tolist() for i in study.index]:
+            raise UserError(f"{name} and {earlier_name} could not read the same pictures: see 'mimkit doctor'")
+        rows += _cka(name, study, earlier_name, earlier, None)
+    return rows + _cka(name, study, name, study, step)
+
+
+def _cka(name: str, study: Study, other_name: str, other_study: Study, step: int | None) -> list[dict[str, Any]]:
     """Every layer with every layer."""
-    if not setup.grams:
+    if not study.grams:
         raise UserError("CKA compares at least 4 pictures at once: give more pictures, or leave cka out of --metrics")
-    values, errors = linear_cka(setup.grams, one.grams)
-    n = sum(each.shape[-1] for each in setup.grams)
+    values, errors = linear_cka(study.grams, other_study.grams)
+    n = sum(each.shape[-1] for each in study.grams)
     return [
-        {"target": name, "step": step, "layer": a, "other": other, "other_layer": b}
+        {"target": name, "step": step, "layer": a, "other": other_name, "other_layer": b}
         | {"value": known(values[a, b].item()), "stderr": known(errors[a, b].item()), "n": n}
         for a in range(values.shape[0])
         for b in range(values.shape[1])
     ]
 
 
-def _pictures(data: Sequence[str], **how: Any) -> Pictures:
+def shown_pictures(data: Sequence[str], **conversion: Any) -> Pictures:
     """The test split where there is one of its own, else everything."""
-    test = open_pictures(data, "test", **how)
-    return test if test.has_test else open_pictures(data, "all", **how)
+    test = open_pictures(data, "test", **conversion)
+    return test if test.has_test else open_pictures(data, "all", **conversion)

@@ -27,6 +27,7 @@ def hsic(k: Float64[Tensor, "L n n"], l: Float64[Tensor, "M n n"]) -> Float64[Te
     n = k.shape[-1]
     if n < 4:
         raise UserError(f"CKA compares at least 4 pictures at once, got {n}: raise --pictures")
+    # Row sums: with them no product of two n x n matrices is needed, only traces.
     a, b = k.sum(dim=2), l.sum(dim=2)
     trace = k.flatten(1) @ l.flatten(1).T
     sums = a.sum(dim=1).outer(b.sum(dim=1)) / ((n - 1) * (n - 2))
@@ -34,7 +35,7 @@ def hsic(k: Float64[Tensor, "L n n"], l: Float64[Tensor, "M n n"]) -> Float64[Te
 
 
 def linear_cka(
-    some: Sequence[Float64[Tensor, "L _ _"]], other_views: Sequence[Float64[Tensor, "M _ _"]]
+    grams: Sequence[Float64[Tensor, "L _ _"]], other_grams: Sequence[Float64[Tensor, "M _ _"]]
 ) -> tuple[Float64[Tensor, "L M"], Float64[Tensor, "L M"]]:
     """Linear CKA of every layer of one model with every layer of another, and its standard error.
 
@@ -44,22 +45,26 @@ def linear_cka(
     invariant to general linear maps. The standard error is the jackknife over batches, NaN for a single one.
 
     Args:
-        some: `gram` of the layers, one entry a batch; n may differ.
-        others: of the other model for the same pictures in the same order; the same list for layers of one model.
+        grams: `gram` of the layers, one entry a batch; n may differ.
+        other_grams: of the other model for the same pictures in the same order; the same list for layers of one model.
 
     Expected: masked and contrastive models alike in all layers, supervised ones in blocks. Source: Kornblith et al.
     2019 (arXiv:1905.00414), Nguyen et al. 2021 (arXiv:2010.15327).
     """
-    cross = torch.stack([len(k[0]) * hsic(k, other) for k, other in zip(some, other_views, strict=True)])
-    first, second = (torch.stack([len(k[0]) * hsic(k, k).diagonal() for k in one]) for one in (some, other_views))
+    # Each batch's terms times its number of pictures: sums over batches are then weighted means, whose weights cancel
+    # in the ratio.
+    cross = torch.stack([len(k[0]) * hsic(k, m) for k, m in zip(grams, other_grams, strict=True)])
+    first = torch.stack([len(k[0]) * hsic(k, k).diagonal() for k in grams])
+    second = torch.stack([len(k[0]) * hsic(k, k).diagonal() for k in other_grams])
 
-    def ratio(kept: Tensor) -> Tensor:
-        a, b = first[kept].sum(dim=0), second[kept].sum(dim=0)
-        return cross[kept].sum(dim=0) / a.outer(b).sqrt()
+    def ratio(batches: Tensor) -> Tensor:
+        a, b = first[batches].sum(dim=0), second[batches].sum(dim=0)
+        return cross[batches].sum(dim=0) / a.outer(b).sqrt()
 
     count = len(cross)
     every = torch.arange(count)
     if count == 1:
         return ratio(every), torch.full_like(cross[0], torch.nan)
-    without = torch.stack([ratio(every[every != left]) for left in every])
+    # The jackknife: how much the ratio changes when each batch in turn is left out.
+    without = torch.stack([ratio(every[every != number]) for number in every])
     return ratio(every), ((count - 1) * without.var(dim=0, correction=0)).sqrt()

@@ -25,14 +25,17 @@ def log_amplitude(tokens: Float[Tensor, "B N D"], grid: tuple[int, int]) -> Floa
     angle = _angles(grid).to(tokens)
     x = tokens.transpose(1, 2)
     amplitude = torch.hypot(x @ angle.cos(), x @ angle.sin())  # (B, D, F): only the diagonal is ever computed
-    found = (amplitude + 1e-6).log().mean(dim=1)
-    return found - found[:, :1]
+    logarithm = (amplitude + 1e-6).log().mean(dim=1)
+    return logarithm - logarithm[:, :1]
 
 
 def _angles(grid: tuple[int, int]) -> Float[Tensor, "N F"]:
     """2 pi (u r / R + v c / C) for each patch (r, c) and each diagonal frequency (u, v), float64."""
     rows, columns = grid
     step = torch.arange(min(grid) - min(grid) // 2, dtype=torch.float64) / min(grid)
-    u, v = ((step * side).round().clamp(max=(side - 1) // 2) / side for side in grid)
-    r, c = torch.arange(rows * columns) // columns, torch.arange(rows * columns) % columns
+    # Whole numbers of waves on each side, below half of them, which a grid of so many places can tell apart.
+    u = (step * rows).round().clamp(max=(rows - 1) // 2) / rows
+    v = (step * columns).round().clamp(max=(columns - 1) // 2) / columns
+    r = torch.arange(rows * columns) // columns
+    c = torch.arange(rows * columns) % columns
     return 2 * math.pi * (r[:, None] * u + c[:, None] * v)

@@ -70,15 +70,16 @@ class Study:
             if kind == "drop" and "rank" in self.groups:
                 self.averages.note("effective_rank", layer, effective_rank(features).item(), None, len(features))
             if labels is not None and kind in self.groups:
-                chosen = labels[torch.cat(self.index)]
-                if 4 * len(chosen.unique()) <= len(chosen):
-                    self.averages.note(f"{kind}_knn", layer, *knn_accuracy(features, chosen), len(features) // 2)
+                truth = labels[torch.cat(self.index)]
+                # With fewer than four of a class a neighbor of the same class is luck.
+                if 4 * len(truth.unique()) <= len(truth):
+                    self.averages.note(f"{kind}_knn", layer, *knn_accuracy(features, truth), len(features) // 2)
                 else:
-                    reason = f"{len(chosen)} pictures of {len(chosen.unique())} classes are fewer than four of each"
+                    reason = f"{len(truth)} pictures of {len(truth.unique())} classes are fewer than four of each"
                     self.left_out[f"kNN of {kind}"] = reason
 
     def _batch(self, images: Float[Tensor, "B C H W"], index: Int64[Tensor, " B"]) -> None:
-        seen = sum(map(len, self.index))
+        before = sum(map(len, self.index))
         self.index.append(index)
         grams: list[Tensor] = []
         pooled: dict[int, Tensor] = {}
@@ -88,10 +89,10 @@ class Study:
                 grams.append(gram(layer.tokens).cpu())
             if self.groups & {"rank", "drop"}:
                 pooled[layer.number] = self.network.pooled(layer).float()
-            self._tokens(layer, max(0, PROBE - seen))
+            self._tokens(layer, max(0, PROBE - before))
 
         self.network.run(images, visit)
-        if grams:
+        if grams:  # n x n numbers a layer are kept of a batch, whatever the width: tokens are not
             self.grams.append(torch.stack(grams))
         for number, features in pooled.items():
             self._pooled["drop", number].append(features.cpu())
@@ -99,6 +100,7 @@ class Study:
                 self.averages.add("drop_change", number, relative_change(features, pooled[len(self.network) - 1]))
         if "swap" in self.groups:
             extractor = self.network.extractor
+            # Once for all pairs of blocks, whose outputs are compared with it.
             reference = extractor(images)[extractor.headline]
             for first in range(len(self.network) - 1):
                 with swapped(self.network.layers, first):
@@ -106,8 +108,8 @@ class Study:
                 self._pooled["swap", first].append(features.cpu())
                 self.averages.add("swap_change", first, relative_change(features, reference))
         if self.task is not None and "decoder" in self.groups:
-            for some, numbers in zip(images.split(_SOME), index.split(_SOME), strict=True):
-                for metric, number, values in decoder_measures(self.task, some, numbers):
+            for piece, numbers in zip(images.split(_SOME), index.split(_SOME), strict=True):
+                for metric, number, values in decoder_measures(self.task, piece, numbers):
                     self.averages.add(metric, number, values)
 
     def _tokens(self, layer: Layer, probe: int) -> None:
@@ -133,10 +135,10 @@ class Study:
                 if compare:
                     self._compare("similarity", number, similarity[:probe].softmax(dim=-1))
         if self.groups & {"attention", "clusters"} and "attention" not in self.network.refusals:
-            for some, attention in layer.attention():
-                self._attention(number, attention, side if side is None else side[some])
-                if compare and side is not None and some.start < probe:
-                    self._compare("attention", number, attention.mean(dim=1)[: probe - some.start])
+            for here, attention in layer.attention():
+                self._attention(number, attention, side if side is None else side[here])
+                if compare and side is not None and here.start < probe:
+                    self._compare("attention", number, attention.mean(dim=1)[: probe - here.start])
 
     def _attention(self, number: int, attention: Float[Tensor, "B H N N"], side: Tensor | None) -> None:
         if "attention" in self.groups:
@@ -158,6 +160,7 @@ class Study:
         done = sum(map(len, self.relations[kind, layer]))
         # Of a comparison only the number of pictures is kept: a view of one stands for all N * N.
         self.relations[kind, layer].append(rows.cpu() if self.keep else rows[:, :1, :1].cpu())
+        # Without a reference this is the end itself, whose distance from itself is 0.
         end = rows
         if self.reference is not None:
             end = torch.cat(self.reference[kind, layer])[done : done + len(rows)].to(rows.device)

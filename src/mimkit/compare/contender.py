@@ -43,11 +43,12 @@ class Contender:
         """Its own words, then of `common` and of `flags` what is not given before."""
         words = shlex.split(self.words)
         for text in (self.common, flags):
-            given, wanted = {flag_name(word) for word in words}, False
+            # A flag is followed by its values up to the next flag: they go or stay together.
+            named, taken_over = {flag_name(word) for word in words}, False
             for word in shlex.split(text):
                 if word.startswith("--"):
-                    wanted = flag_name(word) not in given
-                words += [word] * wanted
+                    taken_over = flag_name(word) not in named
+                words += [word] * taken_over
         return words
 
     def folder(self, out: Path, seed: int) -> Path:
@@ -59,6 +60,7 @@ class Contender:
 
 def slug(words: str) -> str:
     """A folder's name for words; where others could have the same, or file systems would refuse it, with their hash."""
+    # Readable as a folder; what that merges (8-1 and 8 -1) the hash tells apart.
     name = re.sub(r"[^A-Za-z0-9.]+", "-", words.replace("--", "")).strip("-")
     if len(name) > 80 or not re.fullmatch(r"[\w. =-]*", words) or re.search(r"[ =]-\d", words):
         name = f"{name[:70]}-{hashlib.sha256(words.encode()).hexdigest()[:8]}"
@@ -90,23 +92,29 @@ def allocate_epochs(
     contenders: list[Contender], budget: Budget, epochs: int, out: Path, log: Callable[[str], None]
 ) -> None:
     """Give every contender the epochs that the baseline's budget buys; costs once found are kept in `out`."""
-    first, plan = contenders[0], out / "plan.json"
-    asked: dict[str, Any] = {"data": list(first.config.data), "common": first.common}
-    known = read_json(plan) if plan.exists() else {}
-    for name, value in asked.items():
-        if known.get(name, value) != value:
-            was = shlex.join(known[name]) if name == "data" else known[name]
+    first, file = contenders[0], out / "plan.json"
+    # What runs of one folder must have in common to stand in one table.
+    identity: dict[str, Any] = {"data": list(first.config.data), "common": first.common}
+    plan = read_json(file) if file.exists() else {}
+    for name, value in identity.items():
+        if plan.get(name, value) != value:
+            was = shlex.join(plan[name]) if name == "data" else plan[name]
             raise UserError(f"{out} holds runs with --{name} '{was}': give another --out, or the same as then")
     unit = "seconds" if budget == "time" else "FLOP"
-    costs = known.setdefault(unit, {})
-    if new := [contender for contender in contenders if contender.words not in costs]:
+    costs = plan.setdefault(unit, {})
+    new = [contender for contender in contenders if contender.words not in costs]
+    if new:
         log(f"weighing a step of {len(new)} contenders")
+        # Seconds compare only with seconds of now: one that was timed before is timed again beside the new ones, and
+        # the rest follows in proportion. FLOPs stay.
         again = [contender for contender in contenders if contender.words in costs][: unit == "seconds"]
-        found = (time_step if unit == "seconds" else count_flops)([contender.config for contender in (*again, *new)])
-        scale = costs[again[0].words] / found[0] if again else 1.0  # the machine may be faster than it was then
-        costs |= {one.words: scale * cost for one, cost in zip(new, found[len(again) :], strict=True)}
+        measure = time_step if unit == "seconds" else count_flops
+        measured = measure([contender.config for contender in (*again, *new)])
+        scale = costs[again[0].words] / measured[0] if again else 1.0  # the machine may be faster than it was then
+        for contender, cost in zip(new, measured[len(again) :], strict=True):
+            costs[contender.words] = scale * cost
         out.mkdir(parents=True, exist_ok=True)
-        write_json(plan, asked | known)
+        write_json(file, identity | plan)
     for contender in contenders:
         contender.cost = costs[contender.words]
         ratio = contender.config.batch_size / first.config.batch_size
@@ -115,14 +123,17 @@ def allocate_epochs(
 
 def shared_precision(first: Contender, out: Path) -> str:
     """The arithmetic of all runs, which the baseline chooses once."""
-    known = read_json(out / "plan.json")
-    if "precision" not in known:
-        ready, machine = Prepared(first.config), first.config.machine
+    plan = read_json(out / "plan.json")
+    if "precision" not in plan:
+        prepared, machine = Prepared(first.config), first.config.machine
         device = machine.find_device()
-        count = ready.timing_count(ready.micro_batch(device, 1))
-        known["precision"] = Engine.choose(machine, device, ready.task, lambda: ready.sample(count), None).precision
-        write_json(out / "plan.json", known)
-    return known["precision"]
+        # Chosen once: two runs that chose bfloat16 and float32 by a hair's breadth would not be equals.
+        count = prepared.timing_count(prepared.micro_batch(device, 1))
+        plan["precision"] = Engine.choose(
+            machine, device, prepared.task, lambda: prepared.sample(count), None
+        ).precision
+        write_json(out / "plan.json", plan)
+    return plan["precision"]
 
 
 def refuse_other(contender: Contender, out: Path, seed: int) -> None:

@@ -46,8 +46,8 @@ class Measurement:
 
 def check_fine_tuning(kind: str) -> None:
     """Refuse words behind `finetune` that `mimkit evaluate finetune` would."""
-    how, _, line = kind.partition(" ")
-    if how != "finetune":
+    name, _, line = kind.partition(" ")
+    if name != "finetune":
         return
     words = shlex.split(line)
     for word in words:
@@ -60,7 +60,8 @@ def check_fine_tuning(kind: str) -> None:
 @contextmanager
 def alone(out: Path) -> Generator[None]:
     """Hold the folder, or say that another process does; what was made for nothing is removed."""
-    made = [place for place in (out, *out.parents) if not place.exists()]
+    # Remembered, so that a refused comparison leaves no empty folders behind.
+    created = [place for place in (out, *out.parents) if not place.exists()]
     if out.is_file():
         raise UserError(f"{out} is a file: name a folder with --out")
     out.mkdir(parents=True, exist_ok=True)
@@ -74,7 +75,7 @@ def alone(out: Path) -> Generator[None]:
         finally:
             if [entry.name for entry in out.iterdir()] == [".lock"]:
                 (out / ".lock").unlink()
-                for place in made:
+                for place in created:
                     with suppress(OSError):
                         place.rmdir()
 
@@ -113,12 +114,14 @@ class Children:
 
         Raises UserError with its last line when it fails, and why no more are started where that is so.
         """
+        # Each child keeps to its share of the cores; libgomp's spinning threads would eat those of the others.
         environment = dict(os.environ, OMP_NUM_THREADS=str(self.threads), GOMP_SPINCOUNT="1000")
         if self.why:
             raise self.why
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as file:
             command = [sys.executable, "-m", "mimkit.cli", *words]
+            # A session of its own: Ctrl-C goes to this process alone, which asks the children to save.
             child = subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
         self.running.add(child)
         if self.why:  # since the last look
@@ -129,10 +132,10 @@ class Children:
             raise self.why
         if status:
             last = log.read_text(errors="replace").strip().splitlines()[-1:] or ["nothing said"]
-            said = last[0].removeprefix("mimkit: ")
+            reason = last[0].removeprefix("mimkit: ")
             if status < 0:  # by the kernel, as a rule
-                said = f"ended by {signal.Signals(-status).name}, as where memory is short"
-            self.stop(UserError(f"'mimkit {shlex.join(words)}' failed ({said}): see {log}"))
+                reason = f"ended by {signal.Signals(-status).name}, as where memory is short"
+            self.stop(UserError(f"'mimkit {shlex.join(words)}' failed ({reason}): see {log}"))
             raise self.why  # type: ignore[misc]
 
 
@@ -158,16 +161,16 @@ class Work:
             own = ["--data", *self.data, "--epochs", str(contender.epochs), "--seed", str(seed), "--run", str(folder)]
             self._run(["pretrain", *contender.command(self.flags), *own], folder)
             self.children.log(f"trained   {contender.words}, seed {seed}: {contender.epochs} epochs")
-        found: dict[str, float] = {}
+        accuracies: dict[str, float] = {}
         for kind in self.measurement.kinds:
-            how, _, words = kind.partition(" ")
-            found[kind] = (
+            name, _, words = kind.partition(" ")
+            accuracies[kind] = (
                 self._fine_tuned(words, target, folder, seed)
-                if how == "finetune"
+                if name == "finetune"
                 else self._frozen(kind, target, folder)
             )
-        contender.results[seed] = found
-        self.children.log(f"measured  {contender.words}, seed {seed}: {', '.join(found)}")
+        contender.results[seed] = accuracies
+        self.children.log(f"measured  {contender.words}, seed {seed}: {', '.join(accuracies)}")
         if contender.before is None:
             work = contender.config.batch_size * contender.cost
             contender.curves[seed] = [(r["step"] * work, r["knn"]) for r in run.metrics() if "knn" in r]
@@ -193,6 +196,7 @@ class Work:
         file = folder / f"{name}.json"
         if not file.exists():
             folder.mkdir(parents=True, exist_ok=True)
+            # A measurement that was killed half way leaves nothing that looks finished.
             partial = file.with_suffix(".partial")
             self._run(["evaluate", kind, target, "--data", *self.data, "--json", str(partial), *limits], folder)
             os.replace(partial, file)

@@ -18,7 +18,8 @@ SIGNIFICANT = 0.05
 def summary(groups: list[list[Contender]], budget: Budget, seeds: int) -> dict[str, Any]:
     """Means, spreads and differences to the baseline, the first with the same budget, as JSON."""
     rows = []
-    for first, contender in ((group[0], contender) for group in groups for contender in group):
+    pairs = [(group[0], contender) for group in groups for contender in group]  # each with the baseline of its budget
+    for first, contender in pairs:
         row: dict[str, Any] = {
             "contender": contender.words,
             "epochs": contender.epochs,
@@ -27,7 +28,8 @@ def summary(groups: list[list[Contender]], budget: Budget, seeds: int) -> dict[s
             "measures": {},
         }
         for kind in first.results[0]:
-            mine, base = ([c.results[seed][kind] for seed in range(seeds)] for c in (contender, first))
+            mine = [contender.results[seed][kind] for seed in range(seeds)]
+            base = [first.results[seed][kind] for seed in range(seeds)]
             row["measures"][kind] = {
                 "mean": statistics.mean(mine),
                 "deviation": statistics.stdev(mine) if seeds > 1 else None,
@@ -36,8 +38,8 @@ def summary(groups: list[list[Contender]], budget: Budget, seeds: int) -> dict[s
                 "p": paired_p(mine, base) if contender is not first else None,
             }
         rows.append(row)
-    told = {"budget": budget, "seeds": seeds, "common": groups[0][0].common}
-    return {**told, "contenders": rows, "curves": [contender.curves for group in groups for contender in group]}
+    settings = {"budget": budget, "seeds": seeds, "common": groups[0][0].common}
+    return {**settings, "contenders": rows, "curves": [contender.curves for group in groups for contender in group]}
 
 
 def paired_p(mine: Sequence[float], base: Sequence[float]) -> float | None:
@@ -53,8 +55,8 @@ def verdict(measure: dict[str, Any]) -> str:
     points = f"{100 * measure['difference']:+.1f}"
     if measure["p"] is None:
         return points if measure["difference"] else ""
-    seen = "better" if measure["difference"] > 0 else "worse"
-    words = seen if measure["p"] < SIGNIFICANT else "within noise"
+    direction = "better" if measure["difference"] > 0 else "worse"
+    words = direction if measure["p"] < SIGNIFICANT else "within noise"
     return f"{points}, {words} (p {told_p(measure['p'])})"
 
 
@@ -72,22 +74,22 @@ def comparison_rows(result: dict[str, Any]) -> list[list[str]]:
     for row in result["contenders"]:
         rows.append([row["contender"], str(row["epochs"]), f"{row['work']:.2f}"])
         for kind in kinds:
-            one = row["measures"][kind]
-            spread = f" ± {100 * one['deviation']:.1f}" if one["deviation"] is not None else ""
-            rows[-1] += [f"{100 * one['mean']:.1f}{spread}", verdict(one)]
+            measure = row["measures"][kind]
+            spread = f" ± {100 * measure['deviation']:.1f}" if measure["deviation"] is not None else ""
+            rows[-1] += [f"{100 * measure['mean']:.1f}{spread}", verdict(measure)]
     return rows
 
 
 def comparison_table(result: dict[str, Any]) -> Table:
     """`comparison_rows` for a terminal."""
     seeds = f"mean and deviation of {result['seeds']} seeds" if result["seeds"] > 1 else "one seed"
-    made = Table(title=f"equal {result['budget']}, {seeds}", title_justify="left")
+    table = Table(title=f"equal {result['budget']}, {seeds}", title_justify="left")
     heads, *rows = comparison_rows(result)
     for number, head in enumerate(heads):
-        made.add_column(head, overflow="fold", justify="right" if number in (1, 2) else "left")
+        table.add_column(head, overflow="fold", justify="right" if number in (1, 2) else "left")
     for row in rows:
-        made.add_row(*map(escape, row))
-    return made
+        table.add_row(*map(escape, row))
+    return table
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -104,12 +106,15 @@ def draw_curves(contenders: list[Contender], file: Path, budget: Budget) -> None
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
-    most = max((x for one in contenders for curve in one.curves.values() for x, _ in curve), default=0.0)
+    points = [point for contender in contenders for curve in contender.curves.values() for point in curve]
+    most = max((x for x, _ in points), default=0.0)
     unit, name = (60.0, "minutes") if budget == "time" else (1e15, "PFLOP") if most >= 1e14 else (1e12, "TFLOP")
     for contender in contenders:
         curves = [curve for curve in contender.curves.values() if curve]
+        # A run that was cut off has a shorter curve: no mean over seeds there.
         if not curves or len({len(curve) for curve in curves}) > 1:
             continue
+        # Seeds have equal steps, so points of the same number lie at the same work.
         values = torch.tensor([[y for _, y in curve] for curve in curves])
         work = [x / unit for x, _ in curves[0]]
         label = f"{contender.words}, {contender.epochs} epochs"

@@ -11,7 +11,7 @@ from mimkit.core.names import RENAMED_SETTINGS, class_name, find_class
 
 
 def to_dict(value: Any) -> Any:
-    """Dataclasses become dicts with their class name under `class` (see `core/names.py`); everything else must be plain JSON."""
+    """Dataclasses become dicts with their class name under `class` (`core/names.py`); all else must be plain JSON."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {"class": class_name(type(value)), **fields}
@@ -32,8 +32,10 @@ def from_dict(data: Any, annotation: Any = None) -> Any:
         cls, short = find_class(str(data["class"]))
         if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
             raise UserError(f"config.json names {data['class']}, which is no dataclass")
+        # Runs of earlier versions say the old names of settings.
         renamed = RENAMED_SETTINGS.get(short, {})
         values = {renamed.get(key, key): value for key, value in data.items() if key != "class"}
+        # JSON has no tuples: the annotation tells whether a list was one.
         hints = typing.get_type_hints(cls)
         names = [field.name for field in dataclasses.fields(cls)]
         for key in values:
@@ -67,9 +69,9 @@ def flatten(data: Any, prefix: str = "") -> dict[str, Any]:
 
 def differences(a: Any, b: Any) -> dict[str, tuple[Any, Any]]:
     """Dotted names whose values differ, with both values; None stands for absent."""
-    left, right = flatten(to_dict(a)), flatten(to_dict(b))
+    first, second = flatten(to_dict(a)), flatten(to_dict(b))
     return {
-        key: (left.get(key), right.get(key))
-        for key in sorted(left.keys() | right.keys())
-        if left.get(key) != right.get(key)
+        key: (first.get(key), second.get(key))
+        for key in sorted(first.keys() | second.keys())
+        if first.get(key) != second.get(key)
     }

@@ -34,6 +34,7 @@ def is_main() -> bool:
 @contextmanager
 def processes(device: torch.device) -> Generator[None]:
     """Join the process group that torchrun announces (NCCL on CUDA, gloo elsewhere) and leave it at the end."""
+    # Without torchrun there is one process; inside another's group, that one is used and left alone.
     if "RANK" not in os.environ or dist.is_initialized():
         yield
         return
@@ -48,6 +49,7 @@ def gather(x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "world *shape"]:
     """What every process has, of equal shapes; without gradient."""
     if world() == 1:
         return x.detach().unsqueeze(0)
+    # Collectives want contiguous memory: of a transposed tensor they would send rows in the order of storage.
     parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world())]
     dist.all_gather(parts, x.detach().contiguous())
     return torch.stack(parts)
@@ -98,6 +100,7 @@ def on_main(work: Callable[[], T], device: torch.device) -> T:
             shared[1] = error
         finally:
             _alone = False
+    # Errors travel as results do: a process that only waited would wait for ever.
     dist.broadcast_object_list(shared, src=0, device=device)
     if shared[1] is not None:
         raise shared[1]

@@ -27,6 +27,6 @@ def at_least(least: float, **values: float | None) -> None:
             raise UserError(f"{name} must be at least {least:g}, got {value:g}")
 
 
-def missing_extra(what: str, extra: str) -> UserError:
+def missing_extra(purpose: str, extra: str) -> UserError:
     """The error for an optional dependency that is not installed; names the extra to install."""
-    return UserError(f"{what} needs an extra: pip install 'mimkit[{extra}]'")
+    return UserError(f"{purpose} needs an extra: pip install 'mimkit[{extra}]'")

@@ -30,10 +30,11 @@ def parse(cls: type[A], args: list[str], prog: str, default: A | None = None) ->
             return cls()
     import tyro  # takes longer than `mimkit recipes` does
 
-    said = io.StringIO()
+    # Caught, since tyro writes what is wrong instead of raising it.
+    printed = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
-            chosen = tyro.cli(
+        with contextlib.redirect_stderr(printed):
+            arguments = tyro.cli(
                 cls,
                 args=args,
                 prog=prog,
@@ -43,18 +44,20 @@ def parse(cls: type[A], args: list[str], prog: str, default: A | None = None) ->
     except SystemExit as stop:
         if not stop.code:
             raise
+        # tyro turns an error of a setting's own check into an exit; the message that was meant is in its chain.
         cause: BaseException | None = stop
         while cause is not None and not isinstance(cause, UserError):  # a setting that refuses its value
             cause = cause.__context__
         help_of = re.sub(r" [A-Z|\[].*", "", prog)
-        raise cause or UserError(f"{one_line(said.getvalue())} '{help_of} --help' lists the options") from None
-    if chosen.json not in (None, "-"):
-        refuse_unwritable(Path(chosen.json))
-    return chosen
+        raise cause or UserError(f"{one_line(printed.getvalue())} '{help_of} --help' lists the options") from None
+    if arguments.json not in (None, "-"):
+        refuse_unwritable(Path(arguments.json))
+    return arguments
 
 
 def one_line(box: str) -> str:
     """The message in tyro's frame (drawn in Unicode or ASCII), and the nearest option if it names one."""
+    # tyro draws boxes in colors, of Unicode or ASCII by the terminal.
     rows = [re.sub(r"\x1b\[[0-9;]*m", "", row).strip("│╭╰╮╯ \t") for row in box.splitlines()]
     rows = ["" if set(row) <= set("─-") else row for row in rows]
     near = next((after for row, after in pairwise(rows) if row == "Perhaps you meant:"), "")

@@ -64,8 +64,9 @@ def colorize(maps: Float[Tensor, "B 1 H W"], bounds: tuple[float, float] | None 
     low, high = maps.amin(dim=(1, 2, 3), keepdim=True), maps.amax(dim=(1, 2, 3), keepdim=True)
     if bounds is not None:
         maps = maps.clamp(*bounds)
-        low, high = (torch.full_like(low, bound) for bound in bounds)
+        low, high = torch.full_like(low, bounds[0]), torch.full_like(high, bounds[1])
     place = ((maps - low) / (high - low).clamp_min(torch.finfo(torch.float32).tiny))[:, 0] * (len(RAMP) - 1)
+    # Between the two nearest colors of the ramp; the last one has none above it, so it is reached from the one below.
     ramp = torch.tensor(RAMP)
     below = place.floor().long().clamp(max=len(RAMP) - 2)
     return torch.lerp(ramp[below], ramp[below + 1], (place - below).unsqueeze(-1)).permute(0, 3, 1, 2)
@@ -87,9 +88,11 @@ def titled_grid(
     is what was computed. A column is as wide as its images and all titles.
     """
     count, _, height, width = columns[0][1].shape
+    # A whole factor: each pixel becomes a square, and nothing is interpolated.
     factor = max(1, -(-SIDE // max(height, width)))
     height, width = height * factor, width * factor
     font = ImageFont.load_default(size=13)
+    # Wide enough for the longest title, else neighbors would overprint it.
     cell = max(width, *(math.ceil(font.getlength(title)) for title, _ in columns))
     margin = max((GAP + math.ceil(font.getlength(label)) for label in labels), default=0)
     rows = -(-count // sets)

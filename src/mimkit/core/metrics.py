@@ -29,11 +29,11 @@ def knn(
     bank = F.normalize(bank.float(), dim=1)
     labels = bank_labels.to(bank.device)
     predicted = []
-    for part in queries.split(max(1, _AT_ONCE // len(bank))):
-        similarity, nearest = (F.normalize(part.float(), dim=1) @ bank.T).topk(min(k, len(bank)), dim=1)
+    for piece in queries.split(max(1, _AT_ONCE // len(bank))):
+        similarity, nearest = (F.normalize(piece.float(), dim=1) @ bank.T).topk(min(k, len(bank)), dim=1)
         # Shifting by the largest similarity leaves the ranking of classes as it is and keeps exp in range.
         votes = ((similarity - similarity[:, :1]) / temperature).exp()
-        total = votes.new_zeros(len(part), classes).scatter_add(1, labels[nearest], votes)
+        total = votes.new_zeros(len(piece), classes).scatter_add(1, labels[nearest], votes)
         predicted.append(total.argmax(dim=1))
     return torch.cat(predicted).cpu()
 
@@ -44,6 +44,7 @@ def effective_rank(features: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
     Garrido et al. 2023 (arXiv:2210.02885), equation 1; features are not centered. A value that falls towards 1
     is collapse.
     """
+    # float64: near collapse the small singular values are rounding in float32, and the rank would look higher.
     values = torch.linalg.svdvals(features.double())
     fraction = values / values.sum().clamp(min=1e-30) + 1e-7
     return torch.exp(-(fraction * fraction.log()).sum()).float()
@@ -58,6 +59,7 @@ def accuracy_interval(
     """
     count = len(correct)
     accuracy = correct.double().mean().item()
+    # A seed of its own: the same hits give the same interval, whatever was drawn before.
     generator = np.random.default_rng(integer("bootstrap", seed))
     means = generator.binomial(count, accuracy, size=resamples) / count
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])

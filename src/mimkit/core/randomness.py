@@ -32,12 +32,13 @@ def rng_keys(*address: int | str | Tensor) -> Int64[Tensor, "*shape"]:
     `address` mixes names of streams, integers and integer tensors, such as `("mask", seed, step, positions)`.
     """
     key = torch.zeros((), dtype=torch.int64)
-    for part in address:
-        if isinstance(part, str):
-            part = zlib.crc32(part.encode())
-        if not isinstance(part, Tensor):
-            part = torch.tensor(part, dtype=torch.int64)
-        key = _mix(key.to(part.device) + _GOLDEN + _mix(part.to(torch.int64) + _GOLDEN))
+    for item in address:
+        if isinstance(item, str):
+            item = zlib.crc32(item.encode())
+        if not isinstance(item, Tensor):
+            item = torch.tensor(item, dtype=torch.int64)
+        # The key so far goes in unmixed and each item mixed: (1, 2) and (2, 1) are different addresses.
+        key = _mix(key.to(item.device) + _GOLDEN + _mix(item.to(torch.int64) + _GOLDEN))
     return key
 
 

@@ -54,7 +54,10 @@ class RandAugment:
         """Altered pictures (C 1 or 3), each a function of its key; Python's and NumPy's generators are as before."""
         self.check(pictures.shape[1])
         change = _timm(self, gray=pictures.shape[1] == 1)
-        states, out = (random.getstate(), np.random.get_state()), torch.empty_like(pictures)
+        # timm draws from Python's and NumPy's global generators: each picture seeds both with its own key, and they
+        # are put back, since whoever runs in the same process counts on their state.
+        states = random.getstate(), np.random.get_state()
+        out = torch.empty_like(pictures)
         try:
             for into, picture, key in zip(out, pictures, rng_keys.tolist(), strict=True):
                 random.seed(key % 2**64)  # of a negative number it would take the absolute value
@@ -71,13 +74,15 @@ class RandAugment:
 def _timm(augment: RandAugment, gray: bool) -> Any:
     from timm.data.auto_augment import rand_augment_transform  # slow to import
 
-    words = f"rand-m{augment.magnitude}-n{augment.ops}-mstd{augment.spread:f}-inc{int(augment.increasing)}"
+    # timm's transform is configured by such a string.
+    spec = f"rand-m{augment.magnitude}-n{augment.ops}-mstd{augment.spread:f}-inc{int(augment.increasing)}"
+    # Borders that a shift or a turn uncovers become mid gray, in as many channels as the picture has.
     middle = 128 if gray else (128, 128, 128)
-    made = rand_augment_transform(words, {"img_mean": middle, "interpolation": Image.Resampling.BICUBIC})
-    for op in made.ops:
+    transform = rand_augment_transform(spec, {"img_mean": middle, "interpolation": Image.Resampling.BICUBIC})
+    for op in transform.ops:
         if op.name.startswith("Posterize"):  # at the end of the scale timm keeps no bit, which Pillow refuses
             op.level_fn = partial(_some_bits, op.level_fn)
-    return made
+    return transform
 
 
 def _some_bits(level_fn: Callable[..., tuple[int]], level: float, settings: dict[str, Any]) -> tuple[int]:
@@ -93,22 +98,32 @@ def erased(
     on the CPU.
     """
     _, channels, height, width = images.shape
+    # Drawn for all pictures, also those that are left as they are: a picture's box must not depend on its batch.
     noise = uniform(rng_keys, 2 * _TRIES + 3, _BOX).double()
     rows = (noise[:, -1] < fraction).nonzero().flatten()
     if not len(rows):
         return images
+    # From here on only pictures that get a box: normal noise for a whole picture is the costly part.
     noise, rng_keys = noise[rows], rng_keys[rows].to(images.device, non_blocking=True)
     area = (0.02 + (1 / 3 - 0.02) * noise[:, :_TRIES]) * (height * width)
     aspect = (math.log(0.3) * (1 - 2 * noise[:, _TRIES : 2 * _TRIES])).exp()
-    h, w = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
+    h = (area * aspect).sqrt().round()
+    w = (area / aspect).sqrt().round()
+    # timm's loop stops at the first try that fits. All tries are drawn together here, and that one is picked: a loop
+    # with its own end for each picture would not run as one batch.
     fits = (h < height) & (w < width)
     first = fits.int().argmax(1, keepdim=True)
-    h, w = ((side * fits).gather(1, first).squeeze(1) for side in (h, w))  # nothing when none fits
-    top, left = (noise[:, -3] * (height - h + 1)).floor(), (noise[:, -2] * (width - w + 1)).floor()
-    start, end = (torch.stack(one).to(images.device).view(2, -1, 1, 1, 1) for one in ((top, left), (top + h, left + w)))
-    y, x = torch.arange(height, device=images.device).view(-1, 1), torch.arange(width, device=images.device)
-    inside = (y >= start[0]) & (y < end[0]) & (x >= start[1]) & (x < end[1])
+    h = (h * fits).gather(1, first).squeeze(1)  # 0, an empty box, when none fits
+    w = (w * fits).gather(1, first).squeeze(1)
+    top = (noise[:, -3] * (height - h + 1)).floor()
+    left = (noise[:, -2] * (width - w + 1)).floor()
+    # The four edges cross to the device in one copy.
+    edges = torch.stack([top, left, top + h, left + w]).to(images.device).view(4, -1, 1, 1, 1)
+    y = torch.arange(height, device=images.device).view(-1, 1)
+    x = torch.arange(width, device=images.device)
+    inside = (y >= edges[0]) & (x >= edges[1]) & (y < edges[2]) & (x < edges[3])
     rows = rows.to(images.device, non_blocking=True)
+    # Normal noise by the inverse of its distribution: the one source of randomness here is uniform and has an address.
     even = uniform(rng_keys, channels * height * width, _NOISE).mul_(2).sub_(1 - 2**-24)  # inside (-1, 1)
     normal = torch.erfinv(even).mul_(math.sqrt(2)).view(-1, channels, height, width)
     return images.index_copy_(0, rows, torch.where(inside, normal, images.index_select(0, rows)))

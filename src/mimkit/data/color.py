@@ -58,9 +58,9 @@ class ColorAugment:
 
     def check(self, channels: int) -> None:
         """Refuse what needs red, green and blue for pictures that have neither these nor gray alone."""
-        asked = {"saturation": self.jitter * self.saturation, "hue": self.jitter * self.hue, "gray": self.gray}
-        if channels not in (1, 3) and any(asked.values()):
-            names = " and ".join(f"color.{name}" for name, value in asked.items() if value)
+        strengths = {"saturation": self.jitter * self.saturation, "hue": self.jitter * self.hue, "gray": self.gray}
+        if channels not in (1, 3) and any(strengths.values()):
+            names = " and ".join(f"color.{name}" for name, value in strengths.items() if value)
             raise UserError(f"pictures of {channels} channels have no {names}: set 0")
 
     def __call__(self, values: Float[Tensor, "B C H W"], rng_keys: Int64[Tensor, " B"]) -> Float[Tensor, "B C H W"]:
@@ -71,7 +71,10 @@ class ColorAugment:
         self.check(values.shape[1])
         values, rng_keys = values.clone(), rng_keys.cpu()
         jitter, gray, blur, spread, solarize, *rest = uniform(rng_keys, 13, _STREAM).unbind(1)
-        order, strength = torch.stack(rest[:4], 1).argsort(1), torch.stack(rest[4:], 1)
+        order = torch.stack(rest[:4], 1).argsort(1)  # ranks of four numbers: each order is equally likely
+        strength = torch.stack(rest[4:], 1)
+        # Every picture has its own order of the four changes. So for each of the four places all four are gone
+        # through, each for the pictures that have it there: 16 small batches instead of one picture at a time.
         for place in order.unbind(1):
             for number, name in enumerate(("brightness", "contrast", "saturation", "hue")):
                 most = getattr(self, name)
@@ -79,30 +82,34 @@ class ColorAugment:
                     continue
                 low = -most if name == "hue" else max(0.0, 1 - most)
                 amount = low + strength[:, number] * ((most if name == "hue" else 1 + most) - low)
-                chosen = (place == number) & (jitter < self.jitter)
-                _replace(values, chosen, _CHANGES[name], amount)
+                changed = (place == number) & (jitter < self.jitter)
+                _replace(values, changed, _CHANGES[name], amount)
         if values.shape[1] == 3:
-            _replace(values, gray < self.gray, lambda some: _gray(some).expand_as(some))
+            _replace(values, gray < self.gray, lambda pictures: _gray(pictures).expand_as(pictures))
         height, width = values.shape[2:]
         reach = math.ceil(3 * self.sigma[1]) if self.blur_radius is None else int(self.blur_radius * height)
         reach = min(reach, height - 1, width - 1)  # a mirrored border is no wider
         sigma = self.sigma[0] + spread * (self.sigma[1] - self.sigma[0])
+        # A softmax of -x^2 / 2 sigma^2 is a Gaussian that sums to 1; all kernels have one width, for one convolution.
         kernels = torch.softmax(-((torch.arange(-reach, reach + 1) / sigma.unsqueeze(1)) ** 2) / 2, 1)
         _replace(values, blur < self.blur, _blurred, kernels)
-        _replace(values, solarize < self.solarize, lambda some: torch.where(some >= 0.5, 1 - some, some))
+        _replace(
+            values, solarize < self.solarize, lambda pictures: torch.where(pictures >= 0.5, 1 - pictures, pictures)
+        )
         return values
 
 
-def _replace(values: Tensor, chosen: Tensor, change: Callable[..., Tensor], *numbers: Tensor) -> None:
+def _replace(values: Tensor, selected: Tensor, change: Callable[..., Tensor], *numbers: Tensor) -> None:
     """Replace the chosen pictures by what `change` makes of them and of their numbers."""
-    rows = chosen.nonzero().flatten()
+    rows = selected.nonzero().flatten()
     if not len(rows):
         return
-    piece = max(1, _AT_ONCE // values[0].numel()) if values.device.type == "cpu" else len(rows)
-    for some in rows.split(piece):
-        own = [one[some].to(values.device, non_blocking=True) for one in numbers]
-        some = some.to(values.device, non_blocking=True)
-        values.index_copy_(0, some, change(values.index_select(0, some), *own))
+    # In pieces on the CPU: the steps of a change go over the same values several times. A GPU wants them all at once.
+    size = max(1, _AT_ONCE // values[0].numel()) if values.device.type == "cpu" else len(rows)
+    for piece in rows.split(size):
+        own = [column[piece].to(values.device, non_blocking=True) for column in numbers]
+        piece = piece.to(values.device, non_blocking=True)
+        values.index_copy_(0, piece, change(values.index_select(0, piece), *own))
 
 
 def _gray(values: Tensor) -> Tensor:
@@ -128,6 +135,8 @@ def _turned(values: Tensor, turn: Tensor) -> Tensor:
     fraction = 1 / chroma.clamp(min=1e-12)
     hue = torch.where(largest == green, (blue - red).mul_(fraction).add_(2), (red - green).mul_(fraction).add_(4))
     hue = torch.where(largest == red, (green - blue).mul_(fraction), hue)  # in sixths of the circle
+    # Red, green and blue lie a third of the circle apart: of each channel the distance of the hue from its own says
+    # how much of the chroma it has, full up to one sixth away, none from two sixths on.
     away = (hue + 6 * turn.view(-1, 1, 1)).unsqueeze(1) + values.new_tensor([0.0, 4.0, 2.0]).view(3, 1, 1)
     away.sub_((away / 6).floor_(), alpha=6).sub_(3).abs_().sub_(1).clamp_(0, 1)  # `remainder` is slow
     return away.mul_(chroma.unsqueeze(1)).add_(least.unsqueeze(1))
@@ -137,6 +146,8 @@ def _blurred(values: Tensor, kernels: Tensor) -> Tensor:
     """Each picture under its own kernel, along rows and columns, with mirrored borders."""
     n, channels, height, width = values.shape
     reach, planes = kernels.shape[1] // 2, n * channels
+    # The planes of a batch become channels of one picture, and groups give each its own kernel. A Gaussian is the
+    # product of a row and a column, so two thin convolutions do.
     weights = kernels.repeat_interleave(channels, 0)
     values = pad(values.view(1, planes, height, width), (reach,) * 4, mode="reflect")
     values = conv2d(values, weights.view(planes, 1, 1, -1), groups=planes)

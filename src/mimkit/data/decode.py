@@ -39,12 +39,13 @@ def header(data: bytes) -> Header:
     Raises BadPicture for what is no picture, too small, or larger than Pillow's limit against decompression
     bombs.
     """
-    if _is_tiff(data) and (found := _tiff_header(data)):
-        return found
+    if _is_tiff(data) and (tiff := _tiff_header(data)):
+        return tiff
     picture = _open(data)
     width, height = picture.size
     if picture.format != "TIFF" and _orientation(picture) in (5, 6, 7, 8):  # Pillow turns TIFF files itself
         width, height = height, width
+    # Palettes and CMYK count as color: their indices or inks are no shades of gray.
     gray = picture.mode in ("1", "L", "LA", "La", "F", "I") or picture.mode.startswith("I;16")
     return Header(height, width, 1 if gray else 3)
 
@@ -86,6 +87,7 @@ def _decode(data: bytes, channels: int, value_range: tuple[float, float] | None)
     if channels not in (1, 3):
         raise BadPicture(f"{channels} channels can only come from TIFF files, this is {picture.format}")
     orientation = _orientation(picture)
+    # torchvision is faster than Pillow for the usual JPEG; whatever is unusual about one goes Pillow's way.
     if picture.format == "JPEG" and picture.mode in ("L", "RGB") and orientation == 1 and _ended(data):
         pixels = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=_MODES[channels])
         assert isinstance(pixels, Tensor)
@@ -97,7 +99,7 @@ def _decode(data: bytes, channels: int, value_range: tuple[float, float] | None)
     picture = ImageOps.exif_transpose(picture)  # loads the pixels
     if picture.mode in ("F", "I") or picture.mode.startswith("I;16"):
         return _to_channels(_to_bytes(np.asarray(picture)[None], value_range), channels)
-    if picture.mode in ("P", "PA"):
+    if picture.mode in ("P", "PA"):  # a palette may hold transparent colors, which Pillow wants as RGBA first
         picture = picture.convert("RGBA")
     pixels = np.array(picture.convert("L" if channels == 1 else "RGB"))
     return torch.from_numpy(pixels).reshape(*pixels.shape[:2], channels).permute(2, 0, 1).contiguous()
@@ -122,10 +124,10 @@ def _orientation(picture: Image.Image) -> int:
     if picture.format == "PNG" and not {"exif", "Raw profile type exif"} & picture.info.keys():
         return 1  # Pillow would decode the whole picture to look behind the pixels
     try:
-        found = picture.getexif().get(_ORIENTATION, 1)
+        orientation = picture.getexif().get(_ORIENTATION, 1)
     except Exception:  # damaged notes do not make a bad picture
         return 1
-    return found if found in range(1, 9) else 1
+    return orientation if orientation in range(1, 9) else 1
 
 
 def _check_size(width: int, height: int) -> None:
@@ -161,10 +163,12 @@ def _to_bytes(values: np.ndarray, value_range: tuple[float, float] | None) -> Te
     if values.dtype in (np.uint8, np.bool_):
         return torch.from_numpy(values.astype(np.uint8) * (255 if values.dtype == np.bool_ else 1))
     floating = np.issubdtype(values.dtype, np.floating)
+    # NaN and infinity would become black and white silently.
     if floating and not np.isfinite(values).all():
         raise BadPicture("holds values that are not finite")
     low, high = value_range or ((0.0, 1.0) if floating else (0.0, 65535.0))
     least, most = float(values.min()), float(values.max())
+    # No guess at a scale: two files of one set would get different ones, and the model would see that.
     if value_range is None and (least < low or most > high):
         raise BadPicture(
             f"values {least:g}..{most:g} lie outside {low:g}..{high:g}: set images.value_range to their range"
@@ -179,6 +183,7 @@ def _to_channels(pixels: Tensor, channels: int) -> Tensor:
         return pixels
     if channels == 3:
         return pixels.expand(3, -1, -1).contiguous()
+    # Pillow's own weights and rounding, for what does not come through Pillow, as 16-bit PNG files.
     luma = torch.tensor([0.299, 0.587, 0.114])
     return (luma @ pixels.float().flatten(1)).round().to(torch.uint8).view(1, *pixels.shape[1:])
 
@@ -201,9 +206,10 @@ def _tiff(data: bytes, channels: int, value_range: tuple[float, float] | None) -
         orientation = tags.valueof(_ORIENTATION, 1)
     if channels not in (1, 3) and series.sizes.get("other") == channels:
         axes = axes.replace("Q", "C")  # pages without a stated meaning, as many as there should be channels
-    for position in range(len(axes) - 1, -1, -1):
+    for position in range(len(axes) - 1, -1, -1):  # from the end: what is taken away moves no axis still to be met
         if axes[position] not in "YXCS":
             values, axes = values.take(0, axis=position), axes[:position] + axes[position + 1 :]
+    # Samples and channels both mean color; whichever there are become the first axis.
     values = values.transpose([axes.index(axis) for axis in "SCYX" if axis in axes])
     values = values.reshape(-1, *values.shape[-2:])
     if channels in (1, 3) and alpha and len(values) in (2, 4):
@@ -227,7 +233,7 @@ def _tiff_header(data: bytes) -> Header | None:
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
             sizes, tags = file.series[0].sizes, file.pages.first.tags
-            samples = sizes.get("sample", 1) * sizes.get("channel", 1)
+            samples = sizes.get("sample", 1) * sizes.get("channel", 1)  # interleaved or plane after plane
             height, width = sizes["height"], sizes["width"]
             alpha = _has_alpha(tags.valueof(_EXTRA_SAMPLES, 0))
             palette_or_cmyk = tags.valueof(_PHOTOMETRIC) in (3, 5)
@@ -237,6 +243,7 @@ def _tiff_header(data: bytes) -> Header | None:
     _check_size(width, height)
     if turned:
         height, width = width, height
+    # Both are converted to red, green and blue when they are read.
     if palette_or_cmyk:
         samples = 3
     return Header(height, width, samples - 1 if alpha and samples in (2, 4) else samples)

@@ -31,6 +31,8 @@ class Paths:
 
     @staticmethod
     def pack(paths: list[bytes]) -> "Paths":
+        """The paths end to end, and where each ends."""
+        # int64: the paths of a set of many millions are more than 2^31 bytes.
         ends = np.cumsum(np.fromiter((len(path) for path in paths), np.int64, len(paths)))
         return Paths(np.frombuffer(b"".join(paths), np.uint8), ends)
 
@@ -95,8 +97,8 @@ class Files(Encoded):
 class Index:
     """What lies in a folder: pictures in sorted order, and every directory with its time of change."""
 
-    def __init__(self, pictures: Paths, folders: Paths, changed: np.ndarray, other_views: Counter[str]) -> None:
-        self.pictures, self.folders, self.changed, self.other_views = pictures, folders, changed, other_views
+    def __init__(self, pictures: Paths, folders: Paths, changed: np.ndarray, other_files: Counter[str]) -> None:
+        self.pictures, self.folders, self.changed, self.other_files = pictures, folders, changed, other_files
 
     def current(self, root: bytes) -> bool:
         """Whether every directory is as it was: adding, removing or renaming a file changes its directory."""
@@ -108,13 +110,11 @@ class Index:
 
 
 def walk(root: bytes) -> Index:
-    """Every picture below `root`, by file ending alone, no file opened; hidden names left out, links
-    followed.
-    """
+    """Every picture below `root`, by file ending alone, no file opened; hidden names left out, links followed."""
     pictures: list[bytes] = []
     folders: list[bytes] = []
     changed: list[int] = []
-    other_views: Counter[str] = Counter()
+    other_files: Counter[str] = Counter()
     endings = {ending.encode() for ending in ENDINGS}
 
     def visit(folder: bytes, above: frozenset[tuple[int, int]]) -> None:
@@ -125,6 +125,7 @@ def walk(root: bytes) -> Index:
         folders.append(folder)
         changed.append(status.st_mtime_ns)
         inner = above | {here}
+        # scandir knows from the directory itself what is a folder: no call for each of a million files.
         with os.scandir(os.path.join(root, folder)) as listing:
             entries = sorted(listing, key=lambda entry: entry.name)
         for entry in entries:
@@ -137,14 +138,14 @@ def walk(root: bytes) -> Index:
                 elif (ending := os.path.splitext(entry.name)[1].lower()) in endings:
                     pictures.append(path)
                 else:
-                    other_views[os.fsdecode(ending) or "no ending"] += 1
+                    other_files[os.fsdecode(ending) or "no ending"] += 1
             except PermissionError:
-                other_views["no permission"] += 1
+                other_files["no permission"] += 1
             except FileNotFoundError:  # went away meanwhile
                 continue
 
     visit(b"", frozenset())
-    return Index(Paths.pack(pictures), Paths.pack(folders), np.array(changed, np.int64), other_views)
+    return Index(Paths.pack(pictures), Paths.pack(folders), np.array(changed, np.int64), other_files)
 
 
 def index(folder: Path) -> Index:
@@ -153,42 +154,43 @@ def index(folder: Path) -> Index:
     cached = cache_folder() / "index" / f"{digest(root)}.npz"
     encoded = os.fsencode(root)
     try:
-        with np.load(cached, allow_pickle=False) as kept:
-            found = Index(
-                Paths(kept["pictures"], kept["picture_ends"]),
-                Paths(kept["folders"], kept["folder_ends"]),
-                kept["changed"],
+        with np.load(cached, allow_pickle=False) as archive:
+            listing = Index(
+                Paths(archive["pictures"], archive["picture_ends"]),
+                Paths(archive["folders"], archive["folder_ends"]),
+                archive["changed"],
                 Counter(),
             )
-        if found.current(encoded):
-            return found
+        if listing.current(encoded):
+            return listing
     except Exception:  # no cache, or one that is damaged: walk
         pass
     try:
-        found = walk(encoded)
+        listing = walk(encoded)
     except PermissionError:
         raise UserError(f"cannot read {folder}: permission denied") from None
-    _keep(cached, found)
-    return found
+    _keep(cached, listing)
+    return listing
 
 
-def _keep(cached: Path, found: Index) -> None:
+def _keep(cached: Path, listing: Index) -> None:
     """Write the index beside and rename; a cache that cannot be written is no error."""
-    if not len(found.pictures):
+    if not len(listing.pictures):
         return
-    if found.changed.max() > time.time_ns() - SETTLED:
+    if listing.changed.max() > time.time_ns() - SETTLED:  # a file that comes within the same tick would never be seen
         return
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
+        # Beside the cache, so that the rename is within one file system and no reader meets half a file.
         with tempfile.NamedTemporaryFile(dir=cached.parent, suffix=".part", delete=False) as file:
             try:
                 np.savez(
                     file,
-                    pictures=found.pictures.buffer,
-                    picture_ends=found.pictures.ends,
-                    folders=found.folders.buffer,
-                    folder_ends=found.folders.ends,
-                    changed=found.changed,
+                    pictures=listing.pictures.buffer,
+                    picture_ends=listing.pictures.ends,
+                    folders=listing.folders.buffer,
+                    folder_ends=listing.folders.ends,
+                    changed=listing.changed,
                 )
                 file.close()
                 os.replace(file.name, cached)
@@ -207,25 +209,27 @@ def open_folder(
     folder: Path, split: Split, *, channels: int | None, value_range: tuple[float, float] | None
 ) -> Pictures:
     """The pictures below a folder: flat, nested, class folders, or any of these under train/ and val/."""
-    found = index(folder)
-    if not len(found.pictures):
-        raise UserError(_nothing(folder, found.other_views or walk(os.fsencode(folder)).other_views))
-    tops = {path.split(b"/", 1)[0] for path in found.folders if path}
+    listing = index(folder)
+    if not len(listing.pictures):
+        raise UserError(_nothing(folder, listing.other_files or walk(os.fsencode(folder)).other_files))
+    tops = {path.split(b"/", 1)[0] for path in listing.folders if path}
     train = next((top for top in sorted(tops) if _TRAIN.match(os.fsdecode(top))), None)
     tests = [top for top in tops if _TEST.match(os.fsdecode(top))]
+    # Of several (val and test) the one for choosing settings comes first: what is called test is for the end.
     test = min(tests, key=lambda top: _TEST_ORDER.index(os.fsdecode(top).lower().rstrip("0123456789")), default=None)
     if train is None:
-        pictures = _files(str(folder), folder, found.pictures, None, channels, value_range)
+        pictures = _files(str(folder), folder, listing.pictures, None, channels, value_range)
         return split_by_address(pictures, split)
-    parts = {top: [path for path in found.pictures if path.startswith(top + b"/")] for top in (train, test) if top}
-    if not parts[train]:
+    by_split = {top: [path for path in listing.pictures if path.startswith(top + b"/")] for top in (train, test) if top}
+    if not by_split[train]:
         raise UserError(f"{folder / os.fsdecode(train)} holds no pictures")
-    names = _classes([path.split(b"/", 1)[1] for part in parts.values() for path in part])
-    has_test = bool(test and parts[test])
-    chosen = test if split == "test" and has_test else train
-    assert chosen is not None
-    paths = Paths.pack([path.split(b"/", 1)[1] for path in parts[chosen]])
-    root = folder / os.fsdecode(chosen)
+    # Classes of both splits together, so that a class without test pictures leaves the numbers of the others alone.
+    names = _classes([path.split(b"/", 1)[1] for paths in by_split.values() for path in paths])
+    has_test = bool(test and by_split[test])
+    source = test if split == "test" and has_test else train
+    assert source is not None
+    paths = Paths.pack([path.split(b"/", 1)[1] for path in by_split[source]])
+    root = folder / os.fsdecode(source)
     pictures = _files(str(folder), root, paths, names, channels, value_range, has_test)
     return pictures if has_test else split_by_address(pictures, split)
 
@@ -240,10 +244,12 @@ def _files(
     has_test: bool = False,
 ) -> Files:
     listed = list(paths)
+    # Given names hold for both splits; without them each folder speaks for itself.
     classes = names if names and all(b"/" in path for path in listed) else _classes(listed)
     labels = None
     if classes:
         number = {os.fsencode(name): i for i, name in enumerate(classes)}
+        # Names are compared as bytes: those of files need not be valid text.
         labels = torch.tensor([number[path.split(b"/", 1)[0]] for path in listed])
     return Files(
         name,
@@ -265,13 +271,13 @@ def _classes(paths: list[bytes]) -> tuple[str, ...] | None:
     return tuple(os.fsdecode(name) for name in names) if len(names) > 1 else None
 
 
-def _nothing(folder: Path, other_views: Counter[str]) -> str:
-    if not other_views:
+def _nothing(folder: Path, other_files: Counter[str]) -> str:
+    if not other_files:
         return f"{folder} is empty: give a folder that holds pictures"
-    endings = ", ".join(ending for ending, _ in other_views.most_common(5))
+    endings = ", ".join(ending for ending, _ in other_files.most_common(5))
     readable = " ".join(sorted(ENDINGS))
-    found = f"{other_views.total():,} files, none of them pictures: {endings}"
-    return f"{folder} holds {found}; readable endings: {readable}"
+    contents = f"{other_files.total():,} files, none of them pictures: {endings}"
+    return f"{folder} holds {contents}; readable endings: {readable}"
 
 
 def open_list(file: Path, split: Split, *, channels: int | None, value_range: tuple[float, float] | None) -> Pictures:
@@ -288,10 +294,12 @@ def open_list(file: Path, split: Split, *, channels: int | None, value_range: tu
         names += [label.strip()] if tab else []
     if not paths:
         raise UserError(f"{file} is empty: write one path of a picture a line, relative to {file.parent}")
+    # Absolute, since workers and later commands may stand in another folder; links are kept as they are named.
     root = Path(os.path.abspath(file.parent))
     if not os.path.exists(os.path.join(os.fsencode(root), paths[0])):
         first = os.fsdecode(paths[0])
         raise UserError(f"{file} line 1: there is no file {first} (paths are relative to {root})")
+    # Numbers before words and by their value: 2 comes before 10.
     classes = sorted(set(names), key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name))
     number_of = {name: i for i, name in enumerate(classes)}
     pictures = Files(

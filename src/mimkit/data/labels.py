@@ -25,11 +25,13 @@ def label_subset(pictures: Pictures, fraction: float, seed: int = 0) -> Pictures
     kinds = int((counts > 0).sum())
     if fraction * len(pictures) < kinds:
         raise UserError(
-            f"--label-fraction {fraction:g} of {len(pictures):,} pictures is less than one for each of {kinds} classes: give "
-            f"{kinds / len(pictures):.1g} or more"
+            f"--label-fraction {fraction:g} of {len(pictures):,} pictures is less than one for each of {kinds} "
+            f"classes: give {kinds / len(pictures):.1g} or more"
         )
     order = rng_keys("share", seed, torch.arange(len(pictures))).argsort()
     order = order[pictures.labels[order].argsort(stable=True)]  # class after class, by address in each
-    place = torch.arange(len(order)) - (counts.cumsum(0) - counts)[pictures.labels[order]]
-    wanted = (fraction * counts).round().long().clamp(min=1)
-    return Subset(pictures, order[place < wanted[pictures.labels[order]]].sort().values)
+    # The place of each picture in its own class: its place in the whole order less where its class begins. One order
+    # serves every fraction, so a smaller share is a part of a larger one.
+    rank = torch.arange(len(order)) - (counts.cumsum(0) - counts)[pictures.labels[order]]
+    quota = (fraction * counts).round().long().clamp(min=1)
+    return Subset(pictures, order[rank < quota[pictures.labels[order]]].sort().values)

@@ -5,11 +5,10 @@ batches; all others stream through worker processes as uint8. Both ways see the 
 colors change as whole batches on the device.
 """
 
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -18,14 +17,16 @@ from torch import Tensor
 
 from mimkit.core.batch import Batch
 from mimkit.core.errors import UserError
+from mimkit.core.memory import memory_budget
 from mimkit.core.randomness import rng_keys
 from mimkit.data.augment import erased
 from mimkit.data.decode import BadPicture
 from mimkit.data.pictures import Pictures, sample
+from mimkit.data.resize import crop_resize_many
 from mimkit.data.stream import Chunks, Drawn, EvaluationViews, MicroBatches, Plan, all_bad, cut, order, stream
-from mimkit.data.views import CenterCrop, View, crop_resize_many, relative_boxes
+from mimkit.data.views import CenterCrop, View, relative_boxes
 
-__all__ = ["Loader", "evaluation_batches", "order", "statistics"]
+__all__ = ["Loader", "Plan", "ViewSettings", "evaluation_batches", "order", "statistics"]
 
 _CHUNK = 256  # pictures that one worker decodes in a piece when a set is loaded into memory
 _AT_ONCE = 1 << 18  # values normalized in a piece on the CPU
@@ -33,54 +34,59 @@ _DRAWN = 4096  # pictures whose boxes are drawn at once, for as many steps as th
 _GPU_FRACTION = 0.2  # of a GPU's memory that pictures may take
 
 
+@dataclass(frozen=True, kw_only=True)
+class ViewSettings:
+    """Which images a batch has of each picture."""
+
+    view: View
+    """Which part of a picture is seen, and how."""
+    other_views: tuple[View, ...] = ()
+    """Further views of the same pictures, in Batch.other_views; each is drawn by itself."""
+    size: tuple[int, int]
+    """Height and width of the views that have no size of their own."""
+    mean: Sequence[float]
+    """Per channel, of pixels in 0..1; with `std`."""
+    std: Sequence[float]
+
+
 class Loader:
     """Batches for training.
 
     Args:
-        pictures: what to show; `view` says which part of each, and how.
-        others: further views of the same pictures, in Batch.other_views; each is drawn by itself.
-        size: height and width of the views that have no size of their own.
-        mean, std: per channel, in 0..1.
-        batch_size: of a whole step, over all ranks; `micro_batch` is what one rank sees at once.
+        pictures: what to show.
+        settings: which images to make of each picture.
+        plan: which pictures a step and this rank see; its `n` and `other_views` are those of the first two.
+        device: where batches are wanted.
         workers: processes that decode; 0 decodes here.
         resident: whether the set lives in memory; `auto` when all pictures have one size and it fits.
         memory_limit: bytes that the set may take there; a quarter of the machine's memory (shared by the
             ranks on it) when None.
-        notify: told in a line what takes long.
+        log: is given a line when something takes long.
 
-    Raises UserError when the batch size cannot be divided, a view asks for colors that the pictures do not have, or
-    `resident=True` is not possible.
+    Raises UserError when a view asks for colors that the pictures do not have, or `resident=True` is not possible.
     """
 
     def __init__(
         self,
         pictures: Pictures,
-        view: View,
+        settings: ViewSettings,
+        plan: Plan,
         *,
-        other_views: tuple[View, ...] = (),
-        size: tuple[int, int],
-        mean: Sequence[float],
-        std: Sequence[float],
-        seed: int,
-        batch_size: int,
-        micro_batch: int,
-        rank: int = 0,
-        world: int = 1,
         device: torch.device | str = "cpu",
         workers: int = 0,
         resident: Literal["auto"] | bool = "auto",
         memory_limit: int | None = None,
         log: Callable[[str], None] = lambda line: None,
     ) -> None:
-        check_batch(batch_size, micro_batch, world)
-        self.pictures, self.views, self.size, self.device = pictures, (view, *other_views), size, torch.device(device)
-        for one in self.views:
-            one.check(pictures.channels)
-        self.plan = Plan(seed, len(pictures), batch_size, micro_batch, rank, world, len(other_views))
+        assert plan.n == len(pictures) and plan.other_views == len(settings.other_views)
+        self.pictures, self.plan, self.device = pictures, plan, torch.device(device)
+        self.views, self.size = (settings.view, *settings.other_views), settings.size
+        for view in self.views:
+            view.check(pictures.channels)
         self.skipped: dict[int, str] = {}
         """Bad pictures met so far and why."""
         self._workers, self._log = workers, log
-        self._normalize = Normalize(mean, std, self.device)
+        self._normalize = Normalize(settings.mean, settings.std, self.device)
         self._pixels: UInt8[Tensor, "n C H W"] | None = None
         self._bad: Tensor | None = None
         if resident is not False:
@@ -104,36 +110,43 @@ class Loader:
     def _from_memory(self, steps: range) -> Iterator[Batch]:
         pixels = self._pixels
         assert pixels is not None
+        # Micro batches are numbered through the whole run: resuming is starting at another number.
         first, last = steps.start * self.accumulate, steps.stop * self.accumulate
         size = self.plan.micro_batch
         ahead = max(1, _DRAWN // size)
         for number in range(first, last, ahead):  # drawn together, because a draw is many small steps
             rows = self.plan.rows(number, min(ahead, last - number))
             index = self._substituted(rows.epoch, rows.picture)
-            heights, widths = (torch.full_like(index, side) for side in pixels.shape[2:])
-            sized = [view.shape(self.size) for view in self.views]
-            ways = [
-                view.boxes(drawn, heights, widths, shape)
-                for view, drawn, shape in zip(self.views, rows.views, sized, strict=True)
+            heights = torch.full_like(index, pixels.shape[2])
+            widths = torch.full_like(index, pixels.shape[3])
+            shapes = [view.shape(self.size) for view in self.views]
+            boxes_by_view = [
+                view.boxes(view_keys, heights, widths, shape)
+                for view, view_keys, shape in zip(self.views, rows.views, shapes, strict=True)
             ]
-            crop, flip = relative_boxes(ways[0][0], heights, widths), ways[0][1]
+            first_boxes, flip = boxes_by_view[0]
+            crop = relative_boxes(first_boxes, heights, widths)
             for start in range(0, len(index), size):
                 here = slice(start, start + size)
-                chosen = pixels.index_select(0, index[here].to(pixels.device)).to(self.device)
-                images = [
-                    self._cut(view, chosen, boxes[here], mirrored[here], drawn[here], shape)
-                    for view, (boxes, mirrored), drawn, shape in zip(self.views, ways, rows.views, sized, strict=True)
-                ]
-                said = Drawn(rows.mask[here], index[here], crop[here], flip[here], rows.views[:, here])
-                yield self._batch(images, said)
+                pictures = pixels.index_select(0, index[here].to(pixels.device)).to(self.device)
+                images = []
+                for view, boxes, view_keys, shape in zip(self.views, boxes_by_view, rows.views, shapes, strict=True):
+                    place, mirrored = boxes[0][here], boxes[1][here]
+                    images.append(self._cut(view, pictures, place, mirrored, view_keys[here], shape))
+                drawn = Drawn(rows.mask[here], index[here], crop[here], flip[here], rows.views[:, here])
+                yield self._batch(images, drawn)
 
     def _from_workers(self, steps: range) -> Iterator[Batch]:
+        # Workers get the bad pictures known so far, and report new ones: each meets only those it reads itself.
         make = MicroBatches(self.pictures, self.views, self.size, self.plan, steps.start, dict(self.skipped))
         pin = self.device.type == "cuda"
-        with closing(stream(make, len(steps) * self.accumulate, self._workers, pin=pin)) as made:
-            for views, drawn, skipped in made:
+        with closing(stream(make, len(steps) * self.accumulate, self._workers, pin=pin)) as micro_batches:
+            for pixels, drawn, skipped in micro_batches:
                 self.skipped.update(skipped)
-                images = [self._finish(*one) for one in zip(self.views, views, drawn.views, strict=True)]
+                images = [
+                    self._finish(view, values, view_keys)
+                    for view, values, view_keys in zip(self.views, pixels, drawn.views, strict=True)
+                ]
                 yield self._batch(images, drawn, tuple((number, reason) for number, reason in skipped))
 
     def _cut(
@@ -142,6 +155,7 @@ class Loader:
         """One view of pictures in memory, finished."""
         if view.augment is not None:  # one by one, in the arithmetic of the workers: it sees the same whole numbers
             return self._finish(view, cut(view, pictures.cpu(), boxes, flip, drawn, size), drawn)
+        # Colors change values in 0..1, so normalization must wait for them; else resampling writes normalized values.
         finish = self._normalize if view.color is None else None
         values = crop_resize_many(pictures, boxes, flip, size, view.interpolation, finish)
         return self._finish(view, values, drawn, normalized=finish is not None)
@@ -154,13 +168,16 @@ class Loader:
         return erased(images, drawn, view.erase) if view.erase else images
 
     def _batch(self, images: list[Tensor], drawn: Drawn, skipped: tuple[tuple[int, str], ...] = ()) -> Batch:
-        mask, crop, flip = (one.to(self.device, non_blocking=True) for one in (drawn.mask, drawn.crop, drawn.flip))
+        mask = drawn.mask.to(self.device, non_blocking=True)
+        crop = drawn.crop.to(self.device, non_blocking=True)
+        flip = drawn.flip.to(self.device, non_blocking=True)
         return Batch(images[0], mask, drawn.index, skipped, crop, flip, other_views=tuple(images[1:]))
 
     def _substituted(self, epoch: Tensor, picture: Tensor) -> Tensor:
         """Numbers of pictures with the bad ones replaced."""
         index, attempt = picture, 0
         if self._bad is not None:
+            # The attempts of `MicroBatches._read`, for all pictures at once: both ways show the same substitutes.
             while self._bad[index].any():
                 attempt += 1
                 index = torch.where(self._bad[index], self.plan.substitute(epoch, picture, attempt), index)
@@ -182,12 +199,15 @@ class Loader:
             return
         if self.device.type == "cuda":
             room = torch.cuda.get_device_properties(self.device).total_memory
+            # On the GPU too if it is small there: a step then copies nothing from the CPU.
             if pixels.numel() <= _GPU_FRACTION * room:
                 pixels = pixels.to(self.device)
         self._pixels = pixels
 
     def _common_shape(self, insist: bool) -> tuple[int, int, int] | None:
         """The one shape of the pictures, by the headers of a sample; None when they differ."""
+        # Headers of 64 pictures, spread over the set: opening all of a million only to find two sizes would take
+        # minutes.
         sizes = {}
         for number in sample(len(self.pictures), 64):
             try:
@@ -206,22 +226,24 @@ class Loader:
 
     def _decode_all(self, shape: tuple[int, int, int], insist: bool) -> Tensor | None:
         """Every picture decoded into one tensor; None when one of another size turns up."""
+        # Filled as chunks come, so the set is held once; bad pictures stay black and are never shown.
         pixels = torch.empty(len(self.pictures), *shape, dtype=torch.uint8)
         bad: dict[int, str] = {}
-        started = told = time.monotonic()
+        started = last_line = time.monotonic()
         count = -(-len(pixels) // _CHUNK)
-        with closing(stream(Chunks(self.pictures, shape, _CHUNK), count, self._workers)) as made:
-            for number, (chunk, bad_here, other) in enumerate(made):
+        with closing(stream(Chunks(self.pictures, shape, _CHUNK), count, self._workers)) as chunks:
+            for number, (chunk, bad_here, different) in enumerate(chunks):
                 bad.update(bad_here)
-                if other is not None:
+                if different is not None:
                     if insist:
-                        raise self._different(0, other)
+                        raise self._different(0, different)
                     self._log("not all pictures have one size: they stream from where they lie")
                     return None
                 pixels[number * _CHUNK : number * _CHUNK + len(chunk)] = chunk
-                if time.monotonic() - told > 10:
-                    told = time.monotonic()
-                    self._log(f"{number * _CHUNK + len(chunk):,} of {len(pixels):,} after {told - started:.0f} s")
+                now = time.monotonic()
+                if now - last_line > 10:
+                    last_line = now
+                    self._log(f"{number * _CHUNK + len(chunk):,} of {len(pixels):,} after {now - started:.0f} s")
         if bad:
             self.skipped.update(bad)
             self._bad = torch.zeros(len(pixels), dtype=torch.bool)
@@ -232,11 +254,10 @@ class Loader:
 
 
 class Normalize:
-    """Views in 0..255, uint8 or float32, to (x / 255 - mean) / std in float32 on the device; in `out` if
-    given.
-    """
+    """Views in 0..255, uint8 or float32, to (x / 255 - mean) / std in float32 on the device; in `out` if given."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device) -> None:
+        # One product and one sum a value, with 255, mean and std folded into two numbers a channel.
         spread = torch.tensor(std, dtype=torch.float32, device=device).view(-1, 1, 1)
         self._device, self._scale = device, 1 / (255 * spread)
         self._shift = -torch.tensor(mean, dtype=torch.float32, device=device).view(-1, 1, 1) / spread
@@ -246,37 +267,12 @@ class Normalize:
         if self._device.type != "cpu":
             return torch.addcmul(self._shift, views.float(), self._scale, out=out)
         out = torch.empty(views.shape) if out is None else out
+        # Two passes over values that are still in the cache cost no more than one over those that are not.
         rows = max(1, _AT_ONCE // views[0].numel()) if len(views) else 1
         for values, into in zip(views.split(rows), out.split(rows), strict=True):  # a piece stays in the cache
             values = into.copy_(values) if values.dtype == torch.uint8 else values  # mixed types are slow
             torch.mul(values, self._scale, out=into).add_(self._shift)
         return out
-
-
-def check_batch(batch_size: int, micro_batch: int, world: int) -> None:
-    """Raises UserError when a global batch cannot be divided into equal micro batches over the ranks."""
-    at_once = micro_batch * world
-    if batch_size > 0 and micro_batch > 0 and batch_size % at_once == 0:
-        return
-    nearest = max(1, round(batch_size / at_once)) * at_once
-    fix = f"use batch size {nearest}"
-    if micro_batch > 0 and batch_size > 0 and batch_size % world == 0:
-        fraction = batch_size // world
-        fits = max(size for size in range(1, min(micro_batch, fraction) + 1) if fraction % size == 0)
-        fix += f" or micro batches of {fits}"
-    processes = f" on {world} processes" if world > 1 else ""
-    raise UserError(f"batch size {batch_size}{processes} does not divide into micro batches of {micro_batch}: {fix}")
-
-
-def memory_budget() -> int:
-    """Bytes that a resident set may take by default: a quarter of the memory, shared by the ranks on this
-    machine.
-    """
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limit = Path("/sys/fs/cgroup/memory.max")  # a container's
-    if limit.exists() and (text := limit.read_text().strip()).isdecimal():
-        total = min(total, int(text))
-    return total // 4 // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def evaluation_batches(
@@ -300,32 +296,34 @@ def evaluation_batches(
     sample. Labels (None when the set has none) and numbers stay on the CPU.
     """
     device, skipped = torch.device(device), {} if skipped is None else skipped
-    normalize, labels = Normalize(mean, std, device), pictures.labels
+    normalize = Normalize(mean, std, device)
     index = sample(len(pictures), len(pictures) if limit is None else limit)
     if shuffle:
+        # Still by address: the same pictures come in the same order for every model, so their results can be paired.
         index = torch.tensor(index)[rng_keys("shuffle", torch.tensor(index)).argsort()].tolist()
     pixels = pictures.tensor()
     if pixels is not None:
-        for chosen in torch.tensor(index).split(batch_size):
-            side = torch.ones_like(chosen)
+        for numbers in torch.tensor(index).split(batch_size):
+            side = torch.ones_like(numbers)  # also stands for the keys: views of evaluation draw nothing
             boxes, _ = view.boxes(side, side * pixels.shape[2], side * pixels.shape[3], size)
-            upright = torch.zeros(len(chosen), dtype=torch.bool)
-            some = pixels[chosen].to(device)
-            images = crop_resize_many(some, boxes, upright, size, view.interpolation, normalize)
-            yield images, None if labels is None else labels[chosen], chosen
+            upright = torch.zeros(len(numbers), dtype=torch.bool)
+            batch = pixels[numbers].to(device)
+            images = crop_resize_many(batch, boxes, upright, size, view.interpolation, normalize)
+            yield images, None if pictures.labels is None else pictures.labels[numbers], numbers
         return
     make = EvaluationViews(pictures, view, size, index, batch_size)
-    with closing(stream(make, -(-len(index) // batch_size), workers, pin=device.type == "cuda")) as made:
-        for views, chosen, bad in made:
+    with closing(stream(make, -(-len(index) // batch_size), workers, pin=device.type == "cuda")) as batches:
+        for views, numbers, bad in batches:
             skipped.update(bad)
-            if len(chosen):
-                yield normalize(views), None if labels is None else labels[chosen], chosen
+            if len(numbers):
+                yield normalize(views), None if pictures.labels is None else pictures.labels[numbers], numbers
 
 
 def statistics(
     pictures: Pictures, seed: int = 0, sample_size: int = 1000
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel in 0..1, over all pixels of a sample of pictures."""
+    # A histogram has all that mean and deviation need: exact whatever the number of pixels, and no sum in float32.
     counts = torch.zeros(pictures.channels, 256, dtype=torch.int64)
     bad: dict[int, str] = {}
     for number in sample(len(pictures), sample_size, seed):
@@ -338,7 +336,8 @@ def statistics(
             counts[channel] += values.bincount(minlength=256)
     if not counts.any():
         raise all_bad(pictures, bad)
-    value, fraction = torch.arange(256) / 255, counts.double() / counts.sum(1, keepdim=True)
+    value = torch.arange(256) / 255
+    fraction = counts.double() / counts.sum(1, keepdim=True)
     mean = fraction @ value.double()
     variance = (fraction * (value.double() - mean[:, None]) ** 2).sum(1)
     std = variance.sqrt().clamp(min=1 / 255)  # pictures of one color

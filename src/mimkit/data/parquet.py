@@ -29,7 +29,7 @@ class Blobs:
         self._ends, self._held = ends, held
         self._buffer = held if isinstance(held, np.ndarray) else np.memmap(held, np.uint8, "r")
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> Any:  # a worker maps the file anew, instead of being sent its bytes
         return Blobs, (self._ends, self._held)
 
     def __getitem__(self, i: int) -> bytes:
@@ -98,9 +98,9 @@ def open_parquet(
             groups.setdefault(match[1], []).append(file)
     test = next((groups[kind] for kind in _TEST_ORDER if kind in groups), [])
     has_test = bool(test) and "train" in groups
-    chosen = test if has_test and split == "test" else groups.get("train", files)
+    used = test if has_test and split == "test" else groups.get("train", files)
     tables = []
-    for file in chosen:
+    for file in used:
         try:
             tables.append(pq.ParquetFile(file))
         except (OSError, ValueError) as error:
@@ -109,7 +109,7 @@ def open_parquet(
     image = next((column for column in _IMAGES if column in schema.names), None)
     if image is None:
         raise UserError(
-            f"{chosen[0]} has the columns {', '.join(schema.names)}; the pictures must be in a column 'image'"
+            f"{used[0]} has the columns {', '.join(schema.names)}; the pictures must be in a column 'image'"
         )
     labels, classes = _labels(tables, next((column for column in _LABELS if column in schema.names), None))
     rows = [table.metadata.num_rows for table in tables]
@@ -117,8 +117,8 @@ def open_parquet(
         raise UserError(f"{name} holds no rows")
     pictures = Rows(
         name,
-        [Path(os.path.abspath(file)) for file in chosen],
-        _gather(chosen, tables, image),
+        [Path(os.path.abspath(file)) for file in used],
+        _gather(used, tables, image),
         rows,
         channels=channels,
         value_range=value_range,
@@ -133,6 +133,7 @@ def _labels(tables: list[Any], column: str | None) -> tuple[Tensor | None, tuple
     """Labels and, from strings or Hugging Face's notes in the schema, their names."""
     if column is None:
         return None, None
+    # The column of labels alone is read; Parquet stores columns apart.
     values = [value for table in tables for value in table.read([column]).column(column).to_pylist()]
     if any(value is None for value in values):
         return None, None
@@ -142,6 +143,7 @@ def _labels(tables: list[Any], column: str | None) -> tuple[Tensor | None, tuple
         return torch.tensor([number[value] for value in values]), tuple(names)
     if not all(isinstance(value, int) for value in values):
         return None, None
+    # Names of classes are in no column; `datasets` keeps them in the schema.
     notes = json.loads((tables[0].schema_arrow.metadata or {}).get(b"huggingface", b"{}"))
     names = notes.get("info", {}).get("features", {}).get(column, {}).get("names")
     return torch.tensor(values), tuple(names) if names else None
@@ -152,6 +154,7 @@ def _gather(files: list[Path], tables: list[Any], image: str) -> Blobs:
     columns = [place for place, path in enumerate(_leaves(tables[0])) if path in (image, f"{image}.bytes")]
     if not columns:
         raise UserError(f"{files[0]}: column '{image}' holds no encoded pictures (bytes)")
+    # Known from the footer alone, before a byte of pictures is read.
     total = sum(
         table.metadata.row_group(group).column(columns[0]).total_uncompressed_size
         for table in tables
@@ -161,29 +164,30 @@ def _gather(files: list[Path], tables: list[Any], image: str) -> Blobs:
         parts = list(_bytes(tables, image))
         buffer = np.concatenate([data for data, _ in parts])
         return Blobs(np.cumsum(np.concatenate([sizes for _, sizes in parts])), buffer)
-    kept = cache_folder() / "parquet" / f"{_identity(files)}.bin"
-    ends = kept.with_suffix(".npy")
-    if not (kept.exists() and ends.exists()):
-        part = kept.with_suffix(f".{os.getpid()}.part")
+    layout = cache_folder() / "parquet" / f"{_identity(files)}.bin"
+    ends = layout.with_suffix(".npy")
+    if not (layout.exists() and ends.exists()):
+        partial = layout.with_suffix(f".{os.getpid()}.part")
         try:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            with open(kept.with_suffix(".lock"), "w") as lock:
+            layout.parent.mkdir(parents=True, exist_ok=True)
+            # Ranks and workers of a node start together and would each write gigabytes.
+            with open(layout.with_suffix(".lock"), "w") as lock:
                 fcntl.lockf(lock, fcntl.LOCK_EX)  # of several processes one lays out, the others find it done
-                if not (kept.exists() and ends.exists()):
+                if not (layout.exists() and ends.exists()):
                     sizes = []
-                    with open(part, "wb") as out:
+                    with open(partial, "wb") as out:
                         for data, size in _bytes(tables, image):
                             out.write(data)
                             sizes.append(size)
                     np.save(ends, np.cumsum(np.concatenate(sizes)))
-                    os.replace(part, kept)
+                    os.replace(partial, layout)
         except OSError as error:
-            part.unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
             raise UserError(
-                f"cannot lay out {total / 1e9:.1f} GB of pictures in {kept.parent} ({error.strerror}): "
+                f"cannot lay out {total / 1e9:.1f} GB of pictures in {layout.parent} ({error.strerror}): "
                 "point XDG_CACHE_HOME at a disk with room"
             ) from None
-    return Blobs(np.load(ends), kept)
+    return Blobs(np.load(ends), layout)
 
 
 def _leaves(table: Any) -> list[str]:
@@ -195,6 +199,7 @@ def _bytes(tables: list[Any], image: str) -> Any:
     import pyarrow as pa
 
     for table in tables:
+        # Of a struct only the bytes: its other field is a path, of no use here.
         leaf = f"{image}.bytes" if f"{image}.bytes" in _leaves(table) else image
         for group in range(table.num_row_groups):
             column = table.read_row_group(group, columns=[leaf]).column(image).combine_chunks()
@@ -203,6 +208,7 @@ def _bytes(tables: list[Any], image: str) -> Any:
                     chunk = chunk.field("bytes")
                 chunk = chunk.cast(pa.large_binary()).fill_null(b"")
                 ends = np.frombuffer(chunk.buffers()[1], np.int64)[chunk.offset : chunk.offset + len(chunk) + 1]
+                # Arrow lays the strings of a chunk end to end: what becomes the buffer is a copy, no Python bytes.
                 data = np.frombuffer(chunk.buffers()[2] or b"", np.uint8)
                 yield data[ends[0] : ends[-1]], np.diff(ends)
 

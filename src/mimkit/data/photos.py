@@ -50,9 +50,9 @@ PHOTOGRAPHS = (
 @cache
 def photos(split: Split) -> Decoded:
     """About 8,500 crops (504 of each of 17 photographs) for training, 1,734 for testing: 48x48 RGB."""
-    part = "test" if split == "test" else "train"
-    crops = [_crops(number, part) for number in range(len(PHOTOGRAPHS))]
-    labels = torch.arange(len(crops)).repeat_interleave(COUNTS[part])
+    region = "test" if split == "test" else "train"
+    crops = [_crops(number, region) for number in range(len(PHOTOGRAPHS))]
+    labels = torch.arange(len(crops)).repeat_interleave(COUNTS[region])
     names = tuple(name for name, *_ in PHOTOGRAPHS)
     return Decoded("photos", torch.cat(crops), labels, names, has_test=True)
 
@@ -60,37 +60,41 @@ def photos(split: Split) -> Decoded:
 def photograph(number: int) -> Tensor:
     """One photograph, (3, H, W) uint8."""
     _, package, file, shrink = PHOTOGRAPHS[number]
-    found = find_spec(package)  # finds the folder without importing the package, which would take a second
-    if found is None or not found.submodule_search_locations:
+    package_spec = find_spec(package)  # finds the folder without importing the package, which would take a second
+    if package_spec is None or not package_spec.submodule_search_locations:
         raise missing_extra("the data set 'photos'", "photos")
-    picture = Image.open(Path(found.submodule_search_locations[0]) / file).convert("RGB").reduce(shrink)
+    picture = Image.open(Path(package_spec.submodule_search_locations[0]) / file).convert("RGB").reduce(shrink)
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
 
 
 def region_for_test(height: int, width: int) -> Tensor:
     """Which pixels belong to the test region, (H, W) bool."""
+    # Whole tiles of nearly TILE pixels: a remainder at the border would be a thin tile where no crop fits.
     rows = torch.arange(height) * (height // TILE) // height
     columns = torch.arange(width) * (width // TILE) // width
     return (columns.unsqueeze(0) + 2 * rows.unsqueeze(1)) % 5 == 2
 
 
-def _crops(number: int, part: str) -> Tensor:
+def _crops(number: int, region: str) -> Tensor:
     """The crops of one photograph in one region, (n, 3, 48, 48), at different places chosen by address."""
     picture = photograph(number)
     _, height, width = picture.shape
-    wrong = region_for_test(height, width) != (part == "test")
+    wrong = region_for_test(height, width) != (region == "test")
+    # A table of sums: four of its corners give the count of wrong pixels in any square, at every place at once.
     summed = pad(wrong.long().cumsum(0).cumsum(1), (1, 0, 1, 0))
-    count = COUNTS[part] // len(SIDES)
-    found = []
+    count = COUNTS[region] // len(SIDES)
+    by_side = []
     for side in SIDES:
         strange = summed[side:, side:] - summed[:-side, side:] - summed[side:, :-side] + summed[:-side, :-side]
         places = (strange == 0).nonzero()
-        chosen = rng_keys("photos", part, number, side, torch.arange(len(places))).argsort()[: 2 * count]
-        top, left = places[chosen].unbind(1)
+        # Twice as many as needed, so that plain ones can give way.
+        picks = rng_keys("photos", region, number, side, torch.arange(len(places))).argsort()[: 2 * count]
+        top, left = places[picks].unbind(1)
         cut = picture.unfold(1, side, 1).unfold(2, side, 1)[:, top, left].transpose(0, 1)
+        # A sixteenth of the pixels tells sky from texture well enough.
         plain = cut[:, :, ::4, ::4].float().flatten(2).std(2).mean(1) < _PLAIN
         cut = cut[plain.int().argsort(stable=True)[:count]]  # plain ones when there are no others
-        found.append(interpolate(cut, (SIZE, SIZE), mode="bicubic", antialias=True) if side != SIZE else cut)
-    crops = torch.cat(found)
-    assert len(crops) == COUNTS[part], PHOTOGRAPHS[number]
+        by_side.append(interpolate(cut, (SIZE, SIZE), mode="bicubic", antialias=True) if side != SIZE else cut)
+    crops = torch.cat(by_side)
+    assert len(crops) == COUNTS[region], PHOTOGRAPHS[number]
     return crops

@@ -74,18 +74,16 @@ class Encoded(Pictures):
 
     @cached_property
     def channels(self) -> int:
-        """As given, else from the headers of up to 64 pictures: all gray 1, N for a TIFF of N channels, else
-        3.
-        """
+        """As given, else from the headers of up to 64 pictures: all gray 1, N for a TIFF of N channels, else 3."""
         if self.wanted_channels is not None:
             return self.wanted_channels
-        found = set()
+        counts = set()
         for i in sample(len(self), 64):
             try:
-                found.add(self._header(i).channels)
+                counts.add(self._header(i).channels)
             except BadPicture:
                 continue
-        return found.pop() if len(found) == 1 else 3
+        return counts.pop() if len(counts) == 1 else 3
 
     def _header(self, i: int) -> Header:
         return header(self._bytes(i))
@@ -116,7 +114,8 @@ class Decoded(Pictures):
             pixels = pixels.expand(-1, 3, -1, -1)
         elif channels == 1 and pixels.shape[1] == 3:
             luma = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
-            parts = [(part * luma).sum(1, keepdim=True).round().to(torch.uint8) for part in pixels.split(1024)]
+            # In pieces: as float32 the whole set would take four times its room.
+            parts = [(piece * luma).sum(1, keepdim=True).round().to(torch.uint8) for piece in pixels.split(1024)]
             pixels = torch.cat(parts)
         self.name, self.labels, self.classes, self.has_test = name, labels, classes, has_test
         self._pixels = pixels.contiguous()
@@ -130,6 +129,7 @@ class Decoded(Pictures):
 
     @cached_property
     def fingerprint(self) -> str:
+        # Some hundred pictures tell sets apart; hashing all would take longer than the work that is cached.
         few = self._pixels[:: max(1, len(self) // 512)].numpy()
         return digest(self.name, tuple(self._pixels.shape), few.tobytes())
 
@@ -149,17 +149,18 @@ class Decoded(Pictures):
 class Joined(Pictures):
     """Several sources one after the other. Labels are kept when all have them, joined by class name."""
 
-    def __init__(self, parts: Sequence[Pictures]) -> None:
-        self._parts = list(parts)
-        self._ends = np.cumsum([len(part) for part in parts])
-        self.name = " + ".join(part.name for part in parts)
-        self.has_test = all(part.has_test for part in parts)
-        labels = [part.labels for part in parts]
+    def __init__(self, sources: Sequence[Pictures]) -> None:
+        self._sources = list(sources)
+        self._ends = np.cumsum([len(source) for source in sources])
+        self.name = " + ".join(source.name for source in sources)
+        self.has_test = all(source.has_test for source in sources)
+        labels = [source.labels for source in sources]
         if all(label is not None for label in labels):
-            if all(part.classes is not None for part in parts):
-                self.classes = tuple(sorted({name for part in parts for name in part.classes or ()}))
+            if all(source.classes is not None for source in sources):
+                self.classes = tuple(sorted({name for source in sources for name in source.classes or ()}))
                 number = {name: i for i, name in enumerate(self.classes)}
-                maps = [torch.tensor([number[name] for name in part.classes or ()]) for part in parts]
+                maps = [torch.tensor([number[name] for name in source.classes or ()]) for source in sources]
+                # Sources may number the same class otherwise: by way of its name each gets the number of all.
                 labels = [table[label] for table, label in zip(maps, labels, strict=True)]
             self.labels = torch.cat(labels)  # type: ignore[arg-type]
 
@@ -168,27 +169,29 @@ class Joined(Pictures):
 
     @property
     def channels(self) -> int:
-        return self._parts[0].channels
+        return self._sources[0].channels
 
     @property
     def fingerprint(self) -> str:
-        return digest(*(part.fingerprint for part in self._parts))
+        return digest(*(source.fingerprint for source in self._sources))
 
-    def _part(self, i: int) -> tuple[Pictures, int]:
-        part = int(np.searchsorted(self._ends, i, side="right"))
-        return self._parts[part], i - int(self._ends[part]) + len(self._parts[part])
+    def _locate(self, i: int) -> tuple[Pictures, int]:
+        """The source that holds picture `i`, and its number there."""
+        number = int(np.searchsorted(self._ends, i, side="right"))
+        source = self._sources[number]
+        return source, i - int(self._ends[number]) + len(source)
 
     def read(self, i: int) -> Tensor:
-        part, place = self._part(i)
-        return part.read(place)
+        source, place = self._locate(i)
+        return source.read(place)
 
     def size(self, i: int) -> tuple[int, int]:
-        part, place = self._part(i)
-        return part.size(place)
+        source, place = self._locate(i)
+        return source.size(place)
 
     def where(self, i: int) -> str:
-        part, place = self._part(i)
-        return part.where(place)
+        source, place = self._locate(i)
+        return source.where(place)
 
 
 class Subset(Pictures):
@@ -225,14 +228,13 @@ class Subset(Pictures):
 
 
 def split_by_address(pictures: Pictures, split: Split) -> Pictures:
-    """A set without a test split of its own: 80 % are `train`, 20 % `test`, always the same ones; `all` is
-    all.
-    """
+    """A set without a test split of its own: 80 % are `train`, 20 % `test`, always the same ones; `all` is all."""
     if split == "all":
         return pictures
     if len(pictures) < 5:
         raise UserError(f"{pictures.name} has {len(pictures)} pictures: too few to set some apart for a test")
     order = rng_keys("split", torch.arange(len(pictures))).argsort()
+    # By address, not by position: in folders of classes the last fifth would be some classes alone.
     tested = round(0.2 * len(pictures))
     return Subset(pictures, (order[:tested] if split == "test" else order[tested:]).sort().values)
 
@@ -248,7 +250,8 @@ def sample(n: int, size: int, seed: int = 0) -> list[int]:
 def digest(*parts: object) -> str:
     """A short hash of byte strings and of anything with a faithful repr."""
     total = hashlib.sha1(usedforsecurity=False)
-    for part in parts:
-        total.update(part if isinstance(part, bytes) else repr(part).encode())
+    for item in parts:
+        total.update(item if isinstance(item, bytes) else repr(item).encode())
+        # A separator, so that ("ab", "c") and ("a", "bc") differ.
         total.update(b"\0")
     return total.hexdigest()[:20]

@@ -45,9 +45,8 @@ def dino(crops: int = 8, size: int = 96, *, blur: bool = True) -> tuple[RandomRe
 
     One whole view is blurred always; the other rarely, and only that one may be solarized.
     """
-    first, second, small = (
-        ColorAugment(saturation=0.2, blur=chance if blur else 0.0, solarize=solarize)
-        for chance, solarize in ((1.0, 0.0), (0.1, 0.2), (0.5, 0.0))
-    )
-    whole = [RandomResizedCrop(scale=(0.4, 1.0), color=color) for color in (first, second)]
+    always = ColorAugment(saturation=0.2, blur=1.0 if blur else 0.0, solarize=0.0)
+    rarely = ColorAugment(saturation=0.2, blur=0.1 if blur else 0.0, solarize=0.2)
+    small = ColorAugment(saturation=0.2, blur=0.5 if blur else 0.0, solarize=0.0)
+    whole = [RandomResizedCrop(scale=(0.4, 1.0), color=color) for color in (always, rarely)]
     return (*whole, *[RandomResizedCrop(scale=(0.05, 0.4), size=size, color=small)] * crops)

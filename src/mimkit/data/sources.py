@@ -37,22 +37,24 @@ def open_pictures(
     data = [data] if isinstance(data, str) else list(data)
     if not data:
         raise UserError(f"--data is missing: give a folder of pictures or one of {', '.join(NAMES)}")
-    groups = [(one, list(group)) for one, group in groupby(data, key=_is_parquet)]
-    sources = [group if one else [place] for one, group in groups for place in ([""] if one else group)]
+    sources: list[list[str]] = []
+    for parquet, group in groupby(data, key=_is_parquet):  # Parquet files in a row are one set, anything else its own
+        places = list(group)
+        sources += [places] if parquet else [[place] for place in places]
 
     def open_all(channels: int | None) -> list[Pictures]:
         return [_open(source, split, channels, value_range) for source in sources]
 
-    parts = open_all(channels)
-    if len(parts) == 1:
-        return parts[0]
-    found = sorted({part.channels for part in parts})
-    if found == [1, 3]:
-        parts = open_all(3)
-    elif len(found) > 1:
-        counts = " and ".join(map(str, found))
-        raise UserError(f"{' + '.join(data)}: pictures with {counts} channels do not go together; set images.channels")
-    return Joined(parts)
+    opened = open_all(channels)
+    if len(opened) == 1:
+        return opened[0]
+    counts = sorted({pictures.channels for pictures in opened})
+    if counts == [1, 3]:
+        opened = open_all(3)  # gray becomes color: nothing is lost
+    elif len(counts) > 1:
+        listed = " and ".join(map(str, counts))
+        raise UserError(f"{' + '.join(data)}: pictures with {listed} channels do not go together; set images.channels")
+    return Joined(opened)
 
 
 def _is_parquet(source: str) -> bool:
@@ -66,14 +68,14 @@ def _open(source: list[str], split: Split, channels: int | None, value_range: tu
                 raise UserError(f"there is no file or folder {place}")
             raise unknown("folder or data set", place, NAMES, see=f"Valid names: {', '.join(NAMES)}.")
     name, path = source[0], Path(source[0]).expanduser()
-    how = {"channels": channels, "value_range": value_range}
+    conversion = {"channels": channels, "value_range": value_range}
     if _is_parquet(name):
-        return open_parquet(" ".join(source), [Path(place).expanduser() for place in source], split, **how)
+        return open_parquet(" ".join(source), [Path(place).expanduser() for place in source], split, **conversion)
     if name in NAMES:
-        return open_named(name, split, **how)
+        return open_named(name, split, **conversion)
     if path.is_dir():
         files = parquet_files(path)
-        return open_parquet(name, files, split, **how) if files else open_folder(path, split, **how)
+        return open_parquet(name, files, split, **conversion) if files else open_folder(path, split, **conversion)
     if path.suffix.lower() in (".txt", ".lst", ".tsv"):
-        return open_list(path, split, **how)
+        return open_list(path, split, **conversion)
     raise UserError(f"cannot read {name}: give a folder, a .txt list of paths, Parquet files, or {', '.join(NAMES)}")

@@ -20,7 +20,8 @@ from mimkit.core.errors import UserError
 from mimkit.core.randomness import integer, rng_keys
 from mimkit.data.decode import BadPicture
 from mimkit.data.pictures import Pictures
-from mimkit.data.views import View, crop_resize_one, relative_boxes
+from mimkit.data.resize import crop_resize_one
+from mimkit.data.views import View, relative_boxes
 
 T = TypeVar("T")
 _AT_ONCE = (32, 1 << 26)  # pictures or bytes that are decoded before their boxes are drawn together
@@ -44,7 +45,7 @@ def stream(make: Callable[[int], T], count: int, workers: int, *, pin: bool = Fa
         worker_init_fn=_leave_signals_to_main,
         generator=torch.Generator(),  # else it would draw from the global one
     )
-    results, killed = iter(loader), False
+    results, killed = iter(loader), False  # this starts the workers
     try:
         for result in results:
             if isinstance(result, _Failure):
@@ -83,24 +84,22 @@ class _Results(Dataset, Generic[T]):
 
 
 def _leave_signals_to_main(worker: int) -> None:
-    """Ctrl-C and a scheduler's SIGTERM go to a whole process group; only the main process decides what they
-    mean.
-    """
+    """Ctrl-C and a scheduler's SIGTERM go to a whole process group; only the main process decides what they mean."""
+    # A group of its own, which a signal to the main process's group does not reach.
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The main process's handler, inherited by fork, would only note the signal; a worker must end by it.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def order(seed: int, positions: Int64[Tensor, " B"], n: int) -> Int64[Tensor, " B"]:
-    """Which of `n` pictures stands at each position of the run: every epoch of `n` positions is a
-    permutation.
-    """
+    """Which of `n` pictures stands at each position of the run: every epoch of `n` positions is a permutation."""
     epochs = positions // n
-    places, found = positions % n, torch.empty_like(positions)
-    for epoch in epochs.unique().tolist():
+    places, pictures = positions % n, torch.empty_like(positions)
+    for epoch in epochs.unique().tolist():  # a step may cover the end of one epoch and the beginning of the next
         here = epochs == epoch
-        found[here] = _permutation(seed, epoch, n)[places[here]]
-    return found
+        pictures[here] = _permutation(seed, epoch, n)[places[here]]
+    return pictures
 
 
 @lru_cache(maxsize=4)
@@ -120,18 +119,41 @@ class Rows:
 
 @dataclass(frozen=True)
 class Plan:
-    """Which picture is seen when, and how: a function of the seed and the position in the run alone."""
+    """Which picture is seen when, and how: a function of the seed and the position in the run alone.
+
+    Raises UserError when a step cannot be divided into equal micro batches over the ranks.
+    """
 
     seed: int
     n: int
+    """Pictures in the set."""
     batch_size: int
+    """Pictures in a step, over all ranks."""
     micro_batch: int
-    rank: int
-    world: int
-    other_views: int = 0  # views besides the first
+    """Pictures that one rank sees at once."""
+    rank: int = 0
+    world: int = 1
+    other_views: int = 0
+    """Views of each picture besides the first."""
+
+    def __post_init__(self) -> None:
+        at_once = self.micro_batch * self.world
+        if self.batch_size > 0 and self.micro_batch > 0 and self.batch_size % at_once == 0:
+            return
+        nearest = max(1, round(self.batch_size / at_once)) * at_once
+        fix = f"use batch size {nearest}"
+        if self.micro_batch > 0 and self.batch_size > 0 and self.batch_size % self.world == 0:
+            fraction = self.batch_size // self.world
+            fits = max(size for size in range(1, min(self.micro_batch, fraction) + 1) if fraction % size == 0)
+            fix += f" or micro batches of {fits}"
+        processes = f" on {self.world} processes" if self.world > 1 else ""
+        raise UserError(
+            f"batch size {self.batch_size}{processes} does not divide into micro batches of {self.micro_batch}: {fix}"
+        )
 
     @property
     def accumulate(self) -> int:
+        """Micro batches of one rank in a step."""
         return self.batch_size // (self.micro_batch * self.world)
 
     def rows(self, first: int, count: int = 1) -> Rows:
@@ -139,12 +161,18 @@ class Plan:
 
         Each is a fixed slice of its step's global batch.
         """
+        # Several micro batches in one go: the hashes and permutations below are many small steps, whatever their
+        # length.
         number = torch.arange(first, first + count).unsqueeze(1)
         step = number // self.accumulate
+        # Places are those of the global batch, ranks side by side in each micro batch: with other ranks or micro
+        # batches the same places are only dealt out differently, so their keys and pictures stay.
         slices = (number % self.accumulate * self.world + self.rank) * self.micro_batch
         place = slices + torch.arange(self.micro_batch)
         position = (step * self.batch_size + place).flatten()
-        picture, epoch = order(self.seed, position, self.n), position // self.n
+        picture = order(self.seed, position, self.n)
+        epoch = position // self.n
+        # A mask belongs to a place in a step, a crop to a picture in an epoch: a substitute keeps the crop's key.
         mask = rng_keys("mask", self.seed, step, place).flatten()
         views = [rng_keys("crop", self.seed, epoch, picture)]
         views += [rng_keys("view", self.seed, epoch, picture, number) for number in range(1, self.other_views + 1)]
@@ -174,8 +202,11 @@ def cut(
     size: tuple[int, int],
 ) -> UInt8[Tensor, "b C h w"]:
     """Boxes of pictures on the CPU in uint8 arithmetic, resized one by one and altered by `view.augment`."""
-    ways = zip(pictures, boxes, flip.tolist(), strict=True)
-    views = torch.stack([crop_resize_one(one, box, mirror, size, view.interpolation) for one, box, mirror in ways])
+    crops = [
+        crop_resize_one(picture, box, mirror, size, view.interpolation)
+        for picture, box, mirror in zip(pictures, boxes, flip.tolist(), strict=True)
+    ]
+    views = torch.stack(crops)
     return views if view.augment is None else view.augment(views, drawn)
 
 
@@ -194,27 +225,34 @@ class MicroBatches:
         rows = self.plan.rows(self.first_step * self.plan.accumulate + i)
         n, channels = len(rows.picture), self.pictures.channels
         views = tuple(torch.empty(n, channels, *view.shape(self.size), dtype=torch.uint8) for view in self.views)
-        index, skipped = rows.picture.clone(), {}
-        crop, flip = torch.empty(n, 4), torch.empty(n, dtype=torch.bool)
+        drawn = Drawn(rows.mask, rows.picture.clone(), torch.empty(n, 4), torch.empty(n, dtype=torch.bool), rows.views)
+        skipped: dict[int, str] = {}
         decoded: list[Tensor] = []
         for row in range(n):
-            index[row], picture = self._read(rows.epoch[row], rows.picture[row], skipped)
+            drawn.index[row], picture = self._read(rows.epoch[row], rows.picture[row], skipped)
             decoded.append(picture)
+            # Some pictures are held before they are cut, as a draw of boxes is many small steps; not all, because
+            # decoded ones can be far larger than their views.
             if row + 1 == n or len(decoded) == _AT_ONCE[0] or sum(map(Tensor.numel, decoded)) > _AT_ONCE[1]:
-                here = slice(row + 1 - len(decoded), row + 1)
-                heights, widths = torch.tensor([picture.shape[1:] for picture in decoded]).unbind(1)
-                for number, (view, into, drawn) in enumerate(zip(self.views, views, rows.views[:, here], strict=True)):
-                    size = view.shape(self.size)  # boxes are drawn together, because a draw is many small steps
-                    boxes, mirrored = view.boxes(drawn, heights, widths, size)
-                    into[here] = cut(view, decoded, boxes, mirrored, drawn, size)
-                    if number == 0:
-                        crop[here], flip[here] = relative_boxes(boxes, heights, widths), mirrored
+                self._cut_all(decoded, slice(row + 1 - len(decoded), row + 1), views, drawn)
                 decoded = []
-        return views, Drawn(rows.mask, index, crop, flip, rows.views), list(skipped.items())
+        return views, drawn, list(skipped.items())
 
-    def _read(self, epoch: Tensor, wanted: Tensor, skipped: dict[int, str]) -> tuple[int, Tensor]:
+    def _cut_all(self, decoded: list[Tensor], here: slice, views: tuple[Tensor, ...], drawn: Drawn) -> None:
+        """Write all views of some pictures into their rows of the micro batch, and where the first view lies."""
+        heights, widths = torch.tensor([picture.shape[1:] for picture in decoded]).unbind(1)
+        for number, (view, into) in enumerate(zip(self.views, views, strict=True)):
+            size, view_keys = view.shape(self.size), drawn.views[number, here]
+            boxes, mirrored = view.boxes(view_keys, heights, widths, size)
+            into[here] = cut(view, decoded, boxes, mirrored, view_keys, size)
+            if number == 0:
+                drawn.crop[here] = relative_boxes(boxes, heights, widths)
+                drawn.flip[here] = mirrored
+
+    def _read(self, epoch: Tensor, planned: Tensor, skipped: dict[int, str]) -> tuple[int, Tensor]:
         """The wanted picture, or what stands in for it when it is bad."""
-        picture = int(wanted)
+        picture = int(planned)
+        # The substitute follows from the address of what it replaces: every worker and rank finds the same one.
         for attempt in range(1, _ATTEMPTS + 1):
             if picture not in self.bad:
                 try:
@@ -222,7 +260,7 @@ class MicroBatches:
                 except BadPicture as error:
                     self.bad[picture] = str(error)
             skipped[picture] = self.bad[picture]
-            picture = int(self.plan.substitute(epoch, wanted, attempt))
+            picture = int(self.plan.substitute(epoch, planned, attempt))
         raise all_bad(self.pictures, self.bad)
 
 
@@ -236,9 +274,7 @@ def all_bad(pictures: Pictures, bad: dict[int, str]) -> UserError:
 
 @dataclass(frozen=True)
 class Chunks:
-    """Chunk number -> the pictures of that chunk in one tensor and the bad ones; for loading a set into
-    memory.
-    """
+    """Chunk number -> the pictures of that chunk in one tensor and the bad ones; for loading a set into memory."""
 
     pictures: Pictures
     shape: tuple[int, int, int]
@@ -254,6 +290,7 @@ class Chunks:
             except BadPicture as error:
                 bad.append((number, str(error)))
                 continue
+            # The headers of a sample agreed; only decoding all shows the one that does not.
             if picture.shape != self.shape:
                 return pixels, bad, number
             pixels[row] = picture
@@ -278,9 +315,11 @@ class EvaluationViews:
             except BadPicture as error:
                 bad.append((number, str(error)))
                 continue
+            # As tensors of one entry: views draw for batches alone.
             height, width = torch.tensor(picture.shape[1:]).split(1)
             boxes, _ = self.view.boxes(torch.zeros(1, dtype=torch.int64), height, width, self.size)
             views.append(crop_resize_one(picture, boxes[0], False, self.size, self.view.interpolation))
             good.append(number)
+        # A batch whose pictures are all bad still has a shape that can be joined.
         empty = torch.zeros(0, self.pictures.channels, *self.size, dtype=torch.uint8)
         return torch.stack(views) if views else empty, torch.tensor(good, dtype=torch.int64), bad

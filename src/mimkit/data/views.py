@@ -1,32 +1,23 @@
-"""Which part of a picture is seen, and how: keys and sizes enter, boxes leave; pictures and boxes enter, views leave.
+"""Which part of a picture is seen, and how: keys and sizes enter, boxes leave.
 
 Boxes are (top, left, height, width) in whole pixels.
 """
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int32, Int64, UInt8
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
-from torch.nn.functional import embedding_bag, interpolate
 
 from mimkit.core.errors import UserError, at_least
 from mimkit.core.randomness import uniform
 from mimkit.data.augment import RandAugment
 from mimkit.data.color import ColorAugment
+from mimkit.data.resize import Interpolation
 
-Interpolation = Literal["bicubic", "bilinear"]
-Finish = Callable[[Tensor, Tensor | None], Tensor]
-"""What is made of views in 0..255, uint8 or float32, in the second tensor if there is one: Normalize."""
 _TRIES = 10
-_AT_ONCE = 1 << 18  # values; a megabyte of float32
-_SMALL = 56 * 56  # pixels of a picture for which the CPU multiplies matrices
-_TABLED = 64  # pixels; for longer axes a table of all weights would not pay
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +46,9 @@ class View(ABC):
 
     def check(self, channels: int) -> None:
         """Refuse what pictures of so many channels cannot undergo."""
-        for part in (self.color, self.augment):
-            if part is not None:
-                part.check(channels)
+        for change in (self.color, self.augment):
+            if change is not None:
+                change.check(channels)
 
     def shape(self, images: tuple[int, int]) -> tuple[int, int]:
         """Height and width of this view among images of this height and width."""
@@ -71,9 +62,7 @@ class View(ABC):
         widths: Int64[Tensor, " B"],
         size: tuple[int, int],
     ) -> tuple[Int64[Tensor, "B 4"], Bool[Tensor, " B"]]:
-        """Boxes inside pictures of the given sizes, to be resized to `size` (height, width), and which to
-        mirror.
-        """
+        """Boxes inside pictures of the given sizes, to be resized to `size` (height, width), and which to mirror."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,29 +88,31 @@ class RandomResizedCrop(View):
             raise UserError(f"view.ratio must be 0 < least <= largest, got {self.ratio}")
 
     def boxes(self, rng_keys: Tensor, heights: Tensor, widths: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        noise = uniform(rng_keys, 2 * _TRIES + 3).double()
+        noise = uniform(rng_keys, 2 * _TRIES + 3).double()  # float64, as torchvision counts in Python's numbers
         heights, widths = heights.double(), widths.double()
         area = (heights * widths)[:, None] * (self.scale[0] + (self.scale[1] - self.scale[0]) * noise[:, :_TRIES])
         least, largest = math.log(self.ratio[0]), math.log(self.ratio[1])
+        # Even in the logarithm: 3:4 and 4:3 are equally likely.
         aspect = (least + (largest - least) * noise[:, _TRIES : 2 * _TRIES]).exp()
-        w, h = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
+        w = (area * aspect).sqrt().round()
+        h = (area / aspect).sqrt().round()
+        # All ten tries of all pictures at once; a loop that ends at the first that fits would go picture by picture.
         fits = (w > 0) & (h > 0) & (w <= widths[:, None]) & (h <= heights[:, None])
         first = fits.int().argmax(1, keepdim=True)
-        found = fits.any(1)
+        fitting = fits.any(1)
+        # Where no try fits (very long pictures) the largest box whose aspect is still allowed, in the middle.
         central_w = torch.minimum(widths, (heights * self.ratio[1]).round())
         central_h = torch.minimum(heights, (widths / self.ratio[0]).round())
-        w = torch.where(found, w.gather(1, first).squeeze(1), central_w)
-        h = torch.where(found, h.gather(1, first).squeeze(1), central_h)
-        top = torch.where(found, (noise[:, -3] * (heights - h + 1)), (heights - h) / 2).floor()
-        left = torch.where(found, (noise[:, -2] * (widths - w + 1)), (widths - w) / 2).floor()
+        w = torch.where(fitting, w.gather(1, first).squeeze(1), central_w)
+        h = torch.where(fitting, h.gather(1, first).squeeze(1), central_h)
+        top = torch.where(fitting, (noise[:, -3] * (heights - h + 1)), (heights - h) / 2).floor()
+        left = torch.where(fitting, (noise[:, -2] * (widths - w + 1)), (widths - w) / 2).floor()
         return torch.stack([top, left, h, w], 1).long(), noise[:, -1] < self.flip
 
 
 @dataclass(frozen=True, kw_only=True)
 class Whole(View):
-    """The whole picture, resized if it has another size (its aspect is not kept): for small, centered
-    pictures.
-    """
+    """The whole picture, resized if it has another size (its aspect is not kept): for small, centered pictures."""
 
     flip: float = 0.5
     """Share of pictures that are mirrored left to right."""
@@ -152,6 +143,7 @@ class CenterCrop(View):
             raise UserError(f"view.fraction must lie in (0, 1], got {self.fraction}; 0.875 is usual")
 
     def boxes(self, rng_keys: Tensor, heights: Tensor, widths: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        # The box has the aspect of what it becomes, so nothing is stretched.
         aspect = size[1] / size[0]
         h = (torch.minimum(heights.double(), widths / aspect) * self.fraction).round().clamp(min=1)
         w = (torch.minimum(widths.double(), heights * aspect) * self.fraction).round().clamp(min=1)
@@ -170,192 +162,3 @@ def relative_boxes(
 ) -> Float[Tensor, "B 4"]:
     """Boxes as shares (float32, 0..1) of their pictures' heights and widths."""
     return boxes.float() / torch.stack([heights, widths, heights, widths], 1)
-
-
-def crop_resize(
-    pictures: UInt8[Tensor, "B C H W"],
-    boxes: Int64[Tensor, "B 4"],
-    flip: Bool[Tensor, " B"],
-    size: tuple[int, int],
-    interpolation: Interpolation = "bicubic",
-    finish: Finish | None = None,
-) -> Float[Tensor, "B C h w"]:
-    """The boxes of a batch, resized with antialiasing and mirrored: float32 in 0..255 (or what `finish` makes
-    of them), on the pictures' device.
-
-    Equal to torchvision's `resized_crop(antialias=True)` on float pictures, clamped to 0..255.
-    """
-    finish = finish or _as_float
-    if _whole(pictures, boxes, size):
-        return finish(_mirrored(pictures, flip), None)
-    return _resampled(pictures, boxes, flip, size, interpolation, finish)
-
-
-def _resampled(
-    pictures: Tensor, boxes: Tensor, flip: Tensor, size: tuple[int, int], interpolation: Interpolation, finish: Finish
-) -> Tensor:
-    """A batched matrix product with one column of filter weights an output column; then for the rows another
-    one, or on the CPU weighted sums of the few rows that count.
-    """
-    b, c, height, width = pictures.shape
-    device = pictures.device
-    top, left, tall, wide = boxes.to(device).unbind(1)
-    flip = flip.to(device)
-    across = _weights(left, wide, flip, width, size[1], interpolation)
-    if device.type != "cpu":
-        down = _weights(top, tall, torch.zeros_like(flip), height, size[0], interpolation).mT
-        # (rows, channels, columns): the channels of a line lie side by side, so that both products are wide
-        values = pictures.transpose(1, 2).float().flatten(1, 2)
-        small = torch.bmm(down, torch.bmm(values, across).view(b, height, c * size[1]))
-        return finish(small.view(b, size[0], c, size[1]).transpose(1, 2).clamp(0, 255), None)
-    rows = -(-b // max(1, round(b * c * height * max(width, size[1]) / _AT_ONCE)))  # a piece stays in the cache
-    places, weights = (table.index_select(0, tall).unsqueeze(1) for table in _taps(height, size[0], interpolation))
-    channels = (torch.arange(b, dtype=torch.int32) % rows).view(b, 1, 1, 1) * c + torch.arange(c).int().view(c, 1, 1)
-    lines = places + (channels * height + top.int().view(b, 1, 1, 1))  # of all those of a piece
-    weights = weights.expand_as(lines).flatten(0, 2)
-    values, narrow = torch.empty(rows, c * height, width), torch.empty(rows, c * height, size[1])
-    out = torch.empty(b, c, *size)
-    pieces = (one.split(rows) for one in (pictures.flatten(1, 2), across, out))
-    taps = (one.split(rows * c * size[0]) for one in (lines.flatten(0, 2), weights))
-    for picture, columns, into, line, weight in zip(*pieces, *taps, strict=True):
-        n = len(picture)
-        torch.bmm(values[:n].copy_(picture), columns, out=narrow[:n])
-        small = embedding_bag(line, narrow.view(-1, size[1]), per_sample_weights=weight, mode="sum")
-        finish(small.view(into.shape).clamp_(0, 255), into)
-    return out
-
-
-def _as_float(values: Tensor, out: Tensor | None) -> Tensor:
-    return values.float() if out is None else out.copy_(values)
-
-
-def crop_resize_many(
-    pictures: UInt8[Tensor, "B C H W"],
-    boxes: Int64[Tensor, "B 4"],
-    flip: Bool[Tensor, " B"],
-    size: tuple[int, int],
-    interpolation: Interpolation = "bicubic",
-    finish: Finish | None = None,
-) -> UInt8[Tensor, "B C h w"] | Float[Tensor, "B C h w"]:
-    """The faster of the two ways for pictures of one size.
-
-    All at once on a GPU and for small pictures, else one after the other in uint8 arithmetic.
-    """
-    if _whole(pictures, boxes, size):
-        views = _mirrored(pictures, flip)
-    elif pictures.device.type != "cpu" or pictures.shape[2] * pictures.shape[3] <= _SMALL:
-        return _resampled(pictures, boxes, flip, size, interpolation, finish or _as_float)
-    else:
-        ways = zip(pictures, boxes, flip.tolist(), strict=True)
-        views = torch.stack([crop_resize_one(one, box, mirror, size, interpolation) for one, box, mirror in ways])
-    return views if finish is None else finish(views, None)
-
-
-def _whole(pictures: Tensor, boxes: Tensor, size: tuple[int, int]) -> bool:
-    """Whether every box is the whole picture and nothing needs resizing."""
-    height, width = pictures.shape[2:]
-    return size == (height, width) and bool((boxes == boxes.new_tensor([0, 0, height, width])).all())
-
-
-def _mirrored(pictures: Tensor, flip: Tensor) -> Tensor:
-    n, rows = len(pictures), flip.nonzero().flatten()
-    source = torch.arange(n, device=flip.device)
-    source[rows] = torch.arange(n, n + len(rows), device=flip.device)
-    rows, source = rows.to(pictures.device), source.to(pictures.device)
-    # two copies of whole pictures are faster than putting the mirrored ones into their places
-    return torch.cat([pictures, pictures.index_select(0, rows).flip(3)]).index_select(0, source)
-
-
-def _weights(
-    start: Int64[Tensor, " B"],
-    length: Int64[Tensor, " B"],
-    flip: Bool[Tensor, " B"],
-    n: int,
-    out: int,
-    interpolation: Interpolation,
-) -> Float[Tensor, "B n out"]:
-    """Resampling weights from `n` pixels of an axis, of which `length` from `start` are seen, to `out`
-    pixels.
-    """
-    if n <= _TABLED:
-        table = _table(n, out, interpolation, start.device)
-        return table.index_select(0, (length + flip * (n + 1)) * (2 * n) + n - start).view(-1, n, out)
-    place = torch.arange(n, device=start.device) - start.unsqueeze(1)
-    weights = _filter(place.unsqueeze(1), length, out, interpolation).mT
-    return torch.where(flip.view(-1, 1, 1), weights.flip(2), weights)
-
-
-@lru_cache(maxsize=8)
-def _table(n: int, out: int, interpolation: Interpolation, device: torch.device) -> Float[Tensor, "windows nout"]:
-    """The weights of n pixels for every length 0..n, then mirrored ones, for every start, in a row each.
-
-    A view of memory for (2n+2, 2n, out), because a shift is a window.
-    """
-    lengths = torch.arange(n + 1, device=device)
-    table = _filter(torch.arange(-n, n, device=device).view(1, 1, -1), lengths, out, interpolation).mT
-    memory = torch.cat([table, table.flip(2)]).contiguous()
-    return memory.as_strided(((2 * n + 2) * 2 * n - n + 1, n * out), (out, 1))
-
-
-@lru_cache(maxsize=8)
-def _taps(
-    n: int, out: int, interpolation: Interpolation
-) -> tuple[Int32[Tensor, "lengths out taps"], Float[Tensor, "lengths out taps"]]:
-    """For every length 0..n the pixels that have weight in an output pixel, counted from the start of the
-    stretch, and their weights.
-    """
-    lengths = torch.arange(n + 1)
-    _, _, first, end = _reach(lengths, out, interpolation)
-    places = first + torch.arange(int((end - first).max()))
-    weights = _filter(places, lengths, out, interpolation)
-    return places.minimum(end - 1).clamp(min=0).int(), weights  # no place outside, where the weight is 0
-
-
-def _reach(
-    length: Int64[Tensor, " B"], out: int, interpolation: Interpolation
-) -> tuple[Float[Tensor, "B out 1"], Float[Tensor, "B 1 1"], Int64[Tensor, "B out 1"], Int64[Tensor, "B out 1"]]:
-    """Where the filters of a stretch of `length` pixels that is resized to `out` lie: centers, their width,
-    the first pixel that each sees and the one after the last.
-
-    The rule of torch's antialiased interpolation (aten/native/cpu/UpSampleKernel.cpp), which is Pillow's.
-    """
-    length = length.view(-1, 1, 1)
-    scale = length / out
-    stretch = scale.clamp(min=1)
-    support = stretch * (2 if interpolation == "bicubic" else 1)
-    center = scale * (torch.arange(out, device=length.device) + 0.5).view(1, -1, 1)
-    first = (center - support + 0.5).long().clamp(min=0)
-    return center, stretch, first, torch.minimum((center + support + 0.5).long(), length)
-
-
-def _filter(
-    place: Int64[Tensor, "#B #out n"], length: Int64[Tensor, " B"], out: int, interpolation: Interpolation
-) -> Float[Tensor, "B out n"]:
-    """Weights of pixels at `place` in a stretch of `length` pixels that is resized to `out`."""
-    center, stretch, first, end = _reach(length, out, interpolation)
-    x = ((place - center + 0.5) / stretch).abs()
-    if interpolation == "bicubic":  # Keys' cubic with a = -0.5
-        near = (1.5 * x - 2.5) * x * x + 1
-        far = ((-0.5 * x + 2.5) * x - 4) * x + 2
-        weight = torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
-    else:
-        weight = (1 - x).clamp(min=0)
-    weight = weight * ((place >= first) & (place < end))
-    return weight / weight.sum(2, keepdim=True)
-
-
-def crop_resize_one(
-    picture: UInt8[Tensor, "C H W"],
-    box: Int64[Tensor, " 4"],
-    flip: bool,
-    size: tuple[int, int],
-    interpolation: Interpolation = "bicubic",
-) -> UInt8[Tensor, "C h w"]:
-    """One box of one picture on the CPU, resized with antialiasing in uint8 arithmetic: the way of the
-    workers.
-    """
-    top, left, height, width = box.tolist()
-    view = picture[:, top : top + height, left : left + width]
-    if (height, width) != size:
-        view = interpolate(view.unsqueeze(0), size, mode=interpolation, antialias=True, align_corners=False)[0]
-    return view.flip(2) if flip else view

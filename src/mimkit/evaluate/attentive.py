@@ -17,9 +17,9 @@ from jaxtyping import Float, Int64
 from rich.markup import escape
 from torch import Tensor, nn
 
+from mimkit.core.memory import memory_budget
 from mimkit.core.metrics import accuracy_interval
 from mimkit.core.randomness import integer
-from mimkit.data.loader import memory_budget
 from mimkit.data.pictures import Pictures, sample
 from mimkit.data.stream import all_bad
 from mimkit.evaluate.features import batches_for, refuse_too_large
@@ -42,7 +42,8 @@ class AttentiveHead(nn.Module):
     def __init__(self, width: int, classes: int, heads: int) -> None:
         super().__init__()
         self.query = nn.Parameter(0.02 * torch.randn(heads, width // heads))
-        self.key, self.value = (nn.Linear(width, width, bias=False) for _ in range(2))
+        self.key = nn.Linear(width, width, bias=False)
+        self.value = nn.Linear(width, width, bias=False)
         self.linear = nn.Linear(width, classes)
 
 
@@ -65,21 +66,23 @@ class AttentiveHeads(nn.Module):
 
     def forward(self, tokens: Float[Tensor, "B T D"]) -> Float[Tensor, "B L K"]:
         """Logits of every classifier."""
-        layers: Any = self.layers
+        # Letters: l classifiers, h heads, d numbers of a head, c = h d channels of a token, b pictures, k classes.
         x = self.norm(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2])
-        query = torch.stack([layer.query for layer in layers])
-        key, value = (
-            torch.stack([layer.get_parameter(f"{name}.weight") for layer in layers]).unflatten(1, (self.heads, -1))
-            for name in ("key", "value")
-        )
-        evals = torch.einsum("lhd,lhdc->lhc", query, key) / math.sqrt(query.shape[2])
-        attention = (x @ evals.flatten(0, 1).T).softmax(dim=1)
-        means = (attention.transpose(1, 2) @ x).unflatten(1, evals.shape[:2])
+        query = self._stacked("query")
+        key = self._stacked("key.weight").unflatten(1, (self.heads, -1))
+        value = self._stacked("value.weight").unflatten(1, (self.heads, -1))
+        # W_k' q once for each head instead of W_k x for each token: then one product with the tokens serves all heads
+        # of all classifiers.
+        probes = torch.einsum("lhd,lhdc->lhc", query, key) / math.sqrt(query.shape[2])
+        attention = (x @ probes.flatten(0, 1).T).softmax(dim=1)
+        # Means of the tokens first and W_v after, for the same reason: it is linear.
+        means = (attention.transpose(1, 2) @ x).unflatten(1, probes.shape[:2])
         pooled = torch.einsum("blhc,lhdc->blhd", means, value).flatten(2)
-        weight, bias = (
-            torch.stack([layer.linear.get_parameter(name) for layer in layers]) for name in ("weight", "bias")
-        )
-        return torch.einsum("bld,lkd->blk", pooled, weight) + bias
+        return torch.einsum("bld,lkd->blk", pooled, self._stacked("linear.weight")) + self._stacked("linear.bias")
+
+    def _stacked(self, name: str) -> Float[Tensor, "L *shape"]:
+        """A parameter of all classifiers in one tensor, so that one product computes them all."""
+        return torch.stack([layer.get_parameter(name) for layer in self.layers])
 
 
 def heads_of(width: int) -> int:
@@ -110,28 +113,30 @@ def evaluate_attentive(
         UserError: the target has no tokens, they do not fit into a quarter of the memory, or there are too few.
     """
     device = torch.device(device)
-    how: Any = dict(device=device, workers=workers, batch_size=AT_ONCE)
-    tokens, labels, bad = _tokens(extractor, train, limit_train, **how)
+    reading: Any = dict(device=device, workers=workers, batch_size=AT_ONCE)
+    tokens, labels, bad = _tokens(extractor, train, limit_train, **reading)
     fit, held = split_held_out(labels, seed)
     rates, size = PROTOCOL.rates, min(LARGEST, batch_size(len(fit)))
+    # All learning rates at once on the same batches: reading the tokens is what takes the time.
     heads = AttentiveHeads(tokens.shape[2], int(labels.max()) + 1, len(rates), seed).to(device)
     optimizer, fraction = adamw(heads, rates), PROTOCOL.fraction
     fit_heads(heads, optimizer, tokens, labels, fit, size=size, epochs=PROTOCOL.epochs, fraction=fraction, seed=seed)
+    # Chosen before any test picture is seen, on pictures that no head has learned from.
     best, right = choose_head(heads.eval(), tokens[held], labels[held], AT_ONCE)
     skipped: dict[int, str] = {}
     limit = len(test) if limit_test is None else limit_test
-    what, hits = f"tokens of {escape(test.name)}", []
-    for images, truth, _ in batches_for(extractor, test, what, limit=limit, skipped=skipped, **how):
+    title, correct = f"tokens of {escape(test.name)}", []
+    for images, truth, _ in batches_for(extractor, test, title, limit=limit, skipped=skipped, **reading):
         assert truth is not None
-        hits.append(predict(heads, _half(extractor, images))[:, best].cpu() == truth)
-    if not hits:
+        correct.append(predict(heads, _half(extractor, images))[:, best].cpu() == truth)
+    if not correct:
         raise all_bad(test, skipped)
-    correct = torch.cat(hits)
-    accuracy, low, high = accuracy_interval(correct)
+    hits = torch.cat(correct)
+    accuracy, low, high = accuracy_interval(hits)
     scores = {"accuracy": accuracy, "low": low, "high": high, "rate": rates[best], "held_out": right}
     return {
         "train": len(tokens),
-        "test": len(correct),
+        "test": len(hits),
         "skipped": bad + len(skipped),
         "results": {"tokens": scores | {"heads": heads.heads}},
     }
@@ -142,14 +147,15 @@ def adamw(heads: AttentiveHeads, rates: tuple[float, ...]) -> torch.optim.AdamW:
     groups: list[dict[str, Any]] = []
     for layer, rate in zip(heads.layers, rates, strict=True):
         matrices = [value for name, value in layer.named_parameters() if name.endswith("weight")]
-        other_views = [value for name, value in layer.named_parameters() if not name.endswith("weight")]
+        vectors = [value for name, value in layer.named_parameters() if not name.endswith("weight")]
         groups.append({"params": matrices, "lr": rate, "weight_decay": DECAY})
-        groups.append({"params": other_views, "lr": rate, "weight_decay": 0.0})
+        groups.append({"params": vectors, "lr": rate, "weight_decay": 0.0})
     return torch.optim.AdamW(groups)
 
 
 @torch.inference_mode()
 def _half(extractor: Extractor, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B T D"]:
+    # float16: half the memory, and far finer than what a frozen encoder's tokens carry.
     return extractor.tokens(images).half()
 
 
@@ -168,18 +174,19 @@ def _tokens(
     """
     if extractor.model is not None:
         extractor.model.to(device)
-    wanted = len(sample(len(pictures), len(pictures) if limit is None else limit))
+    count = len(sample(len(pictures), len(pictures) if limit is None else limit))
     skipped: dict[int, str] = {}
-    how: Any = dict(device=device, workers=workers, batch_size=batch_size, limit=wanted, skipped=skipped)
+    reading: Any = dict(device=device, workers=workers, batch_size=batch_size, limit=count, skipped=skipped)
+    # One tensor for all, filled in place: gathered batches would be held twice while they are joined.
     tokens, labels, done = torch.empty(0), [], 0
-    for images, some, _ in batches_for(extractor, pictures, f"tokens of {escape(pictures.name)}", **how):
-        part = _half(extractor, images).cpu()
+    for images, truth, _ in batches_for(extractor, pictures, f"tokens of {escape(pictures.name)}", **reading):
+        batch = _half(extractor, images).cpu()
         if not done:
-            refuse_too_large("tokens", wanted, part[0].nbytes, memory_budget())
-            tokens = torch.empty(wanted, *part.shape[1:], dtype=part.dtype)
-        tokens[done : done + len(part)] = part
-        done += len(part)
-        labels.append(some)
+            refuse_too_large("tokens", count, batch[0].nbytes, memory_budget())
+            tokens = torch.empty(count, *batch.shape[1:], dtype=batch.dtype)
+        tokens[done : done + len(batch)] = batch
+        done += len(batch)
+        labels.append(truth)
     if not done:
         raise all_bad(pictures, skipped)
     return tokens[:done], torch.cat(labels), len(skipped)

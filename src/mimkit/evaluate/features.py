@@ -17,8 +17,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mimkit.core.errors import UserError
+from mimkit.core.memory import memory_budget
 from mimkit.data.folders import cache_folder
-from mimkit.data.loader import evaluation_batches, memory_budget
+from mimkit.data.loader import evaluation_batches
 from mimkit.data.pictures import Pictures, digest, sample
 from mimkit.data.stream import all_bad
 from mimkit.evaluate.pools import WIDE, with_both
@@ -60,29 +61,31 @@ def extract(
 
     Raises UserError when no picture can be read, or half of the memory does not hold the features.
     """
+    # All that the numbers depend on names their file, so what is there is right and nothing is ever updated.
     of = (pictures.fingerprint, len(pictures), pictures.channels, pictures.value_range, limit)
     key = digest(VERSION, extractor.fingerprint, extractor.view, *of)
+    # Pixels are as quickly read as their features would be.
     file = None if extractor.model is None else cache_folder() / "features" / f"{key}.safetensors"
-    asked = extractor.pools if pools is None else tuple(pools)
-    needed = {part for pool in asked for part in (("class", "mean") if pool == "both" else (pool,))}
-    found = None if file is None else _load(file, needed | {"index"})
-    if found is None:
-        kept = needed | {pool for pool in extractor.pools if pool not in (*WIDE, "both")}
-        kept |= set() if file is None else _kept(file)
-        found = _compute(extractor, pictures, torch.device(device), kept, limit, batch_size, workers)
+    names = extractor.pools if pools is None else tuple(pools)
+    needed = set(names) - {"both"} | ({"class", "mean"} if "both" in names else set())  # `both` is put together below
+    rows = None if file is None else _load(file, needed | {"index"})
+    if rows is None:
+        computed = needed | {pool for pool in extractor.pools if pool not in (*WIDE, "both")}
+        computed |= set() if file is None else _kept(file)  # the file is written anew, and loses nothing by it
+        rows = _compute(extractor, pictures, torch.device(device), computed, limit, batch_size, workers)
         if file is not None:
-            _save(file, found)
-    index = found["index"]
+            _save(file, rows)
+    index = rows["index"]
     labels = None if pictures.labels is None else pictures.labels[index]
-    wanted = len(pictures) if limit is None else min(limit, len(pictures))
-    rows = with_both(found) if "both" in asked else found
-    return Features({pool: rows[pool] for pool in asked}, labels, wanted - len(index))
+    count = len(pictures) if limit is None else min(limit, len(pictures))
+    pooled = with_both(rows) if "both" in names else rows
+    return Features({pool: pooled[pool] for pool in names}, labels, count - len(index))
 
 
 def batches_for(
     extractor: Extractor,
     pictures: Pictures,
-    what: str,
+    title: str,
     *,
     device: torch.device,
     batch_size: int,
@@ -105,10 +108,11 @@ def batches_for(
         shuffle=shuffle,
         skipped=skipped,
     )
+    # A bar is for people: on the standard output it would mix with what a program reads.
     console = Console(stderr=True)
     if not console.is_terminal:
         return batches  # a bar that is disabled ends with an empty line before rich 14.3
-    return track(batches, what, total=-(-min(limit, len(pictures)) // batch_size), console=console, transient=True)
+    return track(batches, title, total=-(-min(limit, len(pictures)) // batch_size), console=console, transient=True)
 
 
 @torch.inference_mode()
@@ -124,21 +128,22 @@ def _compute(
     """Features by pool, and under `index` the numbers of the pictures."""
     if extractor.model is not None:
         extractor.model.to(device)
-    wanted = len(sample(len(pictures), len(pictures) if limit is None else limit))
+    count = len(sample(len(pictures), len(pictures) if limit is None else limit))
     skipped: dict[int, str] = {}
     rows: dict[str, Tensor] = {}
     done = 0
-    settings: dict[str, Any] = dict(device=device, batch_size=batch_size, limit=wanted, skipped=skipped)
-    what = f"features of {escape(pictures.name)}"
-    for images, _, index in batches_for(extractor, pictures, what, workers=workers, **settings):
-        found = {pool: values for pool, values in extractor(images).items() if pool in pools}
+    settings: dict[str, Any] = dict(device=device, batch_size=batch_size, limit=count, skipped=skipped)
+    title = f"features of {escape(pictures.name)}"
+    for images, _, index in batches_for(extractor, pictures, title, workers=workers, **settings):
+        features = {pool: values for pool, values in extractor(images).items() if pool in pools}
+        # The first batch tells what a picture takes; before it, only the model would know.
         if not rows:
             refuse_too_large(
-                "features", wanted, sum(values[0].nbytes for values in found.values()), 2 * memory_budget()
+                "features", count, sum(values[0].nbytes for values in features.values()), 2 * memory_budget()
             )
-        for name, values in (found | {"index": index}).items():
+        for name, values in (features | {"index": index}).items():
             if name not in rows:
-                rows[name] = torch.empty(wanted, *values.shape[1:], dtype=values.dtype)
+                rows[name] = torch.empty(count, *values.shape[1:], dtype=values.dtype)
             rows[name][done : done + len(values)] = values
         done += len(index)
     if not done:
@@ -146,11 +151,11 @@ def _compute(
     return {name: values[:done] for name, values in rows.items()}
 
 
-def refuse_too_large(what: str, pictures: int, each: int, room: int) -> None:
+def refuse_too_large(kind: str, pictures: int, each: int, room: int) -> None:
     """Refuse what takes more bytes than there is room for in memory, and say how many pictures do not."""
     if pictures * each > room:
         raise UserError(
-            f"the {what} of {pictures:,} pictures take {pictures * each / 1e9:,.1f} GB, and this machine has "
+            f"the {kind} of {pictures:,} pictures take {pictures * each / 1e9:,.1f} GB, and this machine has "
             f"{room / 1e9:,.1f} GB for them: take {max(1, room // each):,} with --limit-train and --limit-test"
         )
 
@@ -168,27 +173,29 @@ def _load(file: Path, names: Collection[str]) -> dict[str, Tensor] | None:
         with safe_open(file, framework="pt") as opened:
             if not set(names) <= set(opened.keys()):
                 return None
-            found = {name: opened.get_tensor(name) for name in names}
+            rows = {name: opened.get_tensor(name) for name in names}
         with suppress(OSError):
-            os.utime(file)
-        return found
+            os.utime(file)  # used now: the least recently used go first
+        return rows
     except (OSError, SafetensorError):
         return None
 
 
-def _save(file: Path, found: dict[str, Tensor]) -> None:
+def _save(file: Path, rows: dict[str, Tensor]) -> None:
     """Keep features, and drop the least recently used ones beyond the limit.
 
     A cache that cannot be written is none.
     """
-    size = sum(values.nbytes for values in found.values())
+    # What is larger than the whole cache would only push everything else out.
+    size = sum(values.nbytes for values in rows.values())
+    # Written beside and renamed: two evaluations of one target may run at the same time.
     partial = file.with_name(f".{file.stem}.{os.getpid()}")
     if size > CACHE_LIMIT:
         return
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         _prune(file.parent, CACHE_LIMIT - size)
-        save_file({name: values.contiguous() for name, values in found.items()}, partial)
+        save_file({name: values.contiguous() for name, values in rows.items()}, partial)
         os.replace(partial, file)
     except (OSError, SafetensorError):
         with suppress(OSError):
@@ -197,12 +204,13 @@ def _save(file: Path, found: dict[str, Tensor]) -> None:
 
 def _prune(folder: Path, limit: int) -> None:
     """Remove the oldest files until the others take at most `limit` bytes."""
-    known = []
+    entries = []
     for entry in os.scandir(folder):
         with suppress(OSError):  # another process removed it
-            known.append((entry.stat().st_mtime_ns, entry.stat().st_size, Path(entry)))
-    total = sum(size for _, size, _ in known)
-    for _, size, path in sorted(known):
+            entries.append((entry.stat().st_mtime_ns, entry.stat().st_size, Path(entry)))
+    # By time of last use, oldest first.
+    total = sum(size for _, size, _ in entries)
+    for _, size, path in sorted(entries):
         if total <= limit:
             break
         with suppress(OSError):

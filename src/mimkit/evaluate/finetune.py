@@ -50,6 +50,7 @@ class Start:
 
     def configure(self, config: Pretrain) -> None:
         """Put encoder and images of the target into a recipe."""
+        # A recipe's own encoder and normalization would not be those that the weights were trained with.
         config.encoder, images = self.encoder, config.images
         images.size = self.size[0] if self.size[0] == self.size[1] else self.size
         images.channels, images.mean, images.std = self.channels, self.mean, self.std
@@ -70,13 +71,15 @@ def start_of(target: str) -> Start:
             raise unknown("run folder, export or timm model", name, timm.list_models())
         if trained and not timm.is_model_pretrained(name):
             raise UserError(f"timm has no released weights of '{name}': use {UNTRAINED}{name}, or a local export")
+        # The width is all that is wanted: no weights are drawn or fetched.
         with torch.device("meta"):
             model: Any = timm.create_model(name)
         about = resolve_data_config(model.pretrained_cfg)
-        known: Any = dict(mean=about["mean"], std=about["std"], channels=len(about["mean"])) if trained else {}
+        normalization: Any = dict(mean=about["mean"], std=about["std"], channels=len(about["mean"])) if trained else {}
         encoder = EncoderConfig(name=name, positions="learned", weights="timm" if trained else None)
-        return Start(encoder=encoder, size=about["input_size"][1:], width=model.num_features, **known)
+        return Start(encoder=encoder, size=about["input_size"][1:], width=model.num_features, **normalization)
     about, run = read_json(folder / "config.json"), folder.parent / "config.json"
+    # Beside an export its run tells what the export does not: positions, value range, and what trained it.
     origin: dict[str, Any] = read_json(run).get("config", {}) if run.is_file() else {}
     try:
         cfg, args = about["pretrained_cfg"], about.get("model_args", {})
@@ -124,10 +127,9 @@ def unfinished(folder: Path) -> bool:
 
 def held_out(config: Pretrain, channels: int) -> Pictures:
     """The labeled pictures that are measured. Raises UserError when their classes are others than those learned."""
-    train, test = (
-        open_pictures(config.data, split, channels=channels, value_range=config.images.value_range)
-        for split in ("train", "test")
-    )
+    conversion: Any = dict(channels=channels, value_range=config.images.value_range)
+    train = open_pictures(config.data, "train", **conversion)
+    test = open_pictures(config.data, "test", **conversion)
     if test.labels is None or train.classes != test.classes:
         raise UserError(f"{train.name}: train and test have different classes: give both the same class folders")
     return test
@@ -144,32 +146,36 @@ def measure(folder: Path, *, device: torch.device, workers: int = 0) -> dict[str
     run = RunFolder(folder)
     saved = run.read_config()
     config, resolved = saved["config"], saved["resolved"]
-    ready = Prepared(config, resolved, begun=True)
-    test = held_out(config, ready.channels)
-    mean, std = ready.statistics
+    prepared = Prepared(config, resolved, begun=True)
+    test = held_out(config, prepared.channels)
+    mean, std = prepared.statistics
     model: Any = timm.create_model(f"local-dir:{(folder / 'export').resolve()}", pretrained=True).eval().to(device)
-    view = Extractor(name="", size=ready.size, channels=ready.channels, mean=mean, std=std, fingerprint="").view
+    # The view of every other evaluation, so that numbers before and after fine-tuning compare.
+    view = Extractor(name="", size=prepared.size, channels=prepared.channels, mean=mean, std=std, fingerprint="").view
     skipped: dict[int, str] = {}
-    how: Any = dict(size=ready.size, mean=mean, std=std, device=device, view=view, workers=workers, skipped=skipped)
-    best, truth = [], []
-    for images, labels, _ in evaluation_batches(test, **how):
-        best.append(model(images).topk(min(5, config.method.classes), dim=1).indices.cpu())
-        truth.append(labels)
-    if not truth:
+    reading: Any = dict(
+        size=prepared.size, mean=mean, std=std, device=device, view=view, workers=workers, skipped=skipped
+    )
+    top_classes, true_classes = [], []
+    for images, labels, _ in evaluation_batches(test, **reading):
+        top_classes.append(model(images).topk(min(5, config.method.classes), dim=1).indices.cpu())
+        true_classes.append(labels)
+    if not true_classes:
         raise all_bad(test, skipped)
-    found, true = torch.cat(best), torch.cat(truth)
-    confusion = confusion_counts(true, found[:, 0], config.method.classes)
-    accuracy, low, high = accuracy_interval(found[:, 0] == true)
+    predicted, truth = torch.cat(top_classes), torch.cat(true_classes)
+    confusion = confusion_counts(truth, predicted[:, 0], config.method.classes)
+    accuracy, low, high = accuracy_interval(predicted[:, 0] == truth)
+    # Data sets without names have numbers.
     names = list(test.classes or map(str, range(config.method.classes)))
     result = read_json(run.result_path)
-    top5 = {"top5": (found == true.unsqueeze(1)).any(dim=1).double().mean().item()} if len(confusion) > 5 else {}
+    top5 = {"top5": (predicted == truth.unsqueeze(1)).any(dim=1).double().mean().item()} if len(confusion) > 5 else {}
     result |= {"accuracy": accuracy, "low": low, "high": high, **top5}
     result |= {
         "architecture": config.encoder.name,
         "weights": config.encoder.weights,
-        "data": ready.name,
-        "train": ready.count,
-        "test": len(true),
+        "data": prepared.name,
+        "train": prepared.count,
+        "test": len(truth),
         "skipped_test": len(skipped),
         "epochs": config.epochs,
         "pictures_per_second": round(result["steps"] * config.batch_size / max(1e-3, result["seconds"]), 1),
@@ -183,19 +189,20 @@ def measure(folder: Path, *, device: torch.device, workers: int = 0) -> dict[str
 
 def confusion_counts(true: Int64[Tensor, " N"], predicted: Int64[Tensor, " N"], classes: int) -> Int64[Tensor, "K K"]:
     """How many pictures of each class (rows) were taken for each (columns)."""
-    return torch.bincount(true * classes + predicted, minlength=classes**2).view(classes, classes)
+    pairs = true * classes + predicted  # each pair of classes as one number, that bincount can count
+    return torch.bincount(pairs, minlength=classes**2).view(classes, classes)
 
 
 def _per_class(confusion: Int64[Tensor, "K K"], names: list[str]) -> dict[str, Any]:
     """Of classes that were tested: share right, how many pictures, and what the others were most often taken for."""
-    found = {}
+    scores = {}
     for i, (name, row) in enumerate(zip(names, confusion, strict=True)):
         if count := int(row.sum()):
-            other_views = row.clone()
-            other_views[i] = 0
-            taken = names[int(other_views.argmax())] if other_views.any() else None
-            found[name] = {"accuracy": int(row[i]) / count, "pictures": count, "taken_for": taken}
-    return found
+            mistakes = row.clone()
+            mistakes[i] = 0
+            mistaken = names[int(mistakes.argmax())] if mistakes.any() else None
+            scores[name] = {"accuracy": int(row[i]) / count, "pictures": count, "taken_for": mistaken}
+    return scores
 
 
 def draw_confusion(confusion: Int64[Tensor, "K K"], names: list[str]) -> Image.Image:
@@ -204,12 +211,15 @@ def draw_confusion(confusion: Int64[Tensor, "K K"], names: list[str]) -> Image.I
     Up to 40 classes are named and up to 20 have their percentages in the cells.
     """
     classes = len(confusion)
+    # Of each row: classes with many pictures would else outshine the others.
     shares = confusion.float() / confusion.sum(dim=1, keepdim=True).clamp(min=1)
     side = 34 if classes <= 20 else max(1, 760 // classes)
     pixels = colorize(shares[None, None], (0.0, 1.0))[0].permute(1, 2, 0)
     cells = Image.fromarray((pixels * 255).round().to(torch.uint8).numpy())
     cells = cells.resize((classes * side, classes * side), Image.Resampling.NEAREST)
-    font, small = (ImageFont.load_default(size=points) for points in (13, 12))
+    # Pillow's own font: no machine needs to have one installed.
+    font = ImageFont.load_default(size=13)
+    small = ImageFont.load_default(size=12)
     shown = [name[:24] for name in names] if classes <= NAMED else []
     margin = 30 + int(max((font.getlength(name) for name in shown), default=0))
     sheet = Image.new("RGB", (margin + cells.width + 10, margin + cells.height + 10), "white")
@@ -218,6 +228,7 @@ def draw_confusion(confusion: Int64[Tensor, "K K"], names: list[str]) -> Image.I
     pen.text((8, 8), "true class: rows\ntaken for: columns", fill="black", font=small)
     for i, name in enumerate(shown):
         pen.text((margin - 6, margin + (i + 0.5) * side), name, fill="black", font=font, anchor="rm")
+        # Pillow draws no upright text: it is drawn lying into a mask of its own, which is turned and then inked.
         upright = Image.new("L", (margin, side))
         ImageDraw.Draw(upright).text((6, side / 2), name, fill=255, font=font, anchor="lm")
         upright = upright.rotate(90, expand=True)
@@ -232,7 +243,7 @@ def draw_confusion(confusion: Int64[Tensor, "K K"], names: list[str]) -> Image.I
 
 def table(result: dict[str, Any]) -> Table:
     """Accuracies, what they cost, and the classes that do worst."""
-    made = Table(box=None, pad_edge=False, show_header=False)
+    grid = Table(box=None, pad_edge=False, show_header=False)
     worst = sorted(result["per_class"].items(), key=lambda item: item[1]["accuracy"])[:WORST]
     rows = [
         ("fine-tuned", f"{result['architecture']}, from {result['weights'] or 'new weights'}, by {result['recipe']}"),
@@ -243,15 +254,15 @@ def table(result: dict[str, Any]) -> Table:
         ("", f"{result['pictures_per_second']:,.0f} pictures/s"),
         ("worst classes", ""),
         *(
-            (f"  {label}", f"{one['accuracy']:.1%} of {one['pictures']:,}" + _taken(one["taken_for"]))
-            for label, one in worst
+            (f"  {label}", f"{scores['accuracy']:.1%} of {scores['pictures']:,}" + _taken(scores["taken_for"]))
+            for label, scores in worst
         ),
         ("confusion", str(Path(result["run"]) / "confusion.png")),
         ("the model", f"timm.create_model('local-dir:{(Path(result['run']) / 'export').absolute()}', pretrained=True)"),
     ]
     for row in rows:
-        made.add_row(*map(escape, row))
-    return made
+        grid.add_row(*map(escape, row))
+    return grid
 
 
 def _taken(name: str | None) -> str:

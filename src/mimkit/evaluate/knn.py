@@ -22,6 +22,7 @@ def evaluate_knn(
     See `measures.knn`. Both sets need labels; `pools` are all that the features have, by default.
     """
     assert train.labels is not None and test.labels is not None
+    # Of both sets: a class that only the test has cannot be predicted, but its pictures count as wrong.
     classes = int(torch.cat([train.labels, test.labels]).max()) + 1
     results = {}
     for pool in train.values if pools is None else pools:

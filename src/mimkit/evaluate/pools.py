@@ -43,26 +43,26 @@ def pools_of(model: nn.Module | None) -> tuple[Pool, ...]:
 
 def pooled(model: nn.Module, images: Float[Tensor, "B C H W"]) -> dict[str, Float[Tensor, "B _"]]:
     """Rows of all pools that the model has, by one pass, in float32."""
-    norm: Any = getattr(model, "fc_norm", None) or nn.Identity()
+    norm: Any = getattr(model, "fc_norm", None) or nn.Identity()  # timm's: only some models norm behind the pooling
     if _plain(model):
-        rows: list[list[Tensor]] = []
+        blocks: list[list[Tensor]] = []
         for prefix, patches in _last_blocks(model, images, BLOCKS):
             parts = [prefix[:, 0].float()] if prefix is not None and _has_class(model) else []
-            rows.append([norm(part).float() for part in (*parts, patches.float().mean(dim=(2, 3)))])
+            blocks.append([norm(row).float() for row in (*parts, patches.float().mean(dim=(2, 3)))])
         cells = norm(_cells(patches)).float().flatten(1)
-        found = {
-            "mean": rows[-1][-1],
+        features = {
+            "mean": blocks[-1][-1],
             "grid": cells,
-            "blocks": torch.cat([part for row in rows for part in row], dim=1),
+            "blocks": torch.cat([row for block in blocks for row in block], dim=1),
         }
-        return with_both(found | {"class": rows[-1][0]}) if _has_class(model) else found
+        return with_both(features | {"class": blocks[-1][0]}) if _has_class(model) else features
     anything: Any = model
-    features = anything.forward_features(images)
+    tokens = anything.forward_features(images)
     if _has_class(model):  # CaiT, XCiT and others, whose class token is not in every block
-        patches = features[:, anything.num_prefix_tokens :].float().mean(dim=1)
-        return with_both({"class": norm(features[:, 0].float()).float(), "mean": norm(patches).float()})
-    found = {"mean": anything.forward_head(features, pre_logits=True).flatten(1).float()}
-    return found | ({"grid": _cells(_channels_first(model, features)).flatten(1)} if _mapped(model) else {})
+        patches = tokens[:, anything.num_prefix_tokens :].float().mean(dim=1)
+        return with_both({"class": norm(tokens[:, 0].float()).float(), "mean": norm(patches).float()})
+    features = {"mean": anything.forward_head(tokens, pre_logits=True).flatten(1).float()}
+    return features | ({"grid": _cells(_channels_first(model, tokens)).flatten(1)} if _mapped(model) else {})
 
 
 def with_both(rows: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -90,8 +90,10 @@ def tokens_of(model: nn.Module | None, images: Float[Tensor, "B C H W"], name: s
 
 def _plain(model: nn.Module) -> bool:
     """Whether timm tells class and patch tokens of every block of this model apart: ViTs, EVA, BEiT and kin."""
-    look: Any = getattr(model, "forward_intermediates", None)
-    return hasattr(model, "num_prefix_tokens") and "return_prefix_tokens" in inspect.signature(look or repr).parameters
+    forward: Any = getattr(model, "forward_intermediates", None)
+    return (
+        hasattr(model, "num_prefix_tokens") and "return_prefix_tokens" in inspect.signature(forward or repr).parameters
+    )
 
 
 def _mapped(model: nn.Module) -> bool:
@@ -110,15 +112,16 @@ def _last_blocks(
 
     Of all blocks where there are fewer.
     """
+    # timm refuses to return prefix tokens of a model that has none.
     prefixed = model.num_prefix_tokens > 0
-    found = model.forward_intermediates(
+    outputs = model.forward_intermediates(
         images,
         indices=min(count, len(model.blocks)),
         return_prefix_tokens=prefixed,
         norm=True,
         intermediates_only=True,
     )
-    return [(prefix, patches) for patches, prefix in found] if prefixed else [(None, patches) for patches in found]
+    return [(prefix, patches) for patches, prefix in outputs] if prefixed else [(None, patches) for patches in outputs]
 
 
 def _channels_first(model: nn.Module, features: Tensor) -> Float[Tensor, "B D h w"]:

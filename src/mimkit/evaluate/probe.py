@@ -67,6 +67,7 @@ class Protocol:
         if done < self.warmup:
             return done / self.warmup
         if self.falls:
+            # A tenth at each fall, counted rather than stepped: any moment can be asked for.
             return 0.1 ** sum(done >= fall for fall in self.falls)
         return 0.5 + 0.5 * math.cos(math.pi * (done - self.warmup) / (1 - self.warmup))
 
@@ -117,13 +118,13 @@ def evaluate_probe(
     for pool in train.values if pools is None else pools:
         values, unseen = train.values[pool], test.values[pool]
         if method == "logistic":
-            predicted, chosen = fit_logistic(values, labels, unseen, fit=fit, held=held)
+            predicted, setting = fit_logistic(values, labels, unseen, fit=fit, held=held)
         else:
-            predicted, chosen = _best_head(
+            predicted, setting = _best_head(
                 values, labels, unseen, fit, held, PROTOCOLS[method], seed, torch.device(device)
             )
         accuracy, low, high = accuracy_interval(predicted == truth)
-        results[pool] = {"accuracy": accuracy, "low": low, "high": high, "method": method, **chosen}
+        results[pool] = {"accuracy": accuracy, "low": low, "high": high, "method": method, **setting}
     return results
 
 
@@ -133,6 +134,7 @@ def split_held_out(labels: Int64[Tensor, " N"], seed: int) -> tuple[Int64[Tensor
     Raises UserError when the former have fewer than two classes.
     """
     order = rng_keys("held-out", seed, torch.arange(len(labels))).argsort()
+    # By address: of one set the same pictures for every target and every run.
     held = order[: max(1, round(HELD_OUT * len(labels)))].sort().values
     fit = order[len(held) :].sort().values
     if len(labels[fit].unique()) < 2:
@@ -158,7 +160,9 @@ class Heads(nn.Module):
 
     def forward(self, features: Float[Tensor, "B D"]) -> Float[Tensor, "B L K"]:
         """Logits of every head."""
-        weight, bias = (torch.cat([layer.get_parameter(name) for layer in self.layers]) for name in ("weight", "bias"))
+        # One product for all heads: each alone would be too small to keep a machine busy.
+        weight = torch.cat([layer.get_parameter("weight") for layer in self.layers])
+        bias = torch.cat([layer.get_parameter("bias") for layer in self.layers])
         return F.linear(self.norm(features), weight, bias).unflatten(1, (len(self.layers), -1))
 
 
@@ -172,6 +176,7 @@ def lars(heads: Heads, rates: Sequence[float]) -> Lars:
     for layer, rate in zip(heads.layers, rates, strict=True):
         groups.append({"params": [layer.weight], "lr": rate, "always_adapt": True})
         groups.append({"params": [layer.bias], "lr": rate, "always_adapt": False})
+    # eps 0, as MAE's code has none; timm has one by default.
     return Lars(groups, momentum=0.9, weight_decay=0.0, trust_coeff=0.001, eps=0.0)
 
 
@@ -228,22 +233,23 @@ def fit_heads(
 ) -> None:
     """Train classifiers side by side on some `rows`: `heads` make logits (B, heads, classes) of a batch of features.
 
-    The optimizer begins with the highest learning rates, of which `share(done)` counts when a share of the training
+    The optimizer begins with the highest learning rates, of which `fraction(done)` counts when a share of the training
     is done. The order of an epoch is a function of (seed, epoch), and the last incomplete batch is left out.
     """
+    # Any parameter: it tells where the heads are and in which type they compute.
     steps, weight = len(rows) // size, next(heads.parameters())
     peaks = [group["lr"] for group in optimizer.param_groups]
     for epoch in range(epochs):
         order = rows[rng_keys("probe", seed, epoch, torch.arange(len(rows))).argsort().to(rows.device)]
         for step in range(steps):
-            part = fraction((epoch + step / steps) / epochs)
+            factor = fraction((epoch + step / steps) / epochs)
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                group["lr"] = peak * part
-            chosen = order[step * size : (step + 1) * size]
-            logits = heads(features[chosen].to(weight.device, weight.dtype))
-            wanted = labels[chosen].to(weight.device).unsqueeze(1).expand(logits.shape[:2])
+                group["lr"] = peak * factor
+            batch = order[step * size : (step + 1) * size]
+            logits = heads(features[batch].to(weight.device, weight.dtype))
+            targets = labels[batch].to(weight.device).unsqueeze(1).expand(logits.shape[:2])
             # A sum over heads: each gets the gradient of its own mean.
-            loss = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="sum") / size
+            loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum") / size
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -263,7 +269,8 @@ def _best_head(
     fit, held = fit.to(device), held.to(device)
     heads = train_heads(values[fit], here[fit], classes=int(labels.max()) + 1, protocol=protocol, seed=seed)
     best, right = choose_head(heads, values[held], here[held])
-    predicted = torch.cat([predict(heads, part.to(device))[:, best] for part in unseen.split(4096)])
+    # In pieces: test features may be far more than a GPU has room for beside the heads.
+    predicted = torch.cat([predict(heads, piece.to(device))[:, best] for piece in unseen.split(4096)])
     return predicted.cpu(), {"rate": protocol.rates[best], "held_out": right}
 
 
@@ -278,8 +285,8 @@ def choose_head(
     heads: nn.Module, features: Float[Tensor, "H *shape"], labels: Int64[Tensor, " H"], at_once: int = 4096
 ) -> tuple[int, float]:
     """The head that is right most often on features it did not learn from, and how often; of equals the first."""
-    found = torch.cat([predict(heads, part) for part in features.split(at_once)])
-    right = (found == labels.to(found.device).unsqueeze(1)).double().mean(dim=0)
+    predicted = torch.cat([predict(heads, piece) for piece in features.split(at_once)])
+    right = (predicted == labels.to(predicted.device).unsqueeze(1)).double().mean(dim=0)
     return int(right.argmax()), right.max().item()
 
 
@@ -298,8 +305,9 @@ def fit_logistic(
 
     Returns the classes of `unseen`, and what was chosen.
     """
-    x, y, new = (part.numpy() for part in (values, labels, unseen))
+    x, y, new = values.numpy(), labels.numpy(), unseen.numpy()
     if x.shape[1] > WIDE and len(x) > COMPONENTS:
+        # Randomized: the exact decomposition of 7,000 pixels takes minutes and its last components are not wanted.
         reduce: Any = PCA(COMPONENTS, svd_solver="randomized", random_state=0)
         reduce.fit(x)
         x, new = reduce.transform(x), reduce.transform(new)
@@ -312,7 +320,9 @@ def fit_logistic(
             warnings.simplefilter("ignore", ConvergenceWarning)
             return model.fit(x[rows], y[rows])
 
-    scores = [fitted(penalty, fit.numpy()).score(x[held.numpy()], y[held.numpy()]) for penalty in PENALTIES]
+    fit_rows, held_rows = fit.numpy(), held.numpy()
+    scores = [fitted(penalty, fit_rows).score(x[held_rows], y[held_rows]) for penalty in PENALTIES]
+    # Of equals the first, which is the strongest penalty.
     best = max(range(len(PENALTIES)), key=scores.__getitem__)
     predicted = fitted(PENALTIES[best], slice(None)).predict(new)
     return torch.from_numpy(predicted), {"penalty": PENALTIES[best], "held_out": float(scores[best])}

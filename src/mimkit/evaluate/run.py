@@ -1,12 +1,13 @@
 """Evaluate: a target and data enter, accuracies with intervals leave, as a dict and as a table for people."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
+import torch
 from rich.markup import escape
 from rich.table import Table
 
-from mimkit.core.errors import UserError, unknown
+from mimkit.core.errors import UserError, at_least, unknown
 from mimkit.data.decode import BadPicture
 from mimkit.data.loader import statistics
 from mimkit.data.pictures import Pictures, Split, sample
@@ -64,41 +65,17 @@ def evaluate(
     Raises:
         UserError: anything a person can mend.
     """
-    choices = (("kind of evaluation", kind, Kind), ("probe method", method, ProbeMethod))
-    for what, given, valid in choices:
-        if given not in get_args(valid):
-            raise unknown(what, given, get_args(valid))
-    for name, value in (("k", k), ("limit_train", limit_train), ("limit_test", limit_test)):
-        if value is not None and value < 1:
-            raise UserError(f"{name} must be at least 1, got {value}")
-    if not temperature > 0:
-        raise UserError(f"temperature must be above 0, got {temperature}; 0.07 is usual")
+    at_least(1, k=k, limit_train=limit_train, limit_test=limit_test)
+    _refuse_unknown(kind, method, temperature)
     where = Machine(device=device).find_device()
     train, test, extractor = _open(target, [data] if isinstance(data, str) else list(data))
-    limits: Any = dict(limit_train=limit_train, limit_test=limit_test)
-    settings: dict[str, Any] = {"size": list(extractor.size)}
+    reading: Any = dict(device=where, workers=workers, limit_train=limit_train, limit_test=limit_test)
+    settings: dict[str, Any] = {}
     if kind == "attentive":
-        measured: dict[str, Any] = evaluate_attentive(extractor, train, test, device=where, workers=workers, **limits)
+        measured: dict[str, Any] = evaluate_attentive(extractor, train, test, **reading)
     else:
-        chosen = _pools(extractor, pools)
-        features = [
-            extract(extractor, pictures, device=where, pools=chosen, limit=limit, workers=workers)
-            for pictures, limit in ((train, limit_train), (test, limit_test))
-        ]
-        known, unseen = features
-        assert known.labels is not None
-        if len(known.labels.unique()) < 2:
-            raise UserError(
-                f"{train.name}: all {len(known)} pictures to learn from have one label: give two classes or more"
-            )
-        measured = {"train": len(known), "test": len(unseen), "skipped": known.skipped + unseen.skipped}
-        if kind == "knn":
-            measured["results"] = evaluate_knn(*features, k=k, temperature=temperature, pools=chosen, device=where)
-            settings |= {"k": k, "temperature": temperature}
-        else:
-            how = cast(ProbeMethod, method)
-            measured["results"] = evaluate_probe(*features, method=how, pools=chosen, device=where)
-            settings |= {"method": method}
+        settings = {"k": k, "temperature": temperature} if kind == "knn" else {"method": method}
+        measured = _measure_pools(extractor, train, test, _pools(extractor, pools), settings, **reading)
     return {
         "kind": kind,
         "target": target,
@@ -106,61 +83,98 @@ def evaluate(
         "classes": len(train.classes) if train.classes else int(train.labels.max()) + 1,  # type: ignore[union-attr]
         "split_note": "" if train.has_test else "no test split of its own: 80 % train, 20 % test, by address",
         "headline": next(iter(measured["results"])),
-        "settings": settings,
+        "settings": {"size": list(extractor.size)} | settings,
         **measured,
     }
 
 
+def _refuse_unknown(kind: str, method: str, temperature: float) -> None:
+    for setting, value, valid in (("kind of evaluation", kind, Kind), ("probe method", method, ProbeMethod)):
+        if value not in get_args(valid):
+            raise unknown(setting, value, get_args(valid))
+    if not temperature > 0:
+        raise UserError(f"temperature must be above 0, got {temperature}; 0.07 is usual")
+
+
+def _measure_pools(
+    extractor: Extractor,
+    train: Pictures,
+    test: Pictures,
+    pools: list[Pool],
+    settings: dict[str, Any],
+    *,
+    device: torch.device,
+    workers: int,
+    limit_train: int | None,
+    limit_test: int | None,
+) -> dict[str, Any]:
+    """Sizes of the two sets and accuracies by pool: by a linear probe if the settings name its method, else by kNN."""
+    reading: Any = dict(device=device, pools=pools, workers=workers)
+    bank = extract(extractor, train, limit=limit_train, **reading)
+    queries = extract(extractor, test, limit=limit_test, **reading)
+    assert bank.labels is not None
+    if len(bank.labels.unique()) < 2:
+        raise UserError(
+            f"{train.name}: all {len(bank)} pictures to learn from have one label: give two classes or more"
+        )
+    measure: Any = evaluate_probe if "method" in settings else evaluate_knn
+    results = measure(bank, queries, pools=pools, device=device, **settings)
+    skipped = bank.skipped + queries.skipped
+    return {"train": len(bank), "test": len(queries), "skipped": skipped, "results": results}
+
+
 def table(results: Iterable[dict[str, Any]]) -> Table:
     """Accuracies in percent with intervals: a part for each target, a row for each kind and pool; headlines in bold."""
-    made, names = Table("target", "measure", "features", "accuracy", "95 % interval", "with"), {}
+    grid, names = Table("target", "measure", "features", "accuracy", "95 % interval", "with"), {}
     for result in results:
         names.setdefault(result["target"], []).append(result)
-    for target, found in names.items():
-        for result in found:
-            for pool, one in result["results"].items():
-                made.add_row(
+    for target, measurements in names.items():
+        for result in measurements:
+            for pool, scores in result["results"].items():
+                grid.add_row(
                     escape(target),
                     NAMES[result["kind"]],
                     pool,
-                    f"{one['accuracy']:.1%}",
-                    f"{one['low']:.1%} to {one['high']:.1%}",
-                    _with(result, one),
+                    f"{scores['accuracy']:.1%}",
+                    f"{scores['low']:.1%} to {scores['high']:.1%}",
+                    _with(result, scores),
                     style="bold" if pool == result["headline"] else None,
                 )
-        made.add_section()
-    return made
+        grid.add_section()
+    return grid
 
 
-def _with(result: dict[str, Any], one: dict[str, Any]) -> str:
+def _with(result: dict[str, Any], scores: dict[str, Any]) -> str:
     """The settings of a measurement, given or chosen on held-out pictures."""
     if result["kind"] == "knn":
         return f"k {result['settings']['k']}"
     if result["kind"] == "attentive":
-        return f"{one['heads']} head{'s' if one['heads'] > 1 else ''}, rate {one['rate']:g}"
-    if one["method"] == "logistic":
-        return f"logistic regression, C {one['penalty']:g}"
-    return f"{'LARS' if one['method'] == 'lars' else one['method']}, base rate {one['rate']:g}"
+        return f"{scores['heads']} head{'s' if scores['heads'] > 1 else ''}, rate {scores['rate']:g}"
+    if scores["method"] == "logistic":
+        return f"logistic regression, C {scores['penalty']:g}"
+    return f"{'LARS' if scores['method'] == 'lars' else scores['method']}, base rate {scores['rate']:g}"
 
 
 def _open(target: str, data: list[str]) -> tuple[Pictures, Pictures, Extractor]:
     """Pictures to learn from and to be tested on, as the target wants them, and the target."""
     own = export_folder(target)  # before pictures are opened, which can take long
     train = labeled(data, "train")
+    # A folder brings its own; for others they are computed, which reads a thousand pictures.
     mean, std = statistics(train) if own is None else ((), ())
     extractor = open_target(target, size=usual_size(train), channels=train.channels, mean=mean, std=std)
-    how = {"channels": extractor.channels, "value_range": extractor.value_range}
+    conversion = {"channels": extractor.channels, "value_range": extractor.value_range}
+    # The pictures were opened as they are, to tell a timm model their channels; a run wants them as it was trained.
     if (extractor.channels, extractor.value_range) != (train.channels, train.value_range):
-        train = labeled(data, "train", **how)
-    test = labeled(data, "test", **how)
+        train = labeled(data, "train", **conversion)
+    test = labeled(data, "test", **conversion)
     if train.classes != test.classes:
         raise UserError(f"{train.name}: train and test have different classes: give both the same class folders")
     return train, test, extractor
 
 
-def labeled(data: list[str], split: Split, **how: Any) -> Pictures:
+def labeled(data: list[str], split: Split, **conversion: Any) -> Pictures:
     """As `open_pictures`. Raises UserError for pictures without labels."""
-    pictures = open_pictures(data, split, **how)
+    pictures = open_pictures(data, split, **conversion)
     if pictures.labels is None:
         raise UserError(
             f"measuring needs labels, and {pictures.name} has none: put the pictures of each class into a "
@@ -172,29 +186,30 @@ def labeled(data: list[str], split: Split, **how: Any) -> Pictures:
 
 def usual_size(pictures: Pictures) -> tuple[int, int]:
     """The one size of the pictures, by the headers of a sample; MAE's when they are large or differ."""
-    found = set()
+    sizes = set()
     for number in sample(len(pictures), 64):
         try:
-            found.add(pictures.size(number))
+            sizes.add(pictures.size(number))
         except BadPicture:
             continue
-    one = found.pop() if len(found) == 1 else _USUAL
-    return one if max(one) <= _LARGE else _USUAL
+    size = sizes.pop() if len(sizes) == 1 else _USUAL
+    return size if max(size) <= _LARGE else _USUAL
 
 
-def _pools(extractor: Extractor, asked: Sequence[Choice]) -> list[Pool]:
+def _pools(extractor: Extractor, choices: Sequence[Choice]) -> list[Pool]:
     """The pools to measure, the headline first."""
     valid = extractor.pools
     if extractor.model is None:
         return list(valid)
-    chosen: list[Pool] = []
-    for pool in asked:
+    pools: list[Pool] = []
+    for pool in choices:
         if pool in ("auto", "all"):
-            chosen += [extractor.headline, *(valid if pool == "all" else ())]
+            pools += [extractor.headline, *(valid if pool == "all" else ())]
         elif pool in valid:
-            chosen.append(pool)
+            pools.append(pool)
         elif pool in ("class", "both"):
             raise UserError(f"{extractor.name} has no class token: ask for the pool 'mean'")
         else:
             raise unknown(f"pool of {extractor.name}", pool, ["auto", "all", *valid])
-    return list(dict.fromkeys(chosen)) or [extractor.headline]
+    # Each once, in the order asked for: the first is the headline.
+    return list(dict.fromkeys(pools)) or [extractor.headline]

@@ -121,8 +121,8 @@ def open_target(
     """
     if target == "pixels":
         scale = min(1.0, _PIXELS / max(size))
-        height, width = (max(1, round(side * scale)) for side in size)
-        return replace(_extractor(target, None, (height, width), channels, mean, std), headline="pixels")
+        size = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
+        return replace(_extractor(target, None, size, channels, mean, std), headline="pixels")
     folder = export_folder(target)
     if folder is not None:
         return _open_folder(target, folder)
@@ -181,7 +181,7 @@ def _open_folder(target: str, folder: Path) -> Extractor:
     if target.startswith(UNTRAINED):
         model = _initialized(model, lambda: timm.create_model(where, num_classes=0), run.get("seed", 0))
     value_range = run.get("images", {}).get("value_range")
-    found = _extractor(
+    extractor = _extractor(
         target,
         model,
         (size[0], size[1]),
@@ -193,7 +193,9 @@ def _open_folder(target: str, folder: Path) -> Extractor:
         interpolation=cfg["interpolation"] if cfg["interpolation"] in get_args(Interpolation) else "bicubic",
         value_range=value_range and tuple(value_range),
     )
-    return replace(found, headline=_trained_pool(model, config, run))  # it changes no feature: not in the fingerprint
+    return replace(
+        extractor, headline=_trained_pool(model, config, run)
+    )  # it changes no feature: not in the fingerprint
 
 
 def _trained_pool(model: nn.Module, config: dict[str, Any], run: dict[str, Any]) -> Pool:
@@ -234,7 +236,7 @@ def _open_timm(
 ) -> Extractor:
     pretrained = name == target
     if "." in name and name not in (tagged := timm.list_models(f"{name.split('.')[0]}.*", pretrained=True)):
-        raise unknown("timm model", target, [("" if pretrained else UNTRAINED) + other for other in tagged])
+        raise unknown("timm model", target, [("" if pretrained else UNTRAINED) + model_name for model_name in tagged])
     if pretrained and not timm.is_model_pretrained(name):
         raise UserError(f"timm has no released weights of '{name}': use {UNTRAINED}{name}, or a local export")
 
@@ -274,10 +276,10 @@ def _open_timm(
 def _json(file: Path) -> dict[str, Any]:
     """A JSON object; empty when there is none in that place."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def _nearest(name: str) -> str:

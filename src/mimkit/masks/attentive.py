@@ -55,8 +55,9 @@ class AttMaskMasker(ModelMasker):
         score, n = score_maps[..., 0], score_maps.shape[1]
         hidden = hidden_count(n, float(at(self.ratio, progress)))
         if self.hides == "low":
+            # The same sort from the other end: ties go by position in both.
             return Mask.from_scores(-score, hidden)
-        top = min(int(self.top * n), hidden)
+        top = min(int(self.top * n), hidden)  # a hint is one of the hidden patches
         shown = min(int(self.shown * n), top, max(hidden - 1, 0))  # a picture with nothing hidden would have no loss
         if self.hides == "hint" and shown:
             # The order in which `from_scores` hides, so that ties cannot put a hint among patches that are seen anyway.

@@ -61,6 +61,7 @@ class InformedMasker(Masker):
         """The mask once the masker has started."""
 
     def __call__(self, score_maps: Tensor, rng_keys: Tensor, progress: Progress, grid: tuple[int, int]) -> Mask:
+        # No maps, no look: before its start the masker hides at random, by the same keys and the same count.
         if score_maps.shape[2] == 0:
             return RandomMasker(ratio=self.ratio)(score_maps, rng_keys, progress, grid)
         return self.hide(score_maps, rng_keys, progress, grid)
@@ -83,6 +84,7 @@ class ModelMasker(InformedMasker):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        # Absolute in what config.json keeps: a resumed run may be started from another folder.
         object.__setattr__(self, "scorer", absolute(self.scorer))
         if not 0 <= self.momentum <= 1:
             raise UserError(f"masker.momentum lies between 0 and 1, got {self.momentum}; 0.999 is usual")
@@ -90,7 +92,7 @@ class ModelMasker(InformedMasker):
             raise UserError(f"masker.refresh counts epochs and is at least 0 (every step), got {self.refresh}")
 
 
-def choice(setting: str, value: str, known: tuple[str, ...], of: str = "masker") -> None:
+def choice(setting: str, value: str, valid: tuple[str, ...], of: str = "masker") -> None:
     """Refuse a value that is none of those known."""
-    if value not in known:
-        raise unknown(f"value of {of}.{setting}", value, list(known))
+    if value not in valid:
+        raise unknown(f"value of {of}.{setting}", value, list(valid))

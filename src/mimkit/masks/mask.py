@@ -46,7 +46,7 @@ class Mask:
             views: parallel views `K`.
         """
         n = scores.shape[1]
-        order = scores.argsort(dim=1, stable=True)
+        order = scores.argsort(dim=1, stable=True)  # stable: devices agree on ties
         if isinstance(hide, int):
             assert throw >= 0, throw
             if not 0 <= hide < n - throw:
@@ -58,6 +58,8 @@ class Mask:
         assert throw == 0, "patches are thrown away in the same number from all rows"
         if least is None or not 0 <= least < n:
             raise ValueError(f"a number of hidden patches per row needs 0 <= least < {n}, got {least}")
+        # Numbers that differ from row to row, in tensors of one shape: a row with fewer visible patches than slots has
+        # hidden ones at its end, which `padding` tells apart.
         shown = torch.arange(n, device=scores.device) < (n - hide.clamp(least, n - 1)).unsqueeze(1)
         hidden = torch.ones_like(scores, dtype=torch.bool).scatter(1, order, ~shown)
         return Mask(hidden, order[:, : n - least], views, ragged=True)
@@ -85,6 +87,7 @@ class Mask:
     def put(self, visible: Shaped[Tensor, "BK V D"], elsewhere: Shaped[Tensor, "#BK #N D"]) -> Shaped[Tensor, "BK N D"]:
         """Visible values at their places and `elsewhere` where patches are hidden or thrown; undoes `take`."""
         rows, n = self.hidden.shape
+        # The full sequence first, then visible values over it: no inverse permutation is needed or kept.
         full = elsewhere.to(visible.dtype).expand(rows, n, -1)
         if self.ragged:  # a surplus slot points at a hidden place: it must write what stands there already
             visible = torch.where(self.padding.unsqueeze(-1), self.take(full), visible)
@@ -98,10 +101,12 @@ class Mask:
         """A decoder's rows at their places and zeros where patches are thrown; undoes `take_decoded`."""
         if self.decoded is None:
             return x
+        # Zeros, not garbage: they meet a loss whose weight there is 0, and 0 times NaN is NaN.
         full = x.new_zeros(*self.hidden.shape, x.shape[2])
         return full.scatter(1, self.decoded.unsqueeze(-1).expand_as(x), x)
 
 
 def _gather(x: Shaped[Tensor, "B N *rest"], index: Int64[Tensor, "B M"]) -> Shaped[Tensor, "B M *rest"]:
+    # gather wants an index for each number; expanded, it takes no memory.
     index = index.reshape(index.shape + (1,) * (x.ndim - 2)).expand(-1, -1, *x.shape[2:])
     return x.gather(1, index)

@@ -18,6 +18,7 @@ Progress = float | Float[Tensor, ""]
 
 def at(curve: Curve, progress: Progress) -> Progress:
     """The value of a curve at this moment."""
+    # Plain arithmetic, which serves numbers and tensors on a device alike.
     return curve[0] + (curve[1] - curve[0]) * progress if isinstance(curve, tuple) else curve
 
 
@@ -57,9 +58,9 @@ class Masker:
     """Base of all maskers. A subclass is a frozen dataclass of settings; one verb makes the masks.
 
     Each key is the address of one picture's randomness; draw with `mimkit.core.randomness.uniform(keys, n)`.
-    A masker is a value and changes nothing in itself. What it must remember from epoch to epoch is one tensor: it starts
-    as `memory` says, `learn` renews it before each epoch, checkpoints carry it, and `recall` gives the masker that
-    follows from it.
+    A masker is a value and changes nothing in itself. What it must remember from epoch to epoch is one tensor: it
+    starts as `memory` says, `learn` renews it before each epoch, checkpoints carry it, and `recall` gives the masker
+    that follows from it.
     """
 
     ratio: ClassVar[Curve | None] = None

@@ -75,15 +75,23 @@ class MixtureMasker(Masker):
         return self.other.score_maps(signal, grid) if signal.shape[2] else signal
 
     def __call__(self, score_maps: Tensor, rng_keys: Tensor, progress: Progress, grid: tuple[int, int]) -> Mask:
+        # Both maskers make masks for all pictures, and each picture takes one: choosing first would give two batches of
+        # sizes that change from step to step, which a compiled step cannot have.
         nothing = score_maps[..., :0]
-        one = self.one(nothing, rng_keys, progress, grid)
-        other = self.other(score_maps, rng_keys, progress, grid)
-        plain = all(mask.views == 1 and not mask.ragged and mask.decoded is None for mask in (one, other))
-        if not plain or one.visible.shape != other.visible.shape:
+        plain_mask = self.one(nothing, rng_keys, progress, grid)
+        informed_mask = self.other(score_maps, rng_keys, progress, grid)
+        same_shape = all(
+            mask.views == 1 and not mask.ragged and mask.decoded is None for mask in (plain_mask, informed_mask)
+        )
+        if not same_shape or plain_mask.visible.shape != informed_mask.visible.shape:
             raise UserError(
                 f"{type(self.one).__name__} and {type(self.other).__name__} do not hide equally many patches: "
                 "give both the same ratio, one view, and no spread or throwing"
             )
-        chosen = (uniform(rng_keys, 1, stream=7) < at(self.fraction, progress)).expand_as(one.hidden)
-        rows = chosen[:, : one.visible.shape[1]]
-        return Mask(torch.where(chosen, other.hidden, one.hidden), torch.where(rows, other.visible, one.visible))
+        # A stream of its own: the coin must not be the noise by which one of the two draws.
+        informed = (uniform(rng_keys, 1, stream=7) < at(self.fraction, progress)).expand_as(plain_mask.hidden)
+        slots = informed[:, : plain_mask.visible.shape[1]]
+        return Mask(
+            torch.where(informed, informed_mask.hidden, plain_mask.hidden),
+            torch.where(slots, informed_mask.visible, plain_mask.visible),
+        )

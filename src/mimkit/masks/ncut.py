@@ -82,21 +82,24 @@ def ncut(
         else:
             weights = _weights(x, affinity, threshold)
             weigh = _by_matrix(weights)
+        # The row sums of W, by the same product that everything else goes through.
         degree = weigh(torch.ones_like(x[..., 0]))
         scale = degree.rsqrt()
+        # Known in closed form, so it need not be found; what is found would be it, as its eigenvalue is the largest.
         trivial = F.normalize(degree.sqrt(), dim=-1)
 
         if solver == "eigh" and weights is not None:
-            # From 1 to -1, the bottom of the spectrum.
+            # The trivial eigenvector goes from 1 to -1, the bottom of the spectrum, so that the second comes last.
             p = scale.unsqueeze(2) * weights * scale.unsqueeze(1) - 2 * trivial.unsqueeze(2) * trivial.unsqueeze(1)
             values, vectors = torch.linalg.eigh(p)
             v, second, third = vectors[..., -1], values[:, -1], values[:, -2]
         else:
             v, second, third = _lanczos(lambda q: scale * weigh(scale * q), trivial, iterations)
 
+        # Found by a product with P itself, not with the small matrix of Lanczos: it also tells what that missed.
         residual = (scale * weigh(scale * v) - second.unsqueeze(1) * v).norm(dim=1)
         y = scale * v
-        y = torch.where(y.gather(1, _largest(y)) < 0, -y, y)
+        y = torch.where(y.gather(1, _largest(y)) < 0, -y, y)  # an eigenvector has no sign of its own
         return Cut(y > y.mean(dim=1, keepdim=True), y, second, second - third, residual)
 
 
@@ -116,9 +119,11 @@ def object_side(cut: Cut, grid: tuple[int, int], rule: str = "argmax") -> Bool[T
     choice("rule", rule, RULES)
     rows, columns = grid
     assert cut.side.shape[1] == rows * columns
+    # The side on which that entry lies, whichever of the two is called True.
     side = cut.side == cut.side.gather(1, _largest(cut.vector))
     if rule == "argmax":
         return side
+    # Both other rules take the side that has fewer of the patches that count.
     counted = torch.ones(grid, dtype=torch.bool, device=side.device)
     if rule == "border":
         counted[1:-1, 1:-1] = False
@@ -170,15 +175,20 @@ def _lanczos(
     """
     b, n = trivial.shape
     key = torch.full((), _START, dtype=torch.int64, device=trivial.device)
+    # `trivial` is the first vector of the basis, so everything after it is orthogonal to the eigenvector of mu = 1,
+    # and the largest Ritz value is the second of P.
     basis = trivial.new_zeros(b, iterations + 1, n)
     basis[:, 0] = trivial
+    # A fixed vector of noise: it has a part along every eigenvector, almost surely, and the same for every picture.
     w = uniform(key, n) - 0.5
     w = w - (w * trivial).sum(dim=1, keepdim=True) * trivial
+    # The numbers of the tridiagonal matrix that P is in this basis.
     q, diagonal, beside = trivial, [], []
     for i in range(iterations):
-        known, w = basis[:, : i + 1], w.unsqueeze(1)
-        w = torch.baddbmm(w, w @ known.mT, known, alpha=-1).squeeze(1)
+        basis_so_far, w = basis[:, : i + 1], w.unsqueeze(1)
+        w = torch.baddbmm(w, w @ basis_so_far.mT, basis_so_far, alpha=-1).squeeze(1)
         length = w.norm(dim=1, keepdim=True)
+        # A direction that is only rounding is divided by infinity: a zero row instead of noise, without a branch.
         before, q = q, w / F.threshold(length, _NOISE, torch.inf)
         basis[:, i + 1] = q
         beside.append(F.threshold(length, _NOISE, 0.0))
@@ -187,6 +197,7 @@ def _lanczos(
         w = torch.addcmul(w, diagonal[-1], q, value=-1)
         if i:
             w = torch.addcmul(w, beside[-1], before, value=-1)
+    # float64 costs nothing in matrices this small, and keeps eigenvalues apart that float32 would merge.
     off = torch.cat(beside, dim=1).double()
     # A zero row must not look better than a true eigenvalue 0, that rounding makes negative.
     t = torch.diag_embed(torch.cat(diagonal, dim=1).double() - _NOISE * (off == 0))
@@ -212,19 +223,23 @@ def _top_two_by_squaring(
     # Gershgorin: no eigenvalue lies below `floor`, so above it the largest is also the largest in size.
     floor = (2 * t.diagonal(dim1=1, dim2=2) - t.abs().sum(dim=2)).amin(dim=1)
     eye = torch.eye(t.shape[1], dtype=t.dtype, device=t.device)
+    # Shifted, so that powers grow towards the largest eigenvalue and not the one of largest size.
     t = t - floor.view(-1, 1, 1) * eye
     s, first = _top(t)
+    # Without its first eigenpair the matrix has the second as its largest.
     _, second = _top(t - first.view(-1, 1, 1) * s.unsqueeze(2) * s.unsqueeze(1))
     return s, first + floor, second + floor
 
 
 def _top(t: Float[Tensor, "B M M"]) -> tuple[Float[Tensor, "B M"], Float[Tensor, " B"]]:
     """The largest eigenpair of positive semi-definite matrices; of zero, the first unit vector."""
-    power = t + 1e-30 * torch.eye(t.shape[1], dtype=t.dtype, device=t.device)
+    # The columns of a high power point along the top eigenvector: products do what eigh would, without leaving a GPU.
+    power = t + 1e-30 * torch.eye(t.shape[1], dtype=t.dtype, device=t.device)  # a zero matrix has a power too
     for _ in range(_ROUNDS):
+        # To length 1 before each power, which would else overflow.
         power = power / power.norm(dim=(1, 2), keepdim=True)
         power = torch.linalg.matrix_power(power, 128)
-    best = power.diagonal(dim1=1, dim2=2).argmax(dim=1)
+    best = power.diagonal(dim1=1, dim2=2).argmax(dim=1)  # the longest column, which rounding hurts least
     s = power.gather(2, best.view(-1, 1, 1).expand(-1, t.shape[1], 1)).squeeze(2)
     s = s / s.norm(dim=1, keepdim=True)  # of several equal eigenvalues the power is tiny: no epsilon
     return s, (s * (t @ s.unsqueeze(2)).squeeze(2)).sum(dim=1)

@@ -46,6 +46,7 @@ class PartitionMasker(Masker):
             raise UserError(f"masker.parts must divide the {n} patches of a picture, got {parts}{dividing(n, parts)}")
         if self.mode == "independent":
             return Mask.from_scores(uniform(rng_keys, parts * n).reshape(-1, n), n - n // parts, views=parts)
+        # One permutation cut into K pieces is K rows of a matrix: no patch can be in two of them.
         visible = uniform(rng_keys, n).argsort(dim=1, stable=True).reshape(-1, n // parts)
         hidden = torch.ones(len(visible), n, dtype=torch.bool, device=rng_keys.device).scatter(1, visible, False)
         return Mask(hidden, visible, parts)
@@ -83,6 +84,7 @@ class ComplementaryMasker(Masker):
         scores = torch.stack((rank, n - 1 - rank), dim=1).flatten(0, 1).float()
         if 2 * first == n:
             return Mask.from_scores(scores, first, views=2)
+        # Rows of a picture stand side by side: even ones are first views, odd ones second views.
         hide = torch.where(torch.arange(len(scores), device=rng_keys.device) % 2 == 0, first, n - first)
         return Mask.from_scores(scores, hide, least=min(first, n - first), views=2)
 

@@ -101,9 +101,12 @@ class SalienceMasker(InformedMasker):
         ratio = float(at(self.ratio, progress))
         if self.spread == 0:
             return Mask.from_scores(scores, hidden_count(n, ratio))
+        # The median of all pictures: with one of each its own, half of every picture would lie above and no ratio would
+        # differ.
         threshold = s.median() if self.threshold is None else self.threshold
         ratios = ratio - self.spread + 2 * self.spread * (s > threshold).float().mean(dim=1)
         if self.pooled:
+            # Still one number a row, so that both cases go the same way.
             ratios = ratios.mean().expand_as(ratios)
         hide = n - (n * (1 - ratios) + 1e-4).floor().clamp(min=1).long()  # a little more than float32 rounding
         return Mask.from_scores(scores, hide, least=hidden_count(n, ratio - self.spread))
@@ -118,7 +121,8 @@ def column_sums(
         if scale == "cosine":
             x = torch.nn.functional.normalize(x, dim=2) / temperature**0.5
         elif scale == "width":
-            x = x / x.shape[2] ** 0.25
+            x = x / x.shape[2] ** 0.25  # x meets itself: its fourth root twice is the root of the width
+        # Rows are distributions over patches; the sum of a column is what all give to one patch.
         return torch.bmm(x, x.mT).softmax(dim=2).sum(dim=1)
 
 

@@ -85,7 +85,8 @@ class SelfGuidedMasker(ModelMasker):
         """Whether the decoder has come to draw more on mask tokens than on visible ones, which starts the masks."""
         if memory is None:
             return None, {}
-        visible, masked = (fraction.mean().item() for fraction in evidence.exploitation())
+        of_visible, of_masked = evidence.exploitation()
+        visible, masked = of_visible.mean().item(), of_masked.mean().item()
         trigger = Trigger.from_tensor(memory).update(masked, visible, progress)
         logs = {"exploited_masked": masked, "exploited_visible": visible}
         return trigger.to_tensor(), logs | {
@@ -105,6 +106,7 @@ class SelfGuidedMasker(ModelMasker):
         count = hidden_count(score.shape[1], float(at(self.ratio, progress)))
         hidden = descending_rank(score) < count
         if self.hints not in (0, (0, 0)):
+            # A tensor on the device: progress may be one, and reading it would make a compiled step wait.
             shown = (torch.ones_like(rng_keys) * count * at(self.hints, self.since(progress))).round().long()
             hidden = with_hints(score, inside, hidden, shown, rng_keys, self.hint_by == "score")
         return Mask.from_scores(hidden.float(), count)
@@ -115,12 +117,14 @@ def relevance(features: Float[Tensor, "B N D"], inside: Bool[Tensor, "B N"]) -> 
     with torch.autocast(features.device.type, enabled=False):
         unit = F.normalize(features.detach().float(), dim=2)
         weight = inside.float() / inside.sum(dim=1, keepdim=True).clamp(min=1)
+        # The mean of cosines is the cosine with the mean vector: no N x N matrix is made.
         return torch.bmm(unit, torch.bmm(weight.unsqueeze(1), unit).mT).squeeze(2)
 
 
 def descending_rank(scores: Float[Tensor, "B N"]) -> Int64[Tensor, "B N"]:
     """Place of each patch when sorted from the highest score down; ties by position."""
     order = scores.argsort(dim=1, descending=True, stable=True)
+    # The inverse of a permutation by one scatter, where a second argsort would sort again.
     return torch.empty_like(order).scatter(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))
 
 
@@ -137,12 +141,16 @@ def with_hints(
     Fewer where the object has not as many hidden patches, or the picture not as many visible ones.
     """
     n = score.shape[1]
-    wanted = -(-uniform(rng_keys, n, stream=1).clamp(min=1e-7).log()).log()  # Gumbel noise: a draw without replacement
-    if by_score:
+    preference = -(
+        -uniform(rng_keys, n, stream=1).clamp(min=1e-7).log()
+    ).log()  # Gumbel noise: a draw without replacement
+    if by_score:  # the logarithm of a weight, added to Gumbel noise, draws in proportion to the weight
         low, high = score.aminmax(dim=1, keepdim=True)
-        wanted = wanted + (1 - (score - low) / (high - low + 1e-6) + 1e-6).log()
+        preference = preference + (1 - (score - low) / (high - low + 1e-6) + 1e-6).log()
     candidates = hidden & inside
     count = torch.minimum(shown, torch.minimum(candidates.sum(dim=1), (~hidden).sum(dim=1))).unsqueeze(1)
-    hints = descending_rank(wanted.masked_fill(~candidates, -torch.inf)) < count
+    # Ranks below a count, not top-k: the count differs from picture to picture, and the shapes stay.
+    hints = descending_rank(preference.masked_fill(~candidates, -torch.inf)) < count
+    # As many patches as were shown are hidden instead: the ratio stays what it was.
     substitutes = descending_rank(score.masked_fill(hidden, -torch.inf)) < count
     return (hidden & ~hints) | substitutes

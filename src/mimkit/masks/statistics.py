@@ -21,26 +21,30 @@ def average_distance(mask: Mask, grid: tuple[int, int], patch: tuple[int, int]) 
     The Euclidean distance of a hidden pixel to the nearest visible one, averaged over hidden pixels. Thrown patches are
     not visible and do not count themselves. NaN where nothing is hidden or nothing visible.
     """
-    found = []
+    distances = []
     for hidden, gone in zip(mask.hidden, mask.hidden | mask.thrown, strict=True):
-        counted, invisible = (
-            one.view(grid).repeat_interleave(patch[0], 0).repeat_interleave(patch[1], 1).cpu().numpy()
-            for one in (hidden, gone)
-        )
+        counted = _pixels(hidden.view(grid), patch)
+        invisible = _pixels(gone.view(grid), patch)
         if not counted.any() or invisible.all():
-            found.append(math.nan)
+            distances.append(math.nan)
             continue
-        found.append(float(np.asarray(distance_transform_edt(invisible))[counted].mean()))
-    return torch.tensor(found)
+        distances.append(float(np.asarray(distance_transform_edt(invisible))[counted].mean()))
+    return torch.tensor(distances)
 
 
-def overlap(hidden: Bool[Tensor, "R N"], other: Bool[Tensor, "R N"]) -> Float[Tensor, " R"]:
+def _pixels(patches: Bool[Tensor, "rows columns"], patch: tuple[int, int]) -> np.ndarray:
+    """Patches as pixels: distances are between pixels, also within a patch."""
+    return patches.repeat_interleave(patch[0], 0).repeat_interleave(patch[1], 1).cpu().numpy()
+
+
+def overlap(hidden: Bool[Tensor, "R N"], second: Bool[Tensor, "R N"]) -> Float[Tensor, " R"]:
     """Share of the hidden patches that another mask hides as well; NaN where nothing is hidden."""
-    return (hidden & other).sum(dim=1) / hidden.sum(dim=1)
+    return (hidden & second).sum(dim=1) / hidden.sum(dim=1)
 
 
 def random_like(mask: Mask, rng_keys: Int64[Tensor, " B"]) -> Bool[Tensor, "BK N"]:
     """What RandomMasker hides with the same keys, as many patches in each row as this mask hides."""
+    # The very noise of RandomMasker, so that this is its mask, whatever the counts.
     order = mask.repeat(uniform(rng_keys, mask.hidden.shape[1])).argsort(dim=1, descending=True, stable=True)
     place = torch.arange(order.shape[1], device=order.device).expand_as(order)
     return torch.zeros_like(mask.hidden).scatter(1, order, place < mask.hidden.sum(dim=1, keepdim=True))
@@ -55,6 +59,7 @@ def score_entropy(scores: Float[Tensor, "B N"]) -> Float[Tensor, " B"]:
     scores = scores.double()
     scores = scores - scores.amin(dim=1, keepdim=True).clamp(max=0)
     total = scores.sum(dim=1, keepdim=True)
+    # All scores 0: nothing is preferred, which is the even distribution.
     fraction = torch.where(total > 0, scores / total, 1 / scores.shape[1])
     return (torch.special.entr(fraction).sum(dim=1) / math.log(scores.shape[1])).float()
 
@@ -94,7 +99,7 @@ def mask_statistics(
     """
     ratios = torch.cat([mask.hidden.float().mean(dim=1) for mask in drawn])
     thrown = torch.cat([mask.thrown.float().mean(dim=1) for mask in drawn])
-    found: dict[str, Any] = {
+    numbers: dict[str, Any] = {
         "masks": len(ratios),
         "patches": drawn[0].hidden.shape[1],
         "ratio": mean(ratios),
@@ -102,20 +107,20 @@ def mask_statistics(
         "ratio_highest": ratios.max().item(),
     }
     if thrown.any():
-        found["thrown"] = mean(thrown)
-    found["average_distance"] = mean(torch.cat([average_distance(mask, grid, patch) for mask in drawn]))
+        numbers["thrown"] = mean(thrown)
+    numbers["average_distance"] = mean(torch.cat([average_distance(mask, grid, patch) for mask in drawn]))
     random = [overlap(mask.hidden, random_like(mask, key)) for mask, key in zip(drawn, rng_keys, strict=True)]
-    seeds = [overlap(one.hidden, other.hidden) for one, other in pairwise(drawn)]
-    found |= {
+    seeds = [overlap(first.hidden, second.hidden) for first, second in pairwise(drawn)]
+    numbers |= {
         "overlap_random": mean(torch.cat(random)),
         "overlap_seeds": mean(torch.cat(seeds)) if seeds else None,
         "overlap_expected": mean(ratios),
         "score_entropy": None if scores is None else mean(score_entropy(scores)),
     }
     if objects is not None:
-        found["object"] = mean(objects)
-        found["object_hidden"] = mean(torch.cat([object_hidden(mask, objects) for mask in drawn]))
-    return found
+        numbers["object"] = mean(objects)
+        numbers["object_hidden"] = mean(torch.cat([object_hidden(mask, objects) for mask in drawn]))
+    return numbers
 
 
 def mean(values: Tensor) -> float | None:

@@ -45,8 +45,8 @@ class SimMIMMasker(Masker):
     ) -> Mask:
         rows, columns = units(grid, self.unit)
         count = rows * columns
-        wanted = math.ceil(round(count * self.ratio, 9))  # rounded, as 25 * 0.28 is 7.000000000000001
-        hide = min(max(1, wanted), count - 1)
+        hide = math.ceil(round(count * self.ratio, 9))  # rounded, as 25 * 0.28 is 7.000000000000001
+        hide = min(max(1, hide), count - 1)
         hidden = Mask.from_scores(uniform(rng_keys, count), hide).hidden.unflatten(1, (rows, columns))
         return of_patches(enlarge(hidden, self.unit), hide * self.unit**2)
 
@@ -79,13 +79,17 @@ class SquareMasker(Masker):
         grid: tuple[int, int],
     ) -> Mask:
         rows, columns = units(grid, self.unit)
-        height, width = (
-            max(1, min(side - 1, math.floor(side * math.sqrt(self.ratio) + 0.5))) for side in (rows, columns)
-        )
+        height = self._length(rows)
+        width = self._length(columns)
         place = uniform(rng_keys, 2)
-        top, left = (place[:, 0] * (rows - height + 1)).floor(), (place[:, 1] * (columns - width + 1)).floor()
+        top = (place[:, 0] * (rows - height + 1)).floor()
+        left = (place[:, 1] * (columns - width + 1)).floor()
         hidden = between(top, top + height, rows).unsqueeze(2) & between(left, left + width, columns).unsqueeze(1)
         return of_patches(enlarge(hidden, self.unit), height * width * self.unit**2)
+
+    def _length(self, side: int) -> int:
+        """The square's extent along a side of so many units; halves are rounded up, where `round` would go to even."""
+        return max(1, min(side - 1, math.floor(side * math.sqrt(self.ratio) + 0.5)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,13 +133,14 @@ class BlockMasker(Masker):
         rows, columns = units(grid, 1)
         n = rows * columns
         target = max(1, hidden_count(n, self.ratio))
-        with torch.autocast(rng_keys.device.type, enabled=False):
+        with torch.autocast(rng_keys.device.type, enabled=False):  # bfloat16 would merge the scores below
             least = min(self.least, max(1, (min(grid) // 3) ** 2), target)
             draws = uniform(rng_keys, 4 * ATTEMPTS).unflatten(1, (ATTEMPTS, 4))
             hidden = rectangles(draws, rows, columns, target, least, *self.aspect)
             flat = hidden.flatten(1).float()
             # Nearness falls so fast with distance that a patch beside a hidden one, even with the least noise, comes
             # before any that touches hidden ones at corners alone; the last term orders those far from everything.
+            # Sums over all hidden patches at once, a product of (B, N) and (N, N).
             nearness = flat @ nearnesses(grid, rng_keys.device)
             noise = uniform(rng_keys, n, stream=1)
             scores = torch.where(hidden.flatten(1), 2.0**30, nearness * (1 + noise / 4) + 1e-30 * noise)
@@ -170,7 +175,8 @@ class GridMasker(Masker):
         divided(grid, self.step, "masker.step", range(2, max(grid) + 1))
         rows, columns = grid
         place = (uniform(rng_keys, 2) * self.step).floor()
-        row, column = (torch.arange(side, device=rng_keys.device) % self.step for side in grid)
+        row = torch.arange(rows, device=rng_keys.device) % self.step
+        column = torch.arange(columns, device=rng_keys.device) % self.step
         hidden = (row != place[:, :1]).unsqueeze(2) | (column != place[:, 1:]).unsqueeze(1)
         return of_patches(hidden, rows * columns - rows * columns // self.step**2)
 
@@ -178,6 +184,7 @@ class GridMasker(Masker):
 def divided(grid: tuple[int, int], side: int, setting: str, sides: range) -> None:
     """Refuse a side that does not divide the grid; the message names those of `sides` that do."""
     if grid[0] % side or grid[1] % side:
+        # The message names what works, so that nobody has to compute it.
         fitting = [str(d) for d in sides if grid[0] % d == 0 and grid[1] % d == 0]
         fix = f"use {' or '.join(fitting)}, or another image size" if fitting else "use another image size"
         raise UserError(f"{setting} must divide the grid of {grid[0]} x {grid[1]} patches, got {side}: {fix}")
@@ -211,8 +218,10 @@ def of_patches(hidden: Bool[Tensor, "B rows columns"], count: int) -> Mask:
 
 def nearnesses(grid: tuple[int, int], device: torch.device) -> Float[Tensor, "N N"]:
     """exp(-2 d^2) for the distances d of all pairs of patches, in patches."""
-    down, right = ((torch.arange(s, device=device)[:, None] - torch.arange(s, device=device)) ** 2 for s in grid)
-    squares = down[:, None, :, None] + right[None, :, None, :]
+    row, column = torch.arange(grid[0], device=device), torch.arange(grid[1], device=device)
+    down = (row[:, None] - row) ** 2
+    right = (column[:, None] - column) ** 2
+    squares = down[:, None, :, None] + right[None, :, None, :]  # (row, column) of one patch, then of the other
     return (-2.0 * squares).exp().flatten(2).flatten(0, 1)
 
 
@@ -234,7 +243,9 @@ def rectangles(
         least: smallest area in patches.
         low, high: the range of the aspect ratio, height to width.
     """
-    stretch = (low * (high / low) ** draws[..., 1]).sqrt()
+    stretch = (low * (high / low) ** draws[..., 1]).sqrt()  # log-uniform; each side takes the root of it
+    # All pictures take each attempt together. One that has given up or is full goes along and accepts nothing, so
+    # the loop has a fixed length and never asks the device how far it is.
     remaining = torch.full_like(draws[:, 0, 0], target)
     failures = torch.zeros_like(remaining)
     hidden = torch.zeros(len(draws), rows, columns, dtype=torch.bool, device=draws.device)
@@ -245,7 +256,8 @@ def rectangles(
         width = (side / stretch[:, attempt]).round().clamp(min=1)
         # a grid of one row or column has no lower or narrower rectangle: there the full side counts too
         fits = (height <= max(1, rows - 1)) & (width <= max(1, columns - 1))
-        top, left = (down * (rows - height + 1)).floor(), (right * (columns - width + 1)).floor()
+        top = (down * (rows - height + 1)).floor()
+        left = (right * (columns - width + 1)).floor()
         block = between(top, top + height, rows).unsqueeze(2) & between(left, left + width, columns).unsqueeze(1)
         new = (block & ~hidden).sum(dim=(1, 2))
         accepted = fits & (new > 0) & (new <= remaining) & (failures < PATIENCE)

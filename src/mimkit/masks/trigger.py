@@ -38,6 +38,7 @@ class Trigger:
 
     def to_tensor(self) -> Float[Tensor, "3"]:
         """Three numbers that a checkpoint can carry; the progress is rounded down, so that its own step has begun."""
+        # A float32 above the true progress would start the masks one step late in a run that is resumed.
         state = torch.tensor(astuple(self), dtype=torch.float32)
         late = state.double() > torch.tensor(astuple(self), dtype=torch.float64)
         return torch.where(late, state.nextafter(torch.zeros(3)), state)

@@ -54,13 +54,13 @@ class Alignment(nn.Module):
         order: str = "mix-adapt",
     ) -> None:
         super().__init__()
-        for kind, value, known in (
+        for kind, value, valid in (
             ("mixture", mixture, MIXTURES),
             ("adapter", adapter, ADAPTERS),
             ("order", order, ORDERS),
         ):
-            if value not in known:
-                raise unknown(f"value of method.{kind}", value, known)
+            if value not in valid:
+                raise unknown(f"value of method.{kind}", value, valid)
         (width, blocks), (out, taught) = student, teacher
         if layers > taught:
             raise UserError(
@@ -72,6 +72,7 @@ class Alignment(nn.Module):
                 f"{taught}: use --method.mixture sum, or --encoder.depth {taught}"
             )
         self.layers, self.mix_first = layers, order == "mix-adapt"
+        # With 0.01 beside the ones every block gets a gradient from the first step on.
         start = torch.eye(blocks) + 0.01 if mixture == "linear" else torch.full((taught, blocks), 1 / blocks)
         self.mixture = None if mixture == "simple" else nn.Parameter(start[-layers:].clone())
         adapters = layers if self.mix_first or mixture == "simple" else blocks
@@ -86,8 +87,8 @@ class Alignment(nn.Module):
             return self._adapt(self._mix(blocks))
         return self._mix(self._adapt(blocks))
 
-    def _adapt(self, parts: Sequence[Tensor]) -> list[Tensor]:
-        return [adapter(part) for adapter, part in zip(self.adapters, parts, strict=True)]
+    def _adapt(self, blocks: Sequence[Tensor]) -> list[Tensor]:
+        return [adapter(block) for adapter, block in zip(self.adapters, blocks, strict=True)]
 
     def _mix(self, parts: Sequence[Tensor]) -> list[Tensor]:
         """Weighted sums in float32: bfloat16 would lose how far a weight has moved."""

@@ -42,9 +42,13 @@ def class_attention(block: nn.Module, x: Float[Tensor, "B T D"], prefix: int) ->
 def _weights(block: nn.Module, x: Float[Tensor, "B T D"], queries: int) -> Float[Tensor, "B H Q T"]:
     """Attention of the first `queries` tokens to all; values are never computed."""
     if type(block) is not Block or type(block.attn) is not Attention:
+        # Exact types: a subclass may compute its attention otherwise, and the weights read here would be wrong
+        # silently.
         kind = f"{type(block).__name__} with {type(getattr(block, 'attn', None)).__name__}"
         raise UserError(f"attention cannot be read from this encoder's blocks ({kind}): use a plain vit_* model")
     attn = block.attn
+    # Queries and keys as the block makes them, but without its values and output: half of the products, and only the
+    # rows of `queries` tokens are ever weighed.
     with torch.autocast(x.device.type, enabled=False):
         x = block.norm1(x.float())
         weight = attn.qkv.weight.chunk(3)

@@ -41,11 +41,13 @@ class EncoderConfig:
         """The arguments for `timm.create_model`; all survive JSON."""
         own = dict(patch_size=self.patch, embed_dim=self.width, depth=self.depth, num_heads=self.heads)
         if is_convolutional(self.name):
-            if given := [f"--encoder.{name}" for name in SIZES if getattr(self, name) is not None]:
+            flags = [f"--encoder.{name}" for name in SIZES if getattr(self, name) is not None]
+            if flags:
                 raise UserError(
-                    f"'{self.name}' has no {given[0].rpartition('.')[2]} to set: leave {', '.join(given)} away, choose "
+                    f"'{self.name}' has no {flags[0].rpartition('.')[2]} to set: leave {', '.join(flags)} away, choose "
                     "another resnet*, or give model_args in a recipe"
                 )
+            # What a recipe gives in model_args comes last and wins.
             return dict(in_chans=channels, num_classes=0, global_pool="avg") | self.model_args
         if is_windowed(self.name):
             if self.depth or self.heads:
@@ -76,11 +78,12 @@ class EncoderConfig:
         windowed, convolutional = is_windowed(self.name), is_convolutional(self.name)
         plain = not (windowed or convolutional)
         try:  # of ViTs, timm draws weights that are drawn anew below
+            # So weights depend on the seed alone, not on how many numbers timm drew for those that are thrown away.
             with torch.random.fork_rng(devices=[], enabled=plain):
                 vit = timm.create_model(self.name, pretrained=False, **args)
         except (TypeError, AssertionError, RuntimeError) as error:
             message = str(error).splitlines()[0] if str(error) else type(error).__name__
-            if plain:
+            if plain:  # a model of another family may be the reason: without weights, it tells in no time
                 with torch.device("meta"):
                     refuse_unsuitable(timm.create_model(self.name), self.name)
             change = "change --encoder.patch, --encoder.width, --encoder.heads or --images.size"

@@ -58,6 +58,7 @@ class Decoder(nn.Module):
 
     def tokens(self, latents: Tokens, mask: Mask) -> Tokens:
         """What the blocks run over: the prefix, and latents or mask tokens with positions where patches are decoded."""
+        # One product for prefix and patches: two would be smaller and slower.
         prefix, visible = self.embed(torch.cat(latents, dim=1)).split(
             [latents.prefix.shape[1], latents.patches.shape[1]], dim=1
         )
@@ -68,4 +69,5 @@ class Decoder(nn.Module):
         """Predictions for all patches, zeros for thrown ones; loss and pictures choose by `mask.hidden`."""
         prefix, patches = self.tokens(latents, mask)
         x = self.blocks(torch.cat([prefix, patches], dim=1))
+        # The prefix took part in attention and predicts nothing.
         return mask.put_decoded(self.head(self.norm(x[:, prefix.shape[1] :])))

@@ -21,6 +21,7 @@ class Frozen(nn.Module):
         self.__dict__["network"] = network.eval().requires_grad_(False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Frozen":
+        # Moves to devices and types go through `_apply`, which visits children alone: this one has to be passed on.
         self.network._apply(fn, recurse)
         return super()._apply(fn, recurse)
 

@@ -75,6 +75,7 @@ class InverseSwin(nn.Module):
 
     def __init__(self, encoder: Backbone, width: int, depths: Sequence[int], heads: Sequence[int]) -> None:
         super().__init__()
+        # A window as large as the coarsest grid divides every finer one, whose sides are multiples of it.
         grid, window = encoder.out_grid, max(encoder.out_grid)
         self.first_grid = grid
         self.embed = nn.Linear(encoder.width, width)
@@ -86,14 +87,15 @@ class InverseSwin(nn.Module):
             settings: dict[str, Any] = dict(num_heads=number, window_size=window, downsample=False)
             self.stages.append(SwinTransformerStage(width, width, grid, depth, **settings))
         self.norm = nn.LayerNorm(width)
-        for part in self.modules():
-            if isinstance(part, nn.Linear):
-                nn.init.trunc_normal_(part.weight, std=0.02)
-                if part.bias is not None:
-                    nn.init.zeros_(part.bias)
+        for layer in self.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
 
     def forward(self, tokens: Float[Tensor, "B M D"]) -> Float[Tensor, "B N d"]:
         """Tokens of the encoder's patches, row-major."""
+        # Stages of Swin want pictures of tokens, (B, h, w, D).
         x = self.stages[0](self.embed(tokens).unflatten(1, self.first_grid))
         for split, stage in zip(self.splits, self.stages[1:], strict=True):
             x = stage(split(x))
@@ -110,5 +112,6 @@ class Split(nn.Module):
 
     def forward(self, x: Float[Tensor, "B h w D"]) -> Float[Tensor, "B 2*h 2*w D/2"]:
         """Tokens on a grid of twice the sides."""
+        # The four children of a token lie beside each other in its channels; they go to its place on the finer grid.
         x = self.expand(self.norm(x)).unflatten(3, (2, 2, -1))
         return torch.movedim(x, 3, 2).flatten(1, 2).flatten(2, 3)

@@ -29,6 +29,7 @@ def sincos_positions(grid: tuple[int, int], width: int) -> Float[Tensor, "N D"]:
     """
     if width % 4:
         raise ValueError(f"sine-cosine positions need a width divisible by 4, got {width}")
+    # In float64: float32 angles of large grids would differ from the released tables in the last digits.
     omega = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width / 4))
 
     def encode(positions: Float[Tensor, " N"]) -> Float[Tensor, "N half"]:

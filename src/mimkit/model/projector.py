@@ -34,6 +34,8 @@ class GlobalBatchNorm(_BatchNorm):
             return super().forward(input)
         with torch.autocast(input.device.type, enabled=False):
             x = input.float()
+            # Two numbers a channel travel, not the batch. The variance of all is the mean of the processes' variances
+            # plus the variance of their means, as each has equally many pictures.
             parts = torch.stack(torch.var_mean(x, dim=(0, *range(2, x.ndim)), correction=0))
             variances, means = gather_with_gradient(parts).unbind(1)
             mean = means.mean(dim=0)
@@ -44,6 +46,7 @@ class GlobalBatchNorm(_BatchNorm):
                 self.running_var.lerp_(variance.detach() * (count / (count - 1)), fraction)
                 if self.num_batches_tracked is not None:
                     self.num_batches_tracked.add_(1)
+            # Folded into one product and one sum a value, which autograd then keeps less for.
             scale = (variance + self.eps).rsqrt() * (1 if self.weight is None else self.weight)
             shift = (0 if self.bias is None else self.bias) - mean * scale
             shape = (1, -1, *[1] * (x.ndim - 2))
@@ -53,6 +56,7 @@ class GlobalBatchNorm(_BatchNorm):
 def synchronized(module: nn.Module) -> nn.Module:
     """The module with every BatchNorm in it replaced by a `GlobalBatchNorm` of the same tensors."""
     if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+        # The very tensors, not copies: an optimizer or a slow copy that holds them already stays right.
         new = GlobalBatchNorm(module.num_features, module.eps, module.momentum, device="meta")
         new._parameters, new._buffers = module._parameters, module._buffers
         return new
@@ -79,6 +83,7 @@ def mlp(
             layers.append(GlobalBatchNorm(outputs))
     if last != "none":
         layers.append(GlobalBatchNorm(widths[-1], affine=last == "scale"))
+        # A learned scale without a shift: BatchNorm has only both or none, so the shift is taken away.
         layers[-1].register_parameter("bias", None)
     return nn.Sequential(*layers)
 
@@ -99,6 +104,7 @@ class Prototypes(nn.Module):
 
     def forward(self, points: Float[Tensor, "*B D"]) -> Float[Tensor, "*B K"]:
         with torch.autocast(points.device.type, enabled=False):
+            # Normalized at each use, which is what weight normalization is; the parameter itself may have any length.
             directions = F.normalize(self.weight, dim=1)
             if self.lengths is not None:
                 directions = directions * self.lengths
@@ -114,12 +120,12 @@ def prototype_head(widths: Sequence[int], count: int, *, unit: bool) -> nn.Seque
     return nn.Sequential(parts)
 
 
-def small_normal(part: nn.Module) -> None:
+def small_normal(layer: nn.Module) -> None:
     """Weights of a linear layer Normal(0, 0.02) and no bias, as ViTs start in DINO; for `Module.apply`."""
-    if isinstance(part, nn.Linear):
-        nn.init.trunc_normal_(part.weight, std=0.02)
-        if part.bias is not None:
-            nn.init.zeros_(part.bias)
+    if isinstance(layer, nn.Linear):
+        nn.init.trunc_normal_(layer.weight, std=0.02)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
 
 
 class Embedder(nn.Module):
@@ -164,6 +170,7 @@ class SlowCopy(nn.Module):
 
     def __init__(self, of: nn.Module, *, calm: bool = False) -> None:
         super().__init__()
+        # Equal at the beginning: an average of one.
         self.module, self.calm = copy.deepcopy(of).requires_grad_(False), calm
 
     def train(self, mode: bool = True) -> "SlowCopy":
@@ -176,4 +183,5 @@ class SlowCopy(nn.Module):
     @torch.no_grad()
     def update(self, of: nn.Module, momentum: float) -> None:
         """Keep a share of `momentum` of every parameter and take the rest from `of`: 0 copies, 1 stays."""
+        # One call for all parameters: hundreds of small ones would take longer than a small model's step.
         torch._foreach_lerp_([*self.module.parameters()], [*of.parameters()], 1 - momentum)

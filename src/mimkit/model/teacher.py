@@ -56,10 +56,13 @@ class Teacher(nn.Module):
         self.encoder = Encoder(model).requires_grad_(False)
         self.size = size
         own: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
-        own_mean, own_std = (torch.tensor(own[key]).expand(channels) for key in ("mean", "std"))
+        own_mean = torch.tensor(own["mean"]).expand(channels)
+        own_std = torch.tensor(own["std"]).expand(channels)
+        # From the student's normalization to the teacher's in one product and one sum, without the pixels between.
         scale = torch.tensor(std) / own_std
         self.register_buffer("scale", scale.view(-1, 1, 1), persistent=False)
         self.register_buffer("shift", ((torch.tensor(mean) - own_mean) / own_std).view(-1, 1, 1), persistent=False)
+        # At once: whoever uses a teacher before any call of `train` has it without dropout too.
         self.train(False)
 
     def train(self, mode: bool = True) -> "Teacher":
@@ -83,6 +86,7 @@ class Teacher(nn.Module):
         """
         encoder, vit = self.encoder, self.encoder.timm
         tokens = encoder.embed(patchify(self.images(images), encoder.patch))
+        # Block by block, as outputs and the input of the last block are needed; timm's forward gives neither.
         x, prefix, depth = vit.norm_pre(torch.cat(tokens, dim=1)), vit.num_prefix_tokens, len(vit.blocks)
         outputs, looked = [], None
         for number, block in enumerate(vit.blocks):
@@ -96,6 +100,7 @@ class Teacher(nn.Module):
 
 def _patch(source: str) -> tuple[int, int]:
     """Size of the model's patches."""
+    # Only the size of its patches is wanted: no weights are made.
     with torch.device("meta"):
         model = timm.create_model(source, pretrained=False)
     refuse_unsuitable(model, source)

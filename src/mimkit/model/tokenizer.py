@@ -68,8 +68,8 @@ class Tokenizer(nn.Module):
             nn.Conv2d(config.width, self.cell[0] * self.cell[1] * encoder.channels, 1),
         )
         for name, values in (("mean", encoder.mean), ("std", encoder.std)):
-            known = torch.tensor(values or [float(name == "std")] * encoder.channels)
-            self.register_buffer(name, known.view(-1, 1, 1))
+            numbers = torch.tensor(values or [float(name == "std")] * encoder.channels)
+            self.register_buffer(name, numbers.view(-1, 1, 1))
         self.register_buffer("codes", F.normalize(torch.randn(config.classes, config.code), dim=1))
 
     def encode(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B h w D"]:
@@ -80,7 +80,7 @@ class Tokenizer(nn.Module):
     def nearest(self, vectors: Float[Tensor, "B h w D"]) -> Int64[Tensor, "B h w"]:
         """The number of the codebook's vector nearest to each vector."""
         with torch.autocast(vectors.device.type, enabled=False):
-            return (vectors @ self.codes.T).argmax(dim=3)
+            return (vectors @ self.codes.T).argmax(dim=3)  # of unit vectors the nearest has the largest product
 
     def decode(self, vectors: Float[Tensor, "B h w D"]) -> Float[Tensor, "B C H W"]:
         """Normalized images."""
@@ -92,6 +92,7 @@ class Tokenizer(nn.Module):
         """Ids of images in [0, 1] of any size; they are brought to the tokenizer's own."""
         if images.shape[2:] != self.encoder.size:
             images = F.interpolate(images, self.encoder.size, mode="bicubic", antialias=True).clamp(0, 1)
+        # Images come in [0, 1]: the tokenizer brings its own normalization, whatever the student's is.
         return self.nearest(self.encode((images - self.mean) / self.std))
 
     @torch.no_grad()
@@ -126,18 +127,20 @@ def open_tokenizer(name: str) -> Any:
     """
     folder = Path(name).expanduser()
     if name and folder.is_dir():
-        found: Any = _of_run(folder)
+        tokenizer: Any = _of_run(folder)
     elif ":" in name:
-        found = _outside(name)
+        tokenizer = _outside(name)
     else:
         missing = f"there is no tokenizer '{name}'" if name else "tokens need a tokenizer"
         raise UserError(
             f"{missing}: give --method.target.tokenizer with the folder of a run of tokenizer_mini_32, or with "
             "package.module:function"
         )
-    if not (isinstance(found, nn.Module) and hasattr(found, "ids") and hasattr(found, "classes")):
-        raise UserError(f"tokenizer '{name}' is a {type(found).__name__}: it needs to be a Module with ids and classes")
-    return found.eval().requires_grad_(False)
+    if not (isinstance(tokenizer, nn.Module) and hasattr(tokenizer, "ids") and hasattr(tokenizer, "classes")):
+        raise UserError(
+            f"tokenizer '{name}' is a {type(tokenizer).__name__}: it needs to be a Module with ids and classes"
+        )
+    return tokenizer.eval().requires_grad_(False)
 
 
 def _of_run(folder: Path) -> Tokenizer:
@@ -147,6 +150,7 @@ def _of_run(folder: Path) -> Tokenizer:
         settings = method["tokenizer"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder} holds no run that trained a tokenizer: give one of tokenizer_mini_32") from error
+    # Steps have leading zeros, so the last name is the newest.
     files = sorted((folder / "checkpoints").glob("step-*.pt"))
     if not files:
         raise UserError(f"the run {folder} has no checkpoint yet: let it go on with 'mimkit pretrain --run {folder}'")
@@ -156,6 +160,7 @@ def _of_run(folder: Path) -> Tokenizer:
             tokenizer = from_dict(settings).build(encoder)
         saved = torch.load(files[-1], map_location="cpu", weights_only=True)
         state = saved["model"] if "format" in saved else rename_tensors(saved["model"])
+        # The checkpoint holds the method that trained it; the tokenizer is one part of that.
         start = "tokenizer."
         tokenizer.load_state_dict({key[len(start) :]: v for key, v in state.items() if key.startswith(start)})
     except Exception as error:  # a damaged file makes torch raise anything

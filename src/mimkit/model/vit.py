@@ -22,7 +22,7 @@ def refuse_unsuitable(model: nn.Module, name: str) -> None:
         reason = "a convolution sees the full grid of pixels, so no patch can be left out or replaced by a token"
     elif "Rope" in family or getattr(model, "rope", None) is not None:
         reason = "its rotary positions belong to the full grid and cannot follow left-out patches"
-    elif any("window" in type(part).__name__.lower() for part in model.modules()):
+    elif any("window" in type(module).__name__.lower() for module in model.modules()):
         reason = "its attention runs in windows over the full grid, so no patch can be left out"
     raise UserError(f"'{name}' ({family}) cannot be this encoder: {reason}; use a vit_* or deit* model of timm")
 
@@ -45,17 +45,17 @@ def initialize(module: nn.Module) -> None:
     The patch embedding is drawn as a linear layer; class and register tokens are Normal(0, 0.02). Source:
     facebookresearch/mae:models_mae.py.
     """
-    for part in module.modules():
-        if isinstance(part, nn.Linear):
-            nn.init.xavier_uniform_(part.weight)
-            if part.bias is not None:
-                nn.init.zeros_(part.bias)
-        elif isinstance(part, nn.LayerNorm):
-            part.reset_parameters()
-        elif isinstance(part, PatchEmbed):
-            nn.init.xavier_uniform_(part.proj.weight.view(part.proj.weight.shape[0], -1))
-            if part.proj.bias is not None:
-                nn.init.zeros_(part.proj.bias)
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        elif isinstance(layer, nn.LayerNorm):
+            layer.reset_parameters()
+        elif isinstance(layer, PatchEmbed):
+            nn.init.xavier_uniform_(layer.proj.weight.view(layer.proj.weight.shape[0], -1))
+            if layer.proj.bias is not None:
+                nn.init.zeros_(layer.proj.bias)
     for name in ("cls_token", "reg_token"):
         if getattr(module, name, None) is not None:
             nn.init.normal_(getattr(module, name), std=0.02)
@@ -79,6 +79,7 @@ class Encoder(Backbone):
         """Replace the position table by frozen sine-cosine positions; rows of prefix tokens are zero."""
         if self.timm.pos_embed is None:
             return
+        # Prefix tokens come first in timm's table, if it has rows for them at all: patches are its last rows.
         table = torch.zeros_like(self.timm.pos_embed)
         patches = self.grid[0] * self.grid[1]
         table[:, -patches:] = sincos_positions(self.grid, self.width)
@@ -89,6 +90,8 @@ class Encoder(Backbone):
 
         Those of another `grid` than its own are resampled as timm does it: bicubic, with antialiasing.
         """
+        # timm adds positions and prefix tokens in one private step; on zeros it leaves just these, whatever the model's
+        # variant of it (class token with or without a position, registers).
         table = self.timm.patch_embed.proj.weight.new_zeros(1, *self.grid, self.width)
         x = self.timm._pos_embed(table if self.timm.dynamic_img_size else table.flatten(1, 2))
         prefix, patches = self._split(x)
@@ -114,14 +117,14 @@ class Encoder(Backbone):
     def fill(self, patches: Float[Tensor, "B N P"], hidden: Bool[Tensor, "B N"], token: Float[Tensor, " D"]) -> Tokens:
         prefix, positions = self.positions()
         x = self.embed_patches(patches)
-        x = torch.where(hidden.unsqueeze(2), token.to(x.dtype), x)
+        x = torch.where(hidden.unsqueeze(2), token.to(x.dtype), x)  # positions after it: a hidden patch still has one
         return Tokens(prefix.expand(x.shape[0], -1, -1), x + positions)
 
     def encode(self, tokens: Tokens, mask: Mask | None = None) -> Tokens:
         """Run the blocks and the final norm; a ragged mask's surplus slots are hidden from attention."""
         x = self.timm.norm_pre(torch.cat(tokens, dim=1))
         bias = self._surplus(x, mask)
-        if bias is None:
+        if bias is None:  # the whole sequence: timm's own way, which it may checkpoint or compile as one
             x = self.timm.blocks(x)
         else:
             for block in self.timm.blocks:
@@ -141,9 +144,10 @@ class Encoder(Backbone):
         """What hides the surplus slots of a ragged mask from attention."""
         if mask is None or not mask.ragged:
             return None
+        # Class and register tokens are always seen.
         prefix = mask.padding.new_zeros(x.shape[0], self.timm.num_prefix_tokens)
-        seen = torch.cat([prefix, mask.padding], dim=1)
-        return torch.zeros_like(seen, dtype=x.dtype).masked_fill(seen, float("-inf"))[:, None, None, :]
+        surplus = torch.cat([prefix, mask.padding], dim=1)
+        return torch.zeros_like(surplus, dtype=x.dtype).masked_fill(surplus, float("-inf"))[:, None, None, :]
 
     def through(self, tokens: Tokens, blocks: int) -> Tokens:
         """What the first so many blocks make of all tokens: the residual stream, before the final norm."""
@@ -161,6 +165,7 @@ class Encoder(Backbone):
         if mask is None and (self.timm.dynamic_img_size or (height, width) == self.size):
             return self._split(self.timm.forward_features(images))
         refuse_uneven(self.patch, (height, width), "view.size")
+        # Small crops: timm's own forward would refuse their size.
         grid = (height // self.patch[0], width // self.patch[1])
         return self.encode(self.embed(patchify(images, self.patch), mask, grid), mask)
 

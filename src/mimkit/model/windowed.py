@@ -29,6 +29,7 @@ class WindowedEncoder(Backbone):
         self.grid = tuple(embedding.grid_size)
         self.embed_width, self.channels = embedding.proj.weight.shape[:2]
         self.width = vit.num_features
+        # Each stage but the first merges 2 x 2 tokens into one.
         merged = 2 ** (vit.num_layers - 1)
         size, cell = tuple(embedding.img_size), (self.patch[0] * merged, self.patch[1] * merged)
         if size[0] % cell[0] or size[1] % cell[1]:

@@ -28,6 +28,7 @@ def uri(picture: Image.Image, *, exact: bool = False, side: int | None = None) -
 
 def encoded(picture: Image.Image, *, exact: bool = False, side: int | None = None) -> bytes:
     """The bytes of `uri`, of type `MIME`."""
+    # Small pictures are enlarged by the page; lossy compression would run over the edges of their pixels.
     exact = exact or (max(picture.size) if side is None else side) <= _CRISP
     file = io.BytesIO()
     if _KIND == "WEBP":
@@ -39,27 +40,28 @@ def encoded(picture: Image.Image, *, exact: bool = False, side: int | None = Non
 
 def picture(image: Float[Tensor, "3 H W"], side: int = SIDE) -> Image.Image:
     """RGB in [0, 1], reduced to `side` where it is larger."""
-    made = Image.fromarray((image * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
-    scale = side / max(made.size)
+    drawn = Image.fromarray((image * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
+    scale = side / max(drawn.size)
     if scale >= 1:
-        return made
-    size = max(1, round(made.width * scale)), max(1, round(made.height * scale))
-    return made.resize(size, Image.Resampling.LANCZOS)
+        return drawn
+    size = max(1, round(drawn.width * scale)), max(1, round(drawn.height * scale))
+    return drawn.resize(size, Image.Resampling.LANCZOS)
 
 
 def sheet(cells: list[list[Image.Image]]) -> Image.Image:
     """Rows of equally large pictures without gaps."""
     width, height = cells[0][0].size
-    made = Image.new("RGB", (width * len(cells[0]), height * len(cells)))
+    whole = Image.new("RGB", (width * len(cells[0]), height * len(cells)))
     for y, line in enumerate(cells):
         for x, cell in enumerate(line):
-            made.paste(cell, (x * width, y * height))
-    return made
+            whole.paste(cell, (x * width, y * height))
+    return whole
 
 
 def numbers(cells: Float[Tensor, "rows columns h w"]) -> str:
     """Maps in [0, 1] as one gray sprite of 32 levels."""
     rows, columns, height, width = cells.shape
+    # 32 levels: an eye sees no more in a map, and the sprite compresses to a fraction.
     level = (cells.clamp(0, 1) * 31).round() * 255 / 31
     gray = level.permute(0, 2, 1, 3).reshape(rows * height, columns * width)
     return uri(Image.fromarray(gray.round().numpy().astype(np.uint8)), exact=True)
@@ -73,17 +75,18 @@ def film_frame(path: Path, width: int = 820) -> Image.Image:
     """
     try:
         with Image.open(path) as file:
-            made = clear(file.convert("RGB"))
+            drawn = clear(file.convert("RGB"))
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error}): delete it and make the report again") from error
-    if made.width > width:
-        made = made.resize((width, round(made.height * width / made.width)), Image.Resampling.LANCZOS)
-    return made
+    if drawn.width > width:
+        drawn = drawn.resize((width, round(drawn.height * width / drawn.width)), Image.Resampling.LANCZOS)
+    return drawn
 
 
 def clear(sheet: Image.Image) -> Image.Image:
     """A `titled_grid` whose gaps are transparent and whose titles are gray: it lies on light and on dark pages."""
     pixels = np.asarray(sheet)
+    # Gaps are rows and columns of nothing but white: a picture's own white pixels stay.
     white = (pixels[TITLE:] == 255).all(axis=2)
     gaps = white.all(axis=0, keepdims=True) | white.all(axis=1, keepdims=True)
     titles = np.full((*pixels[:TITLE].shape[:2], 4), _LETTERS, np.uint8)

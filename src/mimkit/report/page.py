@@ -54,7 +54,7 @@ def report(
         pictures: how many to show.
         metrics: `none`, `fast` (200 pictures) or `all` (500, and the slow groups).
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        say: told what takes long.
+        log: is given a line when something takes long.
 
     Raises:
         UserError: a folder holds no run, or a number cannot be meant.
@@ -64,11 +64,12 @@ def report(
     for folder, run, name in zip(folders, runs, names(folders), strict=True):
         run["name"] = name
         run |= depth.parts(folder, run["data"], log)
+        # A page has so many frames in all, whether of one run or of several.
         most = max(2, FRAMES // len(folders))
         run["film"] = [{"step": step, "src": uri(film_frame(frame(folder, step)))} for step in frames(folder, most)]
     text = fit(assemble(runs))
-    left = {run["name"]: {**run["look"].get("left", {}), **failures(run)} for run in runs}
-    return text, {"runs": [str(folder) for folder in folders], "bytes": len(text.encode()), "left_out": left}
+    missing = {run["name"]: {**run["look"].get("left", {}), **failures(run)} for run in runs}
+    return text, {"runs": [str(folder) for folder in folders], "bytes": len(text.encode()), "left_out": missing}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,19 +94,19 @@ class Depth:
         One that cannot be made has `failed`, the reason. With `cached_only` nothing is made, and what was made of an
         earlier checkpoint serves.
         """
-        where, chosen = Machine(device=self.device).find_device(), list(self.data) or data
-        made: dict[str, Any] = {}
+        where, sources = Machine(device=self.device).find_device(), list(self.data) or data
+        results: dict[str, Any] = {}
         jobs: list[tuple[str, Any, Callable[[], dict[str, Any]]]] = [
-            ("look", self.pictures, lambda: look(folder, chosen, self.pictures, where))
+            ("look", self.pictures, lambda: look(folder, sources, self.pictures, where))
         ]
         if self.metrics != "none":
             count, groups = METRICS_OF[self.metrics]
-            asked: dict[str, Any] = dict(metrics=groups, pictures=count, device=str(where))
-            jobs.append(("metrics", self.metrics, lambda: compact(analyze([str(folder)], chosen, **asked))))
-        for name, how, make in jobs:
-            file = cache_folder() / "report" / f"{digest(str(folder.resolve()), name, chosen, how)}.json"
-            made[name] = cached(file, stamp(folder), None if cached_only else make, f"{folder}: {_WORDS[name]}", log)
-        return made
+            measuring: dict[str, Any] = dict(metrics=groups, pictures=count, device=str(where))
+            jobs.append(("metrics", self.metrics, lambda: compact(analyze([str(folder)], sources, **measuring))))
+        for name, detail, make in jobs:
+            file = cache_folder() / "report" / f"{digest(str(folder.resolve()), name, sources, detail)}.json"
+            results[name] = cached(file, stamp(folder), None if cached_only else make, f"{folder}: {_WORDS[name]}", log)
+        return results
 
 
 def failures(run: dict[str, Any]) -> dict[str, str]:
@@ -114,16 +115,17 @@ def failures(run: dict[str, Any]) -> dict[str, str]:
 
 
 def cached(
-    file: Path, version: str, make: Callable[[], dict[str, Any]] | None, what: str, log: Callable[[str], None]
+    file: Path, version: str, make: Callable[[], dict[str, Any]] | None, line: str, log: Callable[[str], None]
 ) -> dict[str, Any]:
     """What `make` gives, kept in a file as long as `version` stays; with None for `make`, of any version."""
+    # A cache that is damaged or of another version is none.
     with suppress(OSError, ValueError, KeyError, TypeError):
-        found = json.loads(file.read_text(encoding="utf-8"))
-        if found["code"] == _VERSION and (make is None or found["stamp"] == version):
-            return found
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        if stored["code"] == _VERSION and (make is None or stored["stamp"] == version):
+            return stored
     if make is None:
         return {"failed": "not looked at yet", "left": {}, "stamp": ""}
-    log(what)
+    log(line)
     try:
         value = make() | {"stamp": version, "code": _VERSION}
     except UserError as error:
@@ -145,28 +147,30 @@ def stamp(folder: Path) -> str:
 
 def compact(result: dict[str, Any]) -> dict[str, Any]:
     """Rows of an analysis by metric: layers, values, errors and heads; and the CKA of all pairs of layers."""
-    made: dict[str, dict[str, Any]] = {}
+    metrics: dict[str, dict[str, Any]] = {}
     for row in result["rows"]:
-        one = made.setdefault(row["metric"], {"layer": [], "value": [], "stderr": [], "heads": []})
+        columns = metrics.setdefault(row["metric"], {"layer": [], "value": [], "stderr": [], "heads": []})
         value = None if row["value"] is None else float(f"{row['value']:.4g}")
         if row["head"] is not None:
-            one["heads"].append([row["layer"], row["head"], value])
+            columns["heads"].append([row["layer"], row["head"], value])
             continue
-        one["layer"].append(row["layer"])
-        one["value"].append(value)
-        one["stderr"].append(None if row["stderr"] is None else float(f"{row['stderr']:.3g}"))
+        columns["layer"].append(row["layer"])
+        columns["value"].append(value)
+        columns["stderr"].append(None if row["stderr"] is None else float(f"{row['stderr']:.3g}"))
+    # A square table, which the page draws cell by cell.
     depth = 1 + max((row["layer"] for row in result["cka"]), default=-1)
     cka: list[list[float | None]] = [[None] * depth for _ in range(depth)]
     for row in result["cka"]:
         cka[row["layer"]][row["other_layer"]] = None if row["value"] is None else round(row["value"], 3)
-    refused = [[one["metrics"], one["reason"]] for one in result["refused"]]
-    return {"metrics": made, "cka": cka, "refused": refused, "pictures": result["pictures"]}
+    refused = [[refusal["metrics"], refusal["reason"]] for refusal in result["refused"]]
+    return {"metrics": metrics, "cka": cka, "refused": refused, "pictures": result["pictures"]}
 
 
 def assemble(runs: list[dict[str, Any]], *, live: bool = False) -> dict[str, Any]:
     """Everything the template wants to know."""
     names = [run["name"] for run in runs]
     for number, run in enumerate(runs):
+        # Runs of the same folder name get a number, for legends.
         if names.count(run["name"]) > 1:
             run["name"] += f" ({names[: number + 1].count(run['name'])})"
     used = dict.fromkeys(name for run in runs for name in run.get("metrics", {}).get("metrics", {}))
@@ -194,11 +198,12 @@ def fit(page: dict[str, Any]) -> str:
     """The page's text; while it is too large, films get thinner and then fewer pictures keep their attention."""
     text = render(page)
     while len(text.encode()) > LIMIT:
+        # Films first: between two of their frames little is lost.
         longest = max(page["runs"], key=lambda run: len(run["film"]))
         maps = [run["look"]["attention"]["src"] for run in page["runs"] if "attention" in run["look"]]
         if len(longest["film"]) > 2:
             longest["film"] = [*longest["film"][:-1][::2], longest["film"][-1]]
-        elif any(len(one) > 1 for one in maps):
+        elif any(len(sprites) > 1 for sprites in maps):
             most: list[Any] = max(maps, key=len)
             del most[len(most) // 2 :]
         else:
@@ -210,13 +215,17 @@ def fit(page: dict[str, Any]) -> str:
 def render(page: dict[str, Any]) -> str:
     """The template with the page's data; the browser may load nothing and run nothing but the page's own script."""
     source = files("mimkit.report")
-    style, script = ((source / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    style = (source / "page.css").read_text(encoding="utf-8")
+    script = (source / "page.js").read_text(encoding="utf-8")
+    # Style and script lie in the page and are named by their hashes: nothing that data could smuggle in is run.
     hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script)]
+    # Only a served page may ask its own server for news; a saved one loads nothing at all.
     self = " 'self'" if page["live"] else ""
     policy = (
         f"default-src 'none'; img-src data:{self}; style-src 'sha256-{hashes[0]}'; script-src 'sha256-{hashes[1]}'; "
         f"connect-src {self.strip() or chr(39) + 'none' + chr(39)}; base-uri 'none'; form-action 'none'"
     )
+    # Names of folders and classes come from people: all that enters is escaped, and a forgotten value raises.
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters["json"] = json.dumps  # a plain text, which autoescape treats as one
     template = environment.from_string((source / "page.html").read_text(encoding="utf-8"))
@@ -239,7 +248,7 @@ def finite(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {str(key): finite(one) for key, one in value.items()}
+        return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [finite(one) for one in value]
+        return [finite(item) for item in value]
     return value

@@ -10,6 +10,7 @@ from typing import Any
 from mimkit.core.config import flatten
 from mimkit.core.errors import UserError
 from mimkit.evaluate.run import NAMES
+from mimkit.train.recorder import duration
 from mimkit.train.run_folder import MEASURED, RunFolder, read_json
 
 POINTS = 400  # of a curve, about
@@ -62,48 +63,17 @@ def read_run(folder: Path) -> dict[str, Any]:
     records = run.metrics()
     last = records[-1].get("step", 0) if records else 0
     total = resolved.get("steps") or 0
-    result = read_json(run.result_path) if run.finished else {}
-    seconds = result.get("seconds") or (records[-1].get("seconds") if records else None)
     status = "finished" if run.finished else f"step {last:,} of {total:,}" if total else f"step {last:,}"
-    encoder, images = config.get("encoder", {}), resolved.get("size", [])
-    args = encoder.get("model_args") or {}  # where an export was fine-tuned, its shape
-    width, depth, heads, side = (
-        encoder.get(name) or args.get(timm_name)
-        for name, timm_name in (
-            ("width", "embed_dim"),
-            ("depth", "depth"),
-            ("heads", "num_heads"),
-            ("patch", "patch_size"),
-        )
-    )
-    shape = [f"{name} {value}" for name, value in (("width", width), ("depth", depth), ("heads", heads)) if value]
-    patch = [f"patches of {side} px"] if side else []
-    method = str(config.get("method", {}).get("class", "")).rpartition(":")[2].removesuffix("Config")
-    masker = str(config.get("method", {}).get("masker", {}).get("class", "")).rpartition(":")[2]
-    count, epochs = resolved.get("pictures"), config.get("epochs")
-    facts = [
-        ("recipe", saved.get("recipe")),
-        ("method", method),
-        ("masker", masker),
-        ("encoder", ", ".join([str(encoder.get("name", "")), *shape, *patch])),
-        ("pictures", f"{count:,} from {short(resolved.get('data', ''))}" if count else None),
-        ("images", " x ".join(map(str, images)) + f" px, {resolved.get('channels')} channels" if images else None),
-        ("schedule", f"{epochs} epoch{'s' * (epochs != 1)}, {total:,} steps of {config.get('batch_size')} pictures"),
-        ("seed", config.get("seed")),
-        ("started", str(saved.get("started", "")).replace("T", " ").replace("+00:00", " UTC")),
-        ("time", None if seconds is None else duration(seconds)),
-        ("state", status),
-        ("warning", next((record["warning"] for record in records if record.get("warning")), None)),
-    ]
-    engine = resolved.get("engine", {})
-    environment = {"mimkit": saved.get("mimkit"), **saved.get("environment", {}), **engine}
+    environment = {"mimkit": saved.get("mimkit"), **saved.get("environment", {}), **resolved.get("engine", {})}
+    result = read_json(run.result_path) if run.finished else {}
+    facts = _facts(saved, records, result) | {"state": status, "warning": _warning(records)}
     return {
         "name": folder.resolve().name,
         "recipe": saved.get("recipe"),
-        "method": method,
-        "facts": [[name, str(text)] for name, text in facts if text not in (None, "")],
+        "method": facts["method"],
+        "facts": [[name, str(text)] for name, text in facts.items() if text not in (None, "")],
         "settings": {key: short(value) for key, value in flatten(config).items()},
-        "data": [str(one) for one in config.get("data", [])],
+        "data": [str(source) for source in config.get("data", [])],
         "curves": curves(records),
         "film": frames(folder),
         "results": results(folder, records),
@@ -111,15 +81,58 @@ def read_run(folder: Path) -> dict[str, Any]:
         "status": status,
         "progress": min(1.0, last / total) if total else 0.0,
         "batch_size": config.get("batch_size"),
-        "pictures": count,
+        "pictures": resolved.get("pictures"),
         "step": last,
         "steps": total,
     }
 
 
+def _facts(saved: dict[str, Any], records: list[dict[str, Any]], result: dict[str, Any]) -> dict[str, Any]:
+    """What was trained on what, by name, in the order of the page; None or nothing where no file says it."""
+    config, resolved = saved["config"], saved["resolved"]
+    method, encoder = config.get("method", {}), config.get("encoder", {})
+    images, count, epochs = resolved.get("size", []), resolved.get("pictures"), config.get("epochs")
+    steps = f"{resolved.get('steps') or 0:,} steps of {config.get('batch_size')} pictures"
+    seconds = result.get("seconds") or (records[-1].get("seconds") if records else None)
+    return {
+        "recipe": saved.get("recipe"),
+        "method": _class_name(method).removesuffix("Config"),
+        "masker": _class_name(method.get("masker", {})),
+        "encoder": ", ".join([str(encoder.get("name", "")), *_shape(encoder)]),
+        "pictures": f"{count:,} from {short(resolved.get('data', ''))}" if count else None,
+        "images": " x ".join(map(str, images)) + f" px, {resolved.get('channels')} channels" if images else None,
+        "schedule": f"{epochs} epoch{'s' * (epochs != 1)}, {steps}",
+        "seed": config.get("seed"),
+        "started": str(saved.get("started", "")).replace("T", " ").replace("+00:00", " UTC"),
+        "time": None if seconds is None else duration(seconds),
+    }
+
+
+def _class_name(settings: dict[str, Any]) -> str:
+    """The class of a part of a config, which need not be importable: its name without the module."""
+    return str(settings.get("class", "")).rpartition(":")[2]
+
+
+def _shape(encoder: dict[str, Any]) -> list[str]:
+    """What a config says of the encoder's shape, in words."""
+    args = encoder.get("model_args") or {}  # where an export was fine-tuned, its shape
+    width = encoder.get("width") or args.get("embed_dim")
+    depth = encoder.get("depth") or args.get("depth")
+    heads = encoder.get("heads") or args.get("num_heads")
+    patch = encoder.get("patch") or args.get("patch_size")
+    words = [f"{name} {value}" for name, value in (("width", width), ("depth", depth), ("heads", heads)) if value]
+    return words + ([f"patches of {patch} px"] if patch else [])
+
+
+def _warning(records: list[dict[str, Any]]) -> str | None:
+    """The first warning of the run."""
+    return next((record["warning"] for record in records if record.get("warning")), None)
+
+
 def names(folders: Sequence[Path]) -> list[str]:
     """What tells runs apart: the name of the folder or, where several share it as in a study, of those above it."""
     paths = [Path(short(str(folder.resolve()))).parts for folder in folders]
+    # In a comparison the folder of a seed says nothing, the one above it names the contender.
     plain = [path[-2] if re.fullmatch(r"seed-\d+", path[-1]) and len(path) > 1 else path[-1] for path in paths]
     if len(set(plain)) == len(plain):
         return plain
@@ -134,50 +147,45 @@ def names(folders: Sequence[Path]) -> list[str]:
 
 def short(value: Any) -> Any:
     """Without the place of the home folder, which is nobody's business, wherever a path stands."""
+    # A page is sent to others.
     home = str(Path.home())
     if isinstance(value, str):
         return "~" + value[len(home) :] if value == home or value.startswith(home + "/") else value
-    return [short(one) for one in value] if isinstance(value, list) else value
-
-
-def duration(seconds: float) -> str:
-    """Words for a time."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    return [short(item) for item in value] if isinstance(value, list) else value
 
 
 def curves(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Every number of metrics.jsonl over steps: key, title, says, step, seconds and value, thinned to `POINTS`."""
-    found: dict[str, list[tuple[int, float, float]]] = {}
+    points: dict[str, list[tuple[int, float, float]]] = {}
     for record in records:
         step, seconds = record.get("step"), record.get("seconds", math.nan)
         for key, value in record.items():
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if number and isinstance(step, int) and key not in ("step", "seconds", "data_wait"):
-                found.setdefault(key, []).append((step, seconds, value))
-    order = [*(key for key in CURVES if key in found), *sorted(found.keys() - CURVES.keys())]
-    made = []
+            numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if numeric and isinstance(step, int) and key not in ("step", "seconds", "data_wait"):
+                points.setdefault(key, []).append((step, seconds, value))
+    order = [*(key for key in CURVES if key in points), *sorted(points.keys() - CURVES.keys())]
+    thinned = []
     for key in order:
         title, says = CURVES.get(key, (key.replace("_", " ").capitalize(), ""))
-        step, seconds, value = zip(*thin(found[key]), strict=True)
-        made.append(
+        step, seconds, value = zip(*thin(points[key]), strict=True)
+        thinned.append(
             {"key": key, "title": title, "says": says, "step": step}
-            | {"seconds": [rounded(one) for one in seconds], "value": [rounded(one) for one in value]}
+            | {"seconds": [rounded(number) for number in seconds], "value": [rounded(number) for number in value]}
         )
-    return made
+    return thinned
 
 
 def thin(points: list[tuple[int, float, float]]) -> list[tuple[int, float, float]]:
     """Of each stretch the lowest and the highest point, so that no spike is lost; the first and last stay."""
     if len(points) <= POINTS:
         return points
+    # Two points stay of each stretch, so stretches are twice as wide.
     width = math.ceil(2 * len(points) / POINTS)
-    kept = {0, len(points) - 1}
+    indices = {0, len(points) - 1}
     for start in range(0, len(points), width):
-        part = range(start, min(start + width, len(points)))
-        kept |= {min(part, key=lambda i: points[i][2]), max(part, key=lambda i: points[i][2])}
-    return [points[i] for i in sorted(kept)]
+        stretch = range(start, min(start + width, len(points)))
+        indices |= {min(stretch, key=lambda i: points[i][2]), max(stretch, key=lambda i: points[i][2])}
+    return [points[i] for i in sorted(indices)]
 
 
 def rounded(value: float) -> float | None:
@@ -189,6 +197,7 @@ def frames(folder: Path, limit: int = FRAMES) -> list[int]:
     """Steps of the pictures that were drawn at looks, at most so many, evenly spread with the first and the last."""
     steps = []
     for path in (folder / "pictures").glob("step-*.png"):
+        # Other files a person put there are passed over.
         number = path.stem.removeprefix("step-")
         if number.isascii() and number.isdigit():
             steps.append(int(number))
@@ -211,6 +220,7 @@ def results(folder: Path, records: list[dict[str, Any]]) -> list[dict[str, Any]]
     rows: list[dict[str, Any]] = []
     last: dict[str, Any] = {}
     for record in records:
+        # Not every line has every number: the last of each counts, not the last line.
         last |= record
     measured = {"knn": "online kNN", "effective_rank": "effective rank", "feature_spread": "spread of features"}
     for key in MEASURED:
@@ -221,37 +231,43 @@ def results(folder: Path, records: list[dict[str, Any]]) -> list[dict[str, Any]]
         if (path.parent != folder and path.parent.name in _ASIDE) or path.name in ("config.json", "skipped.json"):
             continue
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
-        if isinstance(found, dict):
-            rows += _evaluation(found, str(path.relative_to(folder)))
+        if isinstance(content, dict):
+            rows += _evaluation(content, str(path.relative_to(folder)))
     return rows
 
 
-def row(what: str, value: str, interval: str = "", on: str = "", by: str = "", file: str = "") -> dict[str, Any]:
+def row(title: str, value: str, interval: str = "", on: str = "", by: str = "", file: str = "") -> dict[str, Any]:
     """One line of the table of results."""
-    return {"what": what, "value": value, "interval": interval, "on": on, "by": by, "file": file}
+    return {"what": title, "value": value, "interval": interval, "on": on, "by": by, "file": file}
 
 
-def _evaluation(found: dict[str, Any], file: str) -> list[dict[str, Any]]:
+def _evaluation(content: dict[str, Any], file: str) -> list[dict[str, Any]]:
+    """Rows of what `mimkit evaluate` wrote: of frozen features, or of a fine-tuning."""
     rows = []
-    many = found.get("results")
-    for one in many if isinstance(many, list) else []:
-        if not isinstance(one, dict) or not isinstance(one.get("results"), dict):
+    measurements = content.get("results")
+    for measurement in measurements if isinstance(measurements, list) else []:
+        if not isinstance(measurement, dict) or not isinstance(measurement.get("results"), dict):
             continue
-        on = f"{short(str(one.get('data', '')))} ({one.get('train', '?')} / {one.get('test', '?')} pictures)"
-        for pool, scores in one["results"].items():
+        kind = str(measurement.get("kind"))
+        for pool, scores in measurement["results"].items():
             if isinstance(scores, dict) and "accuracy" in scores:
-                by = f"features: {pool}"
-                kind = str(one.get("kind"))
-                rows.append(row(NAMES.get(kind, kind), *_scores(scores), on, by, file))
-    if "accuracy" in found:
-        on = f"{short(str(found.get('data', '')))} ({found.get('train', '?')} / {found.get('test', '?')} pictures)"
-        rows.append(row("fine-tuned accuracy", *_scores(found), on, "whole model, with labels", file))
-        if isinstance(found.get("top5"), (int, float)):
-            rows.append(row("fine-tuned top-5 accuracy", f"{found['top5']:.1%}", "", on, "", file))
+                title, by = NAMES.get(kind, kind), f"features: {pool}"
+                rows.append(row(title, *_scores(scores), _data(measurement), by, file))
+    if "accuracy" in content:
+        on = _data(content)
+        rows.append(row("fine-tuned accuracy", *_scores(content), on, "whole model, with labels", file))
+        if isinstance(content.get("top5"), (int, float)):
+            rows.append(row("fine-tuned top-5 accuracy", f"{content['top5']:.1%}", "", on, "", file))
     return rows
+
+
+def _data(measurement: dict[str, Any]) -> str:
+    """Which pictures were learned from and measured."""
+    counts = f"{measurement.get('train', '?')} / {measurement.get('test', '?')} pictures"
+    return f"{short(str(measurement.get('data', '')))} ({counts})"
 
 
 def _scores(scores: dict[str, Any]) -> tuple[str, str]:
@@ -266,6 +282,7 @@ def differing(runs: list[dict[str, Any]]) -> list[list[Any]]:
     """Settings that are not the same in all runs: [name, value of each run as text]."""
     rows = []
     for key in sorted(set().union(*(run["settings"] for run in runs))):
+        # As text: lists and numbers compare and show alike.
         values = [json.dumps(run["settings"][key]) if key in run["settings"] else "-" for run in runs]
         if len(set(values)) > 1:
             rows.append([key, *values])

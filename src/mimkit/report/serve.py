@@ -45,10 +45,10 @@ class Follower:
     def _make(self) -> None:
         self.problem = ""
         try:
-            made = self.depth.parts(self.folder, read_run(self.folder)["data"], _quiet)
-            failed = [one["failed"] for one in made.values() if "failed" in one]
+            parts = self.depth.parts(self.folder, read_run(self.folder)["data"], _quiet)
+            failed = [section["failed"] for section in parts.values() if "failed" in section]
             self.problem = failed[0] if failed else ""
-            self._parts = made
+            self._parts = parts
         except Exception as error:  # a page that follows a run survives whatever one look at it meets
             self.problem = f"{type(error).__name__}: {error}"
 

@@ -15,7 +15,7 @@ from mimkit.core.batch import Batch
 from mimkit.core.errors import UserError, at_least
 from mimkit.core.randomness import integer, rng_keys
 from mimkit.data.labels import label_subset
-from mimkit.data.loader import Loader, statistics
+from mimkit.data.loader import Loader, Plan, ViewSettings, statistics
 from mimkit.data.sources import Pictures, open_pictures
 from mimkit.data.views import RandomResizedCrop, View
 from mimkit.methods.base import Method, MethodConfig
@@ -272,25 +272,20 @@ class Prepared:
         log: Callable[[str], None] = lambda line: None,
     ) -> Loader:
         """Batches for one process: this one, unless `rank` and `world` say otherwise."""
+        config, images = self.config, self.config.images
         mean, std = self.statistics
-        config = self.config
-        return Loader(
-            self.pictures,
-            config.images.view,
-            other_views=config.images.other_views,
-            size=self.size,
-            mean=mean,
-            std=std,
+        plan = Plan(
             seed=config.seed,
+            n=len(self.pictures),
             batch_size=config.batch_size,
             micro_batch=micro_batch,
             rank=distributed.rank() if rank is None else rank,
             world=distributed.world() if world is None else world,
-            device=device,
-            workers=workers,
-            resident=self.resident(),
-            log=log,
+            other_views=len(images.other_views),
         )
+        settings = ViewSettings(view=images.view, other_views=images.other_views, size=self.size, mean=mean, std=std)
+        resident = self.resident()
+        return Loader(self.pictures, settings, plan, device=device, workers=workers, resident=resident, log=log)
 
 
 def free_memory(device: torch.device) -> int:

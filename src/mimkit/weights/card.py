@@ -6,6 +6,12 @@ from collections.abc import Mapping, Sequence
 
 from mimkit import __version__
 
+LOAD = {
+    "timm": 'import timm\nmodel = timm.create_model("local-dir:FOLDER", pretrained=True)',
+    "transformers": "from transformers import ViTMAEForPreTraining\n"
+    'model = ViTMAEForPreTraining.from_pretrained("FOLDER")',
+}  # what a person types to load an export, by library
+
 
 def model_card(
     *,
@@ -33,11 +39,6 @@ def model_card(
         supervised: it learned the labels of the pictures, and has a classifier.
         masked: it learned by masked image modeling.
     """
-    load = {
-        "timm": 'import timm\nmodel = timm.create_model("local-dir:FOLDER", pretrained=True)',
-        "transformers": "from transformers import ViTMAEForPreTraining\n"
-        'model = ViTMAEForPreTraining.from_pretrained("FOLDER")',
-    }[library]
     facts = {
         "Architecture": architecture,
         "Recipe": recipe,
@@ -48,31 +49,42 @@ def model_card(
         "Standard deviation": ", ".join(f"{value:.4f}" for value in std),
         "Made with": f"mimkit {__version__}",
     }
-    numbers = {
-        key: f"{value[0]:.4g} ({value[1]:.4g} to {value[2]:.4g})" if isinstance(value, tuple) else f"{value:.4g}"
-        for key, value in measured.items()
-    }
-    kinds = ["image-classification"] if supervised else ["image-feature-extraction"]
-    kinds += ["masked-image-modeling"] if masked and not supervised else []
-    tags = [library, *kinds, "mimkit"]
-    front = [f"library_name: {library}", "tags:", *(f"- {tag}" for tag in tags)]
     rows = [f"| {_escaped(key)} | {_escaped(value)} |" for key, value in facts.items()]
-    table = [f"| {_escaped(key)} | {value} |" for key, value in numbers.items()]
+    table = [f"| {_escaped(key)} | {_number(value)} |" for key, value in measured.items()]
     parts = [
-        "\n".join(["---", *front, "---"]),
+        _front(library, supervised, masked),
         f"# {_escaped(architecture)}, {'fine-tuned' if supervised else 'pre-trained'} on {_escaped(data)}",
-        "A classifier, all of whose weights learned the labels of these pictures."
-        if supervised
-        else "A vision transformer that learned from unlabeled pictures by masked image modeling."
-        if masked
-        else "A network that learned from unlabeled pictures.",
-        f"## Load it\n\n```python\n{load}\n```\n\nFOLDER is where this file lies. Pixels in [0, 1], minus "
+        _description(supervised, masked),
+        f"## Load it\n\n```python\n{LOAD[library]}\n```\n\nFOLDER is where this file lies. Pixels in [0, 1], minus "
         "the mean, divided by the standard deviation.",
         "## What was run\n\n| | |\n|-|-|\n" + "\n".join(rows),
         "## What was measured\n\n" + ("| | |\n|-|-|\n" + "\n".join(table) if table else "Nothing yet."),
         "These weights belong to the person who trained them, who decides on their license.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _front(library: str, supervised: bool, masked: bool) -> str:
+    """The YAML that the hub reads: by these tags a model is found there."""
+    kinds = ["image-classification"] if supervised else ["image-feature-extraction"]
+    kinds += ["masked-image-modeling"] if masked and not supervised else []
+    tags = [library, *kinds, "mimkit"]
+    return "\n".join(["---", f"library_name: {library}", "tags:", *(f"- {tag}" for tag in tags), "---"])
+
+
+def _description(supervised: bool, masked: bool) -> str:
+    if supervised:
+        return "A classifier, all of whose weights learned the labels of these pictures."
+    if masked:
+        return "A vision transformer that learned from unlabeled pictures by masked image modeling."
+    return "A network that learned from unlabeled pictures."
+
+
+def _number(value: float | tuple[float, float, float]) -> str:
+    """A measured value, with its interval where there is one."""
+    if isinstance(value, tuple):
+        return f"{value[0]:.4g} ({value[1]:.4g} to {value[2]:.4g})"
+    return f"{value:.4g}"
 
 
 def _escaped(text: str) -> str:

@@ -27,10 +27,12 @@ def replaced(folder: Path) -> Generator[Path]:
     Raises:
         UserError: `folder` holds what no export of mimkit wrote, or cannot be written.
     """
+    # Through links: what is replaced is the folder that a link names, not the link.
     folder = folder.resolve()
     if not _replaceable(folder):
         raise UserError(f"'{folder}' holds no export of mimkit to replace: give a new or empty folder")
-    partial, old = (folder.with_name(f".{folder.name}.{state}") for state in ("partial", "old"))
+    partial = folder.with_name(f".{folder.name}.partial")
+    old = folder.with_name(f".{folder.name}.old")
     try:
         _clear(partial)
         partial.mkdir(parents=True, exist_ok=True)
@@ -38,10 +40,11 @@ def replaced(folder: Path) -> Generator[Path]:
         for file in (partial / name for name in os.listdir(partial) if name in FILES):
             shutil.copymode(partial / "README.md", file)  # safetensors writes for the owner alone
             _flush(file)
-        _flush(partial)
+        _flush(partial)  # the directory too: else a crash could leave a folder that has lost its new names
         if _exchange(partial, folder):
             old = partial
         else:
+            # Two renames: between them nothing stands in the place, for as short as the system allows.
             _clear(old)
             if folder.exists():
                 folder.rename(old)
@@ -81,10 +84,11 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
-def _exchange(one: Path, other: Path) -> bool:
+def _exchange(first: Path, second: Path) -> bool:
     """Swap two folders in one step, where the system can (Linux's renameat2); False where it cannot."""
     if not sys.platform.startswith("linux"):
         return False
+    # Python has no call for it, and an old C library neither.
     rename = getattr(ctypes.CDLL(None), "renameat2", None)
     here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-    return rename is not None and rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
+    return rename is not None and rename(here, os.fsencode(first), here, os.fsencode(second), exchange) == 0

@@ -62,6 +62,7 @@ def huggingface_config(method: MAE) -> dict[str, Any]:
     encoder, decoder = method.encoder, method.decoder
     sizes = {}
     for prefix, blocks in (("", encoder.timm.blocks), ("decoder_", decoder.blocks)):
+        # All blocks are alike, or `_inexpressible` has refused.
         first: Any = blocks[0]
         sizes |= {
             f"{prefix}hidden_size": first.attn.qkv.in_features,
@@ -92,16 +93,20 @@ def huggingface_state(method: MAE) -> dict[str, Tensor]:
     width, rows = method.encoder.width, method.encoder.grid[0] * method.encoder.grid[1]
     zeros = vit["patch_embed.proj.weight"].new_zeros
     table = vit.setdefault("pos_embed", zeros(1, 1 + rows, width))
+    # Hugging Face adds a position to the class token too: one of zeros where timm's table has no row for it.
     vit["pos_embed"] = torch.cat([zeros(1, 1 + rows - table.shape[1], width), table], dim=1)
     vit.setdefault("patch_embed.proj.bias", zeros(width))
     decoder = method.decoder.state_dict()
+    # Hugging Face's table has a row for the class token, which MAE fills with zeros.
     positions = decoder["positions"]
     decoder["positions"] = torch.cat([torch.zeros_like(positions[:, :1]), positions], dim=1)
     state = {}
-    for prefix, part in (("vit", vit), ("decoder", decoder)):
-        for key, value in part.items():
+    for prefix, tensors in (("vit", vit), ("decoder", decoder)):
+        for key, value in tensors.items():
             if ".attn.qkv." in key:
-                for letter, third in zip("qkv", value.chunk(3), strict=True):
+                for letter, third in zip(
+                    "qkv", value.chunk(3), strict=True
+                ):  # timm fuses what Hugging Face keeps apart
                     state[f"{prefix}.{key.replace('.qkv.', f'.{letter}.')}"] = third
             else:
                 state[f"{prefix}.{key}"] = value
@@ -114,7 +119,8 @@ def _inexpressible(method: MAE) -> list[str]:
     """Why Hugging Face's ViTMAE cannot be this model; empty when it can."""
     encoder, vit = method.encoder, method.encoder.timm
     blocks: list[Any] = [*vit.blocks, *method.decoder.blocks]
-    norms = [part for part in method.modules() if isinstance(part, nn.LayerNorm)]
+    norms = [module for module in method.modules() if isinstance(module, nn.LayerNorm)]
+    # Exact types: a subclass may compute something else with the same names.
     plain = all(type(block) is Block and type(block.attn) is Attention for block in blocks)
     reasons = {
         "it predicts something else than pixels": not isinstance(method.target, Pixels),
@@ -144,7 +150,7 @@ def _inexpressible(method: MAE) -> list[str]:
 
 
 def _any_active(modules: list[tuple]) -> bool:
-    return any(not isinstance(part, nn.Identity) for row in modules for part in row if part is not None)
+    return any(not isinstance(module, nn.Identity) for row in modules for module in row if module is not None)
 
 
 def _write_json(file: Path, value: Any) -> None:

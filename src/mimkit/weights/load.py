@@ -84,7 +84,7 @@ class Report:
         if self.resampled:
             line += f"; resampled {', '.join(self.resampled)}"
         rest = (("kept their initialization", self.missing), ("were not used", self.unexpected))
-        more = "; ".join(f"{len(names)} {what}: {_some(names)}" for what, names in rest if names)
+        more = "; ".join(f"{len(names)} {fate}: {_some(names)}" for fate, names in rest if names)
         return f"{line}\n{more}" if more else line
 
 
@@ -105,34 +105,36 @@ def load_weights(source: str, encoder: Backbone, decoder: Decoder | None = None,
     """
     state, grid = _released(name or "") if source == "timm" else _read(Path(source))
     head = f"{encoder.timm.pretrained_cfg.get('classifier', 'head')}."  # of other classes, and drawn for these
-    kept = {key: value for key, value in encoder.timm.state_dict().items() if not key.startswith(head)}
-    here = {f"vit.{key}": value for key, value in kept.items()}
+    own = encoder.timm.state_dict().items()
+    here = {f"vit.{key}": value for key, value in own if not key.startswith(head)}
     if decoder is not None:
         here |= {f"decoder.{key}": value for key, value in decoder.state_dict().items()}
     resampled = _resample(state, here, grid, encoder)
 
     matched = [key for key in here if key in state and state[key].shape == here[key].shape]
     odd = [key for key in here if key in state and state[key].shape != here[key].shape]
+    # Numbers, not tensors: a few biases that fit are no match.
     total = sum(value.numel() for key, value in here.items() if key.startswith("vit."))
-    found = sum(here[key].numel() for key in matched if key.startswith("vit."))
+    fitting = sum(here[key].numel() for key in matched if key.startswith("vit."))
     missing = [key for key in here if key not in matched]
     unexpected = [key for key in state if key not in matched]
-    if wrong := [key for key in odd if key.startswith("vit.")]:
-        there, ours = (list(side[wrong[0]].shape) for side in (state, here))
+    # A decoder of another shape is only left out, as its own can be trained anew; an encoder's would be another model.
+    if wrong := next((key for key in odd if key.startswith("vit.")), None):
         raise UserError(
-            f"the weights in '{source}' are of another architecture: {_plain(wrong[0])} is {there} there "
-            f"and {ours} here; choose theirs with --encoder.name, --encoder.width or --encoder.patch"
+            f"the weights in '{source}' are of another architecture: {_plain(wrong)} is {list(state[wrong].shape)} "
+            f"there and {list(here[wrong].shape)} here; choose theirs with --encoder.name, --encoder.width or "
+            "--encoder.patch"
         )
-    if 2 * found < total:
+    if 2 * fitting < total:
         raise UserError(
-            f"the weights in '{source}' do not fit this encoder: {found / total:.0%} of its numbers found; "
+            f"the weights in '{source}' do not fit this encoder: {fitting / total:.0%} of its numbers found; "
             f"it needs {_some(missing)} but the source has {_some(unexpected)}"
         )
-    with torch.no_grad():
+    with torch.no_grad():  # only now that nothing can be refused any more: an encoder is changed wholly or not at all
         for key in matched:
             here[key].copy_(state[key])
-    said = [f"{key} ({list(state[key].shape)} there)" if key in odd else key for key in unexpected]
-    return Report(source=source, matched=matched, missing=missing, unexpected=said, resampled=resampled)
+    unused = [f"{key} ({list(state[key].shape)} there)" if key in odd else key for key in unexpected]
+    return Report(source=source, matched=matched, missing=missing, unexpected=unused, resampled=resampled)
 
 
 def _released(name: str) -> tuple[State, tuple[int, int] | None]:
@@ -150,10 +152,12 @@ def _released(name: str) -> tuple[State, tuple[int, int] | None]:
 
 def _read(path: Path) -> tuple[State, tuple[int, int] | None]:
     """The tensors of a folder or file under our names, and the grid of patches if a config.json tells it."""
+    # A run folder means its export.
     if (path / "export" / "config.json").is_file():
         path = path / "export"
     file = path
     if path.is_dir():
+        # Safetensors first: it holds tensors alone, and nothing is unpickled.
         names = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
         file = next((path / name for name in names if (path / name).is_file()), path)
     if not file.is_file():
@@ -183,14 +187,14 @@ def _our_names(state: State) -> State:
         official = {_renamed(key, OFFICIAL_DECODER, start=True): value for key, value in state.items()}
         return {key if key.startswith("decoder.") else f"vit.{key}": value for key, value in official.items()}
     state = {_renamed(_renamed(key, HUGGING_FACE_5), HUGGING_FACE): value for key, value in state.items()}
-    for key in [key for key in state if ".attn.q." in key]:
-        parts = [state.pop(key.replace(".attn.q.", f".attn.{part}.")) for part in "qkv"]
+    for key in [key for key in state if ".attn.q." in key]:  # a list first: the loop takes keys out
+        parts = [state.pop(key.replace(".attn.q.", f".attn.{letter}.")) for letter in "qkv"]
         state[key.replace(".attn.q.", ".attn.qkv.")] = torch.cat(parts)
     return state
 
 
 def _renamed(key: str, table: Sequence[tuple[str, str]], *, start: bool = False) -> str:
-    for ours, theirs in table:
+    for ours, theirs in table:  # one after the other: what an entry makes may be what a later one looks for
         if not start or key.startswith(theirs):
             key = key.replace(theirs, ours)
     return key
@@ -200,6 +204,7 @@ def _config_grid(config: dict[str, Any], state: State) -> tuple[int, int] | None
     """Rows and columns of patches, from the image size in a Hugging Face or timm config.json."""
     size = config.get("image_size") or config.get("model_args", {}).get("img_size")
     size = size or config.get("pretrained_cfg", config).get("input_size", ())[-2:]
+    # The size of a patch is that of the convolution that embeds it; configs do not always say it.
     weight = state.get("vit.patch_embed.proj.weight")
     if not size or weight is None or weight.ndim != 4:
         return None
@@ -209,49 +214,64 @@ def _config_grid(config: dict[str, Any], state: State) -> tuple[int, int] | None
 
 def _resample(state: State, here: State, grid: tuple[int, int] | None, encoder: Backbone) -> list[str]:
     """Fit position tables and the patch embedding in `state` to ours; says which."""
-    said = []
     prefix = sum(state[key].shape[1] for key in ("vit.cls_token", "vit.reg_token") if key in state)
-    ours = encoder.grid[0] * encoder.grid[1]
+    changes = []
+    # timm's tables have rows for the prefix tokens or none, whatever the model: the number of rows has to tell.
     for key, candidates in (("vit.pos_embed", (prefix, 0)), ("decoder.positions", (1, 0))):
-        table, target = state.get(key), here.get(key)
-        if table is None or target is None or table.ndim != 3 or table.shape[-1] != target.shape[-1]:
-            continue
-        old = grid or _guess_grid(table.shape[1], candidates, encoder.grid)
-        if old is None:
-            continue  # reported as a table of another shape
-        extra = table.shape[1] - old[0] * old[1]
-        wanted = target.shape[1] - ours
-        if extra < 0:
-            continue
-        rows, table = table[:, :extra], table[:, extra:]
-        if extra != wanted:
-            if rows.any() and (encoder.timm.num_prefix_tokens or key == "decoder.positions"):
-                fix = "another --encoder.name" if key == "vit.pos_embed" else "the encoder's weights alone"
-                raise UserError(
-                    f"{_plain(key)} has {extra} non-zero rows for class and register tokens, this model has "
-                    f"{wanted}: outputs would differ; use {fix}"
-                )
-            rows = table.new_zeros(1, wanted, table.shape[-1])
-        if tuple(old) != encoder.grid:
-            said.append(f"{_plain(key)} {_sides(old)} -> {_sides(encoder.grid)}")
-            table = resample_abs_pos_embed(table, list(encoder.grid), list(old), num_prefix_tokens=0)
-        state[key] = torch.cat([rows, table], dim=1)
-    key = "vit.patch_embed.proj.weight"
+        changes += _resample_positions(key, candidates, state, here, grid, encoder)
+    return changes + _resample_patches("vit.patch_embed.proj.weight", state, encoder)
+
+
+def _resample_positions(
+    key: str, candidates: Sequence[int], state: State, here: State, grid: tuple[int, int] | None, encoder: Backbone
+) -> list[str]:
+    """Fit one table; left as it is where its grid cannot be known, and reported as one of another shape."""
+    table, target = state.get(key), here.get(key)
+    if table is None or target is None or table.ndim != 3 or table.shape[-1] != target.shape[-1]:
+        return []
+    old = grid or _guess_grid(table.shape[1], candidates, encoder.grid)
+    extra = -1 if old is None else table.shape[1] - old[0] * old[1]
+    if old is None or extra < 0:
+        return []
+    rows, table = table[:, :extra], table[:, extra:]
+    prefix_rows = target.shape[1] - encoder.grid[0] * encoder.grid[1]
+    if extra != prefix_rows:
+        # Rows of zeros add nothing and may come and go; others are part of what the model computes.
+        if rows.any() and (encoder.timm.num_prefix_tokens or key == "decoder.positions"):
+            fix = "another --encoder.name" if key == "vit.pos_embed" else "the encoder's weights alone"
+            raise UserError(
+                f"{_plain(key)} has {extra} non-zero rows for class and register tokens, this model has "
+                f"{prefix_rows}: outputs would differ; use {fix}"
+            )
+        rows = table.new_zeros(1, prefix_rows, table.shape[-1])
+    changes = []
+    if tuple(old) != encoder.grid:
+        changes.append(f"{_plain(key)} {_sides(old)} -> {_sides(encoder.grid)}")
+        table = resample_abs_pos_embed(table, list(encoder.grid), list(old), num_prefix_tokens=0)
+    state[key] = torch.cat([rows, table], dim=1)
+    return changes
+
+
+def _resample_patches(key: str, state: State, encoder: Backbone) -> list[str]:
+    """Fit the patch embedding to our channels and patch size; left as it is where its width is another."""
     weight = state.get(key)
-    if weight is not None and weight.ndim == 4 and weight.shape[0] == encoder.width:
-        if weight.shape[1] != encoder.channels:
-            said.append(f"{_plain(key)} {weight.shape[1]} -> {encoder.channels} channels")
-            weight = adapt_input_conv(encoder.channels, weight, weight.shape[1])
-        if tuple(weight.shape[-2:]) != encoder.patch:
-            said.append(f"{_plain(key)} {_sides(weight.shape[-2:])} -> {_sides(encoder.patch)}")
-            weight = resample_patch_embed(weight, list(encoder.patch))
-        state[key] = weight
-    return said
+    if weight is None or weight.ndim != 4 or weight.shape[0] != encoder.width:
+        return []
+    changes = []
+    if weight.shape[1] != encoder.channels:
+        changes.append(f"{_plain(key)} {weight.shape[1]} -> {encoder.channels} channels")
+        weight = adapt_input_conv(encoder.channels, weight, weight.shape[1])
+    if tuple(weight.shape[-2:]) != encoder.patch:
+        changes.append(f"{_plain(key)} {_sides(weight.shape[-2:])} -> {_sides(encoder.patch)}")
+        weight = resample_patch_embed(weight, list(encoder.patch))
+    state[key] = weight
+    return changes
 
 
 def _guess_grid(rows: int, prefixes: Sequence[int], ours: tuple[int, int]) -> tuple[int, int] | None:
     """The grid behind a table without a config: a square, else ours where the number of rows agrees."""
     for prefix in prefixes:
+        # Nearly all tables are of square images.
         side = math.isqrt(max(rows - prefix, 0))
         if side and side * side == rows - prefix:
             return side, side

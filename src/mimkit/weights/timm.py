@@ -40,6 +40,7 @@ def export_timm(
     """
     vit = encoder.timm
     pool = getattr(vit.global_pool, "pool_type", vit.global_pool)
+    # The classifier and pooling as they are now: training may have replaced those that the model was built with.
     args = dict(model_args) | {"num_classes": vit.num_classes, "global_pool": pool}
     if hasattr(vit, "fc_norm"):  # where the last norm stands
         args["fc_norm"] = not isinstance(vit.fc_norm, nn.Identity)
