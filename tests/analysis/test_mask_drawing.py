@@ -39,6 +39,7 @@ from mimkit.model.patches import patchify
 from mimkit.recipes import find_recipe
 from mimkit.train.machine import Engine
 from mimkit.train.monitor import SHOWN, Monitor
+from mimkit.train.prepare import Images, Prepared, Pretrain
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 5])
@@ -175,13 +176,12 @@ def test_an_exact_prediction_looks_like_the_original(norm, channels):
 
 @pytest.mark.parametrize("norm", [True, False])
 def test_the_monitor_draws_original_masked_and_reconstruction(norm, tmp_path, forty):
-    from mimkit.data.sources import open_pictures
-
     method, known = exact_method(norm, 3)
     engine = Engine(device=torch.device("cpu"), precision="float32", attention="fused", compile=False, threads=1)
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
-    how = {"size": (32, 24), "mean": mean, "std": std, "engine": engine, "workers": 0, "seed": 0}
-    Monitor(open_pictures([str(forty)], "all"), None, **how).draw(method, method.encoder, tmp_path / "look.png")
+    images = Images(size=(32, 24), mean=mean, std=std)
+    prepared = Prepared(Pretrain(data=(str(forty),), images=images))
+    Monitor(prepared, engine, workers=0).draw(method, method.encoder, tmp_path / "look.png")
     sheet = np.array(Image.open(tmp_path / "look.png")).astype(int)
     height, width = 32 * 4, 24 * 4
     rows = SHOWN // 2

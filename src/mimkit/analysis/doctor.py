@@ -15,12 +15,13 @@ from rich.table import Table
 
 from mimkit.core.errors import at_least
 from mimkit.core.flags import Arguments
+from mimkit.core.memory import free_memory
 from mimkit.data.decode import BadPicture
 from mimkit.data.pictures import Pictures, sample
 from mimkit.recipes import find_recipe
 from mimkit.recipes.choose import choose_recipe
 from mimkit.train.machine import Engine
-from mimkit.train.prepare import Images, Prepared, Pretrain, free_memory
+from mimkit.train.prepare import Images, Prepared, Pretrain
 from mimkit.train.recorder import duration
 
 BAD_FRACTION = Images().bad_fraction
@@ -60,9 +61,8 @@ def examine(data: list[str], recipe: str | None, arguments: DoctorArguments) -> 
     # What was given overrides the recipe after it is known which recipe that is.
     config.batch_size = arguments.batch_size or config.batch_size
     config.epochs = arguments.epochs or config.epochs
-    prepared = Prepared(config)
     # Opened once: a folder of millions need not be walked again.
-    prepared.pictures = pictures
+    prepared = Prepared(config, pictures=pictures)
     smaller = sum(side < min(prepared.size) for side in sides)
     result |= {"recipe": recipe, "image_size": list(prepared.size), "smaller_than_image": smaller}
     result |= _cost(prepared, device)

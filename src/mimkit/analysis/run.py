@@ -179,7 +179,6 @@ def open_task(run: RunFolder) -> tuple[Method, bool]:
     saved = run.read_config()
     config, resolved = saved["config"], saved["resolved"]
     prepared = Prepared(config, resolved, begun=True)
-    vars(prepared)["statistics"] = tuple(resolved["mean"]), tuple(resolved["std"])  # else checked against the pictures
     return prepared.task.eval().requires_grad_(False), config.encoder.weights is None
 
 

@@ -156,7 +156,8 @@ def moco_v3_resnet50() -> Pretrain:
     """
     run = moco_v3_vit_b16()
     run.encoder, run.method = EncoderConfig(name="resnet50"), MoCoV3Config(temperature=1.0)
-    first, second = (replace(byol(first), scale=(0.2, 1.0)) for first in (True, False))
+    first = replace(byol(first=True), scale=(0.2, 1.0))
+    second = replace(byol(first=False), scale=(0.2, 1.0))
     run.images = Images(size=224, view=first, other_views=(second,))
     run.optimizer = LarsConfig(base_lr=0.3, weight_decay=1e-6)
     run.schedule = WarmupCosine(warmup=10 / 300)

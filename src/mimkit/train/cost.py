@@ -86,10 +86,11 @@ def _open_timed(config: Pretrain) -> TimedRun:
     prepared, device = Prepared(config), config.machine.find_device()
     count = prepared.timing_count(prepared.micro_batch(device, 1))
     engine = Engine.choose(config.machine, device, prepared.task, lambda: prepared.sample(count), None)
-    prepared.config = replace(config, batch_size=count)
-    prepared.pictures = Subset(prepared.pictures, torch.tensor(sample(len(prepared.pictures), READ)))
     module = engine.wrap(prepared.task)
-    loader = prepared.loader(device, micro_batch=count, workers=config.machine.readers(), rank=0, world=1)
+    few = Subset(prepared.pictures, torch.tensor(sample(len(prepared.pictures), READ)))
+    timed = Prepared(replace(config, batch_size=count), pictures=few)
+    timed.statistics = prepared.statistics  # of all pictures, which were read for them already
+    loader = timed.loader(device, micro_batch=count, workers=config.machine.readers(), rank=0, world=1)
     batches = loader.micro_batches(0, len(PROGRESS_POINTS) + 1)
     return TimedRun(engine, prepared.task, module, batches, cached_fraction(config))
 

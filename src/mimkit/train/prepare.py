@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mimkit.core import distributed
 from mimkit.core.batch import Batch
 from mimkit.core.errors import UserError, at_least
+from mimkit.core.memory import free_memory
 from mimkit.core.randomness import integer, rng_keys
 from mimkit.data.labels import label_subset
 from mimkit.data.loader import Loader, Plan, ViewSettings, statistics
@@ -89,22 +90,35 @@ class Pretrain:
 
 
 class Prepared:
-    """What a config means on this data: every part is made when it is first asked for."""
+    """What a config means on this data: every part is made when it is first asked for.
+
+    Args:
+        before: what an earlier part of the run found out.
+        begun: a checkpoint holds the weights, so released ones are not asked for again.
+        pictures: to learn from, where they are open already; by default those that the config names.
+    """
 
     def __init__(
-        self, config: Pretrain, before: Resolved | Mapping[str, Any] | None = None, *, begun: bool = False
+        self,
+        config: Pretrain,
+        before: Resolved | Mapping[str, Any] | None = None,
+        *,
+        begun: bool = False,
+        pictures: Pictures | None = None,
     ) -> None:
         at_least(1, epochs=config.epochs, batch_size=config.batch_size)
         config.images.check()
         config.optimizer.check()
         self.config = config
         self.before = before if isinstance(before, Resolved) else Resolved.from_json(before or {})
-        self.begun = begun  # a checkpoint holds the weights: released ones are not asked for again
+        self.begun, self.open_pictures = begun, pictures
         self.size = config.images.shape()
 
     @cached_property
     def pictures(self) -> Pictures:
         """All pictures to learn from."""
+        if self.open_pictures is not None:
+            return self.open_pictures
         images, method = self.config.images, self.config.method
         split = "train" if method.supervised else "all"
         pictures = open_pictures(self.config.data, split, channels=images.channels, value_range=images.value_range)
@@ -153,7 +167,7 @@ class Prepared:
         else:
             mean, std = statistics(self.pictures)
             mean, std = images.mean or mean, images.std or std
-        channels = self.pictures.channels
+        channels = self.channels
         if len(mean) != channels or len(std) != channels or not all(0 < x < math.inf for x in std):
             raise UserError(
                 f"images.mean and images.std need {self.channels} numbers each, std above 0; "
@@ -286,14 +300,3 @@ class Prepared:
         settings = ViewSettings(view=images.view, other_views=images.other_views, size=self.size, mean=mean, std=std)
         resident = self.resident()
         return Loader(self.pictures, settings, plan, device=device, workers=workers, resident=resident, log=log)
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes free on the device."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return 4 << 30
