@@ -15,7 +15,7 @@ from mimkit.core.errors import UserError
 from mimkit.core.randomness import rng_keys
 from mimkit.guidance.exploitation import Exploitation
 from mimkit.guidance.sampler import MaskSampler
-from mimkit.guidance.signals import carried, compute_signal
+from mimkit.guidance.signals import compute_signal, warp_to_view
 from mimkit.masks import AMTMasker, AttMaskMasker, Mask, MixtureMasker, RandomMasker, SalienceMasker, SelfGuidedMasker
 from mimkit.masks.informed import ModelMasker
 from mimkit.masks.masker import Masker, Signal
@@ -235,12 +235,12 @@ def test_maps_go_through_crop_and_mirror(grid):
     corner = (1 - side) * torch.rand(40, 2, generator=generator)
     crop, flip = torch.cat([corner, side], dim=1), torch.rand(40, generator=generator) < 0.5
     torch.testing.assert_close(
-        carried(score_maps, crop, flip, grid), reference(score_maps, crop, flip, grid), rtol=1e-4, atol=1e-5
+        warp_to_view(score_maps, crop, flip, grid), reference(score_maps, crop, flip, grid), rtol=1e-4, atol=1e-5
     )
-    same = carried(score_maps, whole(40)["crop"], whole(40)["flip"], grid)
+    same = warp_to_view(score_maps, whole(40)["crop"], whole(40)["flip"], grid)
     torch.testing.assert_close(same, score_maps, rtol=1e-5, atol=1e-6)
-    mirrored = carried(score_maps, crop, ~flip, grid).unflatten(1, grid).flip(2).flatten(1, 2)
-    torch.testing.assert_close(mirrored, carried(score_maps, crop, flip, grid))
+    mirrored = warp_to_view(score_maps, crop, ~flip, grid).unflatten(1, grid).flip(2).flatten(1, 2)
+    torch.testing.assert_close(mirrored, warp_to_view(score_maps, crop, flip, grid))
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -256,7 +256,7 @@ def test_maps_go_where_torchvision_takes_the_pixels(flip):
         view = functional.horizontal_flip(view) if flip else view
         expected = F.avg_pool2d(view, cell).flatten(2).mT
         crop = torch.tensor([[top, left, height, width]]).repeat(5, 1) / side
-        found = carried(smooth.flatten(2).mT, crop, torch.full((5,), flip), grid)
+        found = warp_to_view(smooth.flatten(2).mT, crop, torch.full((5,), flip), grid)
         spread = smooth.std()
         assert (found - expected).abs().max() < 0.25 * spread
         assert (found - expected.unflatten(1, grid).flip(2).flatten(1, 2)).abs().max() > spread  # the measure can tell
@@ -277,7 +277,7 @@ def test_the_loader_s_crops_are_those_of_its_pictures(forty):
     batch = next(loader.micro_batches(0, 1))
     assert batch.crop is not None and batch.flip.any() and not batch.flip.all()
     chosen = pixels[batch.index].flatten(2).mT
-    expected = carried(chosen, batch.crop, batch.flip, (12, 12)).mT.unflatten(2, (12, 12))
+    expected = warp_to_view(chosen, batch.crop, batch.flip, (12, 12)).mT.unflatten(2, (12, 12))
     shown = batch.images * std.view(-1, 1, 1) + mean.view(-1, 1, 1)
     assert (shown - expected).abs().mean() < 0.05 and (shown.flip(3) - expected).abs().mean() > 0.1
 

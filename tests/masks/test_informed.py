@@ -97,14 +97,14 @@ def test_other_addresses_give_other_masks_and_no_other_noise_is_drawn(name):
 
 @pytest.mark.parametrize("name", INFORMED)
 def test_masks_are_random_until_the_start(name):
-    masker = INFORMED[name].started(0.0)
+    masker = INFORMED[name].start_at(0.0)
     if name.startswith("mix"):
         late = replace(masker, other=replace(masker.other, start=0.5))
     else:
         late = replace(masker, start=0.5)
     assert late.reads(0.49) is Signal.NONE and late.reads(0.5) is late.guide.signal is not Signal.NONE
-    assert late.started(0.25).reads(0.25) is late.guide.signal and late.started(0.25).reads(0.2) is Signal.NONE
-    assert late.started(0.9).reads(0.5) is late.guide.signal  # a trigger brings the start forward, never back
+    assert late.start_at(0.25).reads(0.25) is late.guide.signal and late.start_at(0.25).reads(0.2) is Signal.NONE
+    assert late.start_at(0.9).reads(0.5) is late.guide.signal  # a trigger brings the start forward, never back
     nothing = signal(5, (4, 4), width=0)
     mask = masks_of(late, nothing, (4, 4), progress=0.2)
     assert torch.equal(mask.hidden, RandomMasker()(nothing, address(5), 0.2, (4, 4)).hidden)
@@ -148,7 +148,7 @@ def test_no_gradient_is_kept(name):
     ],
 )
 def test_what_is_said_for_the_log(masker, names):
-    masker = masker.started(0.0)
+    masker = masker.start_at(0.0)
     score_maps = masker.score_maps(signal(3, (4, 4)), (4, 4))
     said = masker.describe(score_maps, masker(score_maps, address(3), 0.5, (4, 4)))
     assert sorted(said) == sorted(names) and all(value.shape == () and 0 <= value <= 1 for value in said.values())
@@ -315,7 +315,7 @@ def test_hints_fade_from_the_start_of_the_informed_masks():
         for moment in (progress, torch.tensor(progress)):  # as compiled steps have it
             mask = fading(score_maps, address(2), moment, grid)
             assert (inside & ~mask.hidden).sum(dim=1).tolist() == [hints] * 2
-    early = fading.started(0.25)(score_maps, address(2), 0.25, grid)  # brought forward by a trigger, they start there
+    early = fading.start_at(0.25)(score_maps, address(2), 0.25, grid)  # brought forward by a trigger, they start there
     assert (inside & ~early.hidden).sum(dim=1).tolist() == [12] * 2
 
 
@@ -377,8 +377,8 @@ def test_mixtures_of_mixtures_ask_the_masker_that_looks():
     inner = MixtureMasker(other=SelfGuided(start=0.5))
     outer = MixtureMasker(one=GridMasker(), other=inner)
     assert outer.guide is inner.other
-    assert outer.reads(0.4) is Signal.NONE and outer.started(0.3).reads(0.4) is Signal.FEATURES
-    assert masks_of(outer.started(0.0), signal(4, (4, 4)), (4, 4)).hidden.sum(dim=1).tolist() == [12] * 4
+    assert outer.reads(0.4) is Signal.NONE and outer.start_at(0.3).reads(0.4) is Signal.FEATURES
+    assert masks_of(outer.start_at(0.0), signal(4, (4, 4)), (4, 4)).hidden.sum(dim=1).tolist() == [12] * 4
 
 
 @pytest.mark.parametrize(

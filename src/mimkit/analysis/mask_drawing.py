@@ -165,7 +165,7 @@ def moment(masker: Masker, progress: float | None) -> tuple[Masker, float]:
         return masker, 0.0
     # Just when it starts to look: earlier its masks are random, and nobody wants to see those.
     start = min(masker.guide.start, LATEST)
-    return masker.started(start), start
+    return masker.start_at(start), start
 
 
 def with_ratio(masker: Masker, ratio: float) -> Masker:

@@ -1,4 +1,4 @@
-"""Mask sampler: a Batch enters, a Mask leaves; it looks for the masker and remembers what must outlive a step."""
+"""Mask sampler: a Batch enters, a Mask leaves. It computes what the masker reads, and keeps its memory."""
 
 import copy
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from mimkit.core.batch import Batch, DatasetView
 from mimkit.core.errors import UserError
 from mimkit.core.randomness import rng_keys, uniform
 from mimkit.guidance.exploitation import Exploitation
-from mimkit.guidance.signals import carried, compute_signal
+from mimkit.guidance.signals import compute_signal, warp_to_view
 from mimkit.masks.informed import ModelMasker
 from mimkit.masks.mask import Mask
 from mimkit.masks.masker import Masker, Signal
@@ -23,7 +23,7 @@ from mimkit.model.frozen import Frozen
 from mimkit.model.patches import patchify, unpatchify
 from mimkit.model.teacher import Teacher
 
-LATE = 0.999  # when every masker has started
+LATE = 0.999  # progress at which every masker is tried as if its start had come
 
 
 @dataclass(frozen=True)
@@ -50,28 +50,34 @@ class SampleEvidence:
 
 
 class MaskSampler(nn.Module):
-    """A masker with eyes and a memory: computes its signal without gradient, keeps what it must not forget.
+    """A masker with what it needs around it: a model that gives its signal, and state that outlives a step.
 
-    The moving average of the encoder, the masker's memory and cached score maps are part of the state dict, so they
-    survive a resume. A method holds one sampler and asks it for the mask of each batch.
+    A masker is a frozen value and sees no model. The sampler computes the signal that it asks for, without gradient, by
+    the encoder in training, its moving average or a teacher, and lets the masker make score maps and masks of it. The
+    moving average, the masker's memory and cached score maps are in the state dict, so they survive a resume. A method
+    holds one sampler and asks it for the mask of each batch.
     """
 
     memory: Tensor | None
     cache: Tensor | None
 
     def __init__(self, masker: Masker, encoder: Backbone, teacher: Teacher | None = None) -> None:
-        """`teacher`: the method's own, whose attention a masker reads that names no other.
+        """`teacher`: the method's own. A masker that reads attention then reads the teacher's instead of the encoder's,
+        unless its `scorer` names the moving average or another teacher.
 
         Raises:
-            UserError: the masker does not fit the grid of patches, now or once it has started, or cannot look.
+            UserError: the masker does not fit the grid of patches, now or once it has started, or the model that it
+                asks cannot give the signal.
         """
         super().__init__()
         self.views = try_out(masker, encoder.grid)
         self.configured = masker
-        self.masker = masker  # as configured, until what it remembers changes it
-        self.guide = guide = masker.guide
+        self.masker = masker  # as configured, until its memory changes it (see `remember`)
+        self.guide = guide = masker.guide  # the part of it that reads a signal: of a mixture, one of the two
         self.ramps = masker.ramps
-        self.slow: Backbone | None = None  # the moving average of the encoder, where that looks
+        # The moving average of the encoder, where that gives the signal. It may be put into training mode with the
+        # method: `compute_signal` drops nothing all the same.
+        self.slow: Backbone | None = None
         self.teacher: Frozen | None = None
         self.reads_method_teacher = False
         self.register_buffer("memory", masker.memory())
@@ -127,11 +133,11 @@ class MaskSampler(nn.Module):
         """The masker's score maps of a batch: looked up where they are cached, else computed from its images."""
         kind = self.masker.reads(progress)
         if kind is Signal.NONE:
-            return patches[..., :0]
+            return patches[..., :0]  # no score maps, but their shape and device
         if self.cache is not None and len(self.cache) and batch.crop is not None:
             assert batch.flip is not None
             cached = self.cache[batch.index.to(self.cache.device, non_blocking=True)].float()
-            return carried(cached, batch.crop, batch.flip, encoder.grid)
+            return warp_to_view(cached, batch.crop, batch.flip, encoder.grid)
         signal = self.signal(kind, encoder, patches) if attention is None else attention
         return self.masker.score_maps(signal, encoder.grid)
 
@@ -184,7 +190,10 @@ class MaskSampler(nn.Module):
         self.masker = self.configured.recall(self.memory)
 
     def cached_maps(self, encoder: Backbone, progress: float, dataset: DatasetView) -> Float[Tensor, "n N M"]:
-        """Score maps of every whole picture, in half precision; each process computes a part of them."""
+        """Score maps of every whole picture, in half precision.
+
+        Each process computes those of its own pictures, no two the same, and zeros elsewhere: the sum has them all.
+        """
         cache = None
         for images, index in dataset.batches():
             signal = self.signal(self.masker.reads(progress), encoder, patchify(images, encoder.patch))
@@ -222,15 +231,15 @@ def check_scorer(guide: ModelMasker, scorer: Backbone, name: str) -> None:
 
 
 def try_out(masker: Masker, grid: tuple[int, int]) -> int:
-    """Draw a mask on noise, before the masker's start and late in training; returns how many views it makes.
+    """Draw a mask on noise, as late in training and as before the masker's start; returns how many views it makes.
 
     Raises:
         UserError: with the masker's name and its reason, such as a grid that it does not divide.
     """
     views, patches = 0, grid[0] * grid[1]
-    with torch.device("cpu"):  # also where a model is built without weights
+    with torch.device("cpu"):  # also where a model is built on the meta device
         key = rng_keys("try out", torch.arange(1))
-        for stage, progress in ((masker.started(LATE), LATE), (masker, 0.0)):
+        for stage, progress in ((masker.start_at(LATE), LATE), (masker, 0.0)):
             try:
                 width = 0 if stage.reads(progress) is Signal.NONE else 4
                 noise = uniform(key, patches * width).reshape(1, patches, width)

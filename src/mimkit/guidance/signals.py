@@ -60,7 +60,7 @@ def nothing_dropped(encoder: Encoder) -> Generator[None]:
             module.training = True
 
 
-def carried(
+def warp_to_view(
     score_maps: Float[Tensor, "B N M"],
     crop: Float[Tensor, "B 4"],
     flip: Bool[Tensor, " B"],

@@ -38,13 +38,13 @@ class InformedMasker(Masker):
     def reads(self, progress: float) -> Signal:
         return Signal.NONE if progress < self.start else self.signal
 
-    def started(self, progress: float) -> "InformedMasker":
+    def start_at(self, progress: float) -> "InformedMasker":
         return replace(self, start=min(self.start, progress))
 
     def recall(self, memory: Float[Tensor, "..."]) -> "InformedMasker":
         """Started, if the trigger in its memory has fired."""
         trigger = Trigger.from_tensor(memory)
-        return self.started(trigger.fired_at) if trigger.fired else self
+        return self.start_at(trigger.fired_at) if trigger.fired else self
 
     def since(self, progress: Progress) -> Progress:
         """Progress since the start, in [0, 1): what hints decay over."""

@@ -106,7 +106,7 @@ class Masker:
         """The masker that looks: itself, or the part of it that does."""
         return self
 
-    def started(self, progress: float) -> "Masker":
+    def start_at(self, progress: float) -> "Masker":
         """This masker, which a trigger has started at this moment; one that cannot be started stays what it is."""
         return self
 

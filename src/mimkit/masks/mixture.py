@@ -65,8 +65,8 @@ class MixtureMasker(Masker):
     def recall(self, memory: Float[Tensor, "..."]) -> Masker:
         return replace(self, other=self.other.recall(memory))
 
-    def started(self, progress: float) -> Masker:
-        return replace(self, other=self.other.started(progress))
+    def start_at(self, progress: float) -> Masker:
+        return replace(self, other=self.other.start_at(progress))
 
     def describe(self, score_maps: Float[Tensor, "B N M"], mask: Mask) -> dict[str, Tensor]:
         return self.other.describe(score_maps, mask)

@@ -1,6 +1,7 @@
 """Callbacks: a step that begins or ends enters; looks before an epoch, checkpoints and the stop by a signal leave."""
 
 import signal
+import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from mimkit.train.training import StepOutputs, Training
 
 
 class EpochStart(Callback):
-    """Before the first step of an epoch the task may look at pictures outside the batches; what it says is logged."""
+    """Calls the task's `before_epoch`, which may run over pictures outside the batches, and logs what it returns."""
 
     def __init__(self, recorder: Recorder, dataset: DatasetView, *, count: int, batch_size: int) -> None:
         """`count` pictures are an epoch."""
@@ -32,7 +33,7 @@ class EpochStart(Callback):
             return
         start = time.perf_counter()
         self.recorder.note(training.task.before_epoch(epoch, step / training.total, self.dataset))
-        self.recorder.skip_time(time.perf_counter() - start)
+        self.recorder.exclude_time(time.perf_counter() - start)
 
 
 class StopSignal:
@@ -47,7 +48,10 @@ class StopSignal:
 
     @contextmanager
     def handling(self) -> Generator[None]:
-        """Catch them within the block. Python allows that in the main thread alone."""
+        """Catch them within the block. Python allows that in the main thread alone; in another nothing is caught."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
         numbers = (signal.SIGTERM, signal.SIGINT)
         before = {number: signal.signal(number, lambda number, frame: self.catch(number)) for number in numbers}
         try:
@@ -84,31 +88,35 @@ class Checkpointer(Callback):
         done = step + 1
         every = self.machine.save_every
         due = done == training.last or (every is not None and done % every == 0)
-        if self._ask(done) or due:
-            self.recorder.flush(training)  # also refuses to save after a loss that is not finite
+        if self._agree(done) or due:
+            # Raises after a loss that is not finite. The recorder has seen this step: it stands before in the list.
+            self.recorder.flush(training)
             start = time.perf_counter()
             self.save(training, done)
             self._saved_at = time.perf_counter()
-            self.recorder.skip_time(self._saved_at - start)
-        training.stop = self.stopped_by > 0
+            self.recorder.exclude_time(self._saved_at - start)
+        if self.stopped_by:
+            training.stop = True
 
-    def _ask(self, done: int) -> bool:
-        """Whether a signal or the clock wants a checkpoint now, of any process."""
+    def _agree(self, done: int) -> bool:
+        """Whether a signal or the clock of any process asks for a checkpoint now; the same answer for all."""
         world = distributed.world()
         if world > 1 and done < self._asked_step + self._ask_every:
             return False
         now = time.perf_counter()
+        # Of two different signals the larger number counts; which one does not matter.
         self.stopped_by = distributed.largest(self.stop.caught, self.device)
         late = distributed.largest(int(now - self._saved_at > 60 * self.machine.save_minutes), self.device) > 0
         if world > 1:
             elapsed = max(1e-6, now - self._asked_at)
             steps_per_second = distributed.largest(int((done - self._asked_step) / elapsed), self.device)
+            # From a number that all processes share: they must agree at the same steps, or they would wait for ever.
             self._ask_every = max(1, min(steps_per_second, self.machine.log_every))
             self._asked_step, self._asked_at = done, now
         return self.stopped_by > 0 or late
 
     def save(self, training: Training, done: int) -> None:
-        """A checkpoint and the export of the same step, if all weights are finite."""
+        """A checkpoint and the export of the same step; a UserError instead if a weight is not finite."""
         self.recorder.refuse_bad_weights(done, [*training.task.parameters(), *optimizer_tensors(training.optimizer)])
 
         def write() -> None:

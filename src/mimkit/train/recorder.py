@@ -29,26 +29,33 @@ class Window:
         self.start = time.perf_counter()
 
     def losses(self) -> Float[Tensor, "world micro"]:
-        """The loss of every micro batch of every process, each with the weight that it has in its step."""
+        """The loss of every micro batch of every process, divided by the micro batches of a step.
+
+        Summed over the window and divided by its steps that is the mean loss of a step.
+        """
         mine = [loss / len(outputs.losses) for _, outputs in self.outputs for loss in outputs.losses]
         return distributed.gather(torch.stack(mine)).double().cpu()
 
     def logs(self) -> dict[str, float]:
-        """The method's numbers: means over the steps, the micro batches and the processes, as the loss is one.
+        """The method's numbers, averaged as the loss: over the steps, the micro batches and the processes.
 
-        A number that some steps do not give, as what a masker says before it has started, is a mean over the others.
+        A number that only some steps give, as those of a masker that has started since, is averaged over these. Must be
+        called by every process.
         """
         values: dict[str, list[Tensor]] = {}
         for _, outputs in self.outputs:
             for logs in outputs.logs:
                 for name, value in logs.items():
                     values.setdefault(name, []).append(value)
-        if not values:
+        names = sorted({name for mine in distributed.gather_objects(tuple(values)) for name in mine})
+        if not names:
             return {}
-        means = torch.stack([torch.stack(entries).float().mean() for entries in values.values()])
-        return dict(zip(values, distributed.gather(means).mean(dim=0).tolist(), strict=True))
+        device = self.outputs[-1][1].losses[0].device
+        unknown = torch.tensor(torch.nan, device=device)  # of a process that has no such number
+        means = [torch.stack(values[name]).float().mean() if name in values else unknown for name in names]
+        return dict(zip(names, distributed.gather(torch.stack(means)).nanmean(dim=0).tolist(), strict=True))
 
-    def place(self, number: int) -> tuple[int, Tensor]:
+    def locate(self, number: int) -> tuple[int, Tensor]:
         """Step and pictures of a micro batch, by its number in the window."""
         micro_batches = [(step, index) for step, outputs in self.outputs for index in outputs.index]
         return micro_batches[number]
@@ -57,7 +64,8 @@ class Window:
 class Recorder(Callback):
     """Keeps what steps produced on the device and reads it when a line of metrics is due.
 
-    A line holds means over all steps since the one before it. At the steps of an evaluation its numbers join the line.
+    Loss and logs are means over all steps since the line before, learning rate and gradient norm are the last step's.
+    At the steps of an evaluation its numbers join the line.
     """
 
     def __init__(
@@ -86,18 +94,21 @@ class Recorder(Callback):
         """Numbers measured before this step; they join the next line."""
         self.window.notes |= numbers
 
-    def skip_time(self, seconds: float) -> None:
-        """Leave time spent on something else (saving) out of the speed."""
+    def exclude_time(self, seconds: float) -> None:
+        """Leave time that went into something else, as saving, out of the speed of the open window."""
         self.window.start += seconds
 
     def flush(self, training: Training) -> None:
-        """Read the window, stop at numbers that are not finite, evaluate if due, write one line. Collective."""
+        """Read the window, stop at numbers that are not finite, evaluate if due, write one line.
+
+        Must be called by every process.
+        """
         window = self.window
         if not window.outputs:
             return
         losses = window.losses()
+        self._list_skipped()  # first: bad pictures may be why a loss is bad
         self._stop_at_bad_loss(losses)
-        self._list_skipped()
         step, last = window.outputs[-1]
         count = len(window.outputs)
         seconds = time.perf_counter() - window.start
@@ -112,12 +123,13 @@ class Recorder(Callback):
         record |= self._gradient_norm(step, last) | window.logs() | window.notes
         if training.log_steps.evaluates(step):
             record |= self.evaluation.measure(step + 1)
+        distributed.on_main(lambda: self.log.write(record, self.evaluation.warning(record)), self.evaluation.device)
         if distributed.is_main():
-            self.log.write(record, self.evaluation.warning(record))
-            self.line.show(record, (self.total - step - 1) * seconds / count)
+            self.line.show(record, (self.total - step - 1) * seconds / count, final=step + 1 == training.last)
         self.window = Window()
 
     def _gradient_norm(self, step: int, outputs: StepOutputs) -> dict[str, float]:
+        """Of the last step; gradients are averaged over the processes already, so all of them see the same number."""
         if outputs.gradient_norm is None:
             return {}
         norm = outputs.gradient_norm.item()
@@ -132,20 +144,25 @@ class Recorder(Callback):
             self.skipped.add(entries)
 
     def refuse_bad_weights(self, step: int, tensors: list[Tensor]) -> None:
-        """A loss can be finite when the step after it was not: what is saved must be good."""
-        if not torch.nn.utils.get_total_norm(tensors).isfinite():
+        """What is saved must be good: a loss is computed before the update, which may have left numbers that are none.
+
+        Args:
+            step: how many steps are done.
+        """
+        largest = torch._foreach_norm([t for t in tensors if t.is_floating_point()], ord=torch.inf)
+        if not torch.stack([norm.float() for norm in largest]).isfinite().all():
             raise UserError(f"the weights are no longer finite after step {step}; {self._advice()}")
 
     def _stop_at_bad_loss(self, losses: Float[Tensor, "world micro"]) -> None:
         if losses.isfinite().all():
             return
-        place = int((~losses.isfinite()).any(0).nonzero()[0])  # the first in time
-        rank = int((~losses[:, place].isfinite()).nonzero()[0])
-        step, index = self.window.place(place)
+        first = int((~losses.isfinite()).any(0).nonzero()[0])  # micro batch of the window
+        rank = int((~losses[:, first].isfinite()).nonzero()[0])
+        step, index = self.window.locate(first)
         numbers = distributed.gather_objects(index[:3].tolist())[rank]
         names = ", ".join(self.pictures.where(number) for number in numbers)
         raise UserError(
-            f"the loss is {losses[rank, place].item()} at step {step + 1} (rank {rank}, pictures {names}, ...); "
+            f"the loss is {losses[rank, first].item()} at step {step + 1} (rank {rank}, pictures {names}, ...); "
             f"{self._advice()}"
         )
 
@@ -163,13 +180,13 @@ class ProgressLine:
         self.terminal = sys.stderr.isatty()
         self._shown = -math.inf
 
-    def show(self, record: dict[str, Any], seconds_left: float) -> None:
-        """Print the line unless the last one is too fresh; the last step always prints, and so does a warning."""
+    def show(self, record: dict[str, Any], seconds_left: float, *, final: bool = False) -> None:
+        """Print the line unless the one before is too fresh; the final step always prints, and so does a warning."""
         if "warning" in record:
             self.close()
             print(record["warning"], file=sys.stderr, flush=True)
         now = time.perf_counter()
-        if now - self._shown < (0.2 if self.terminal else 10.0) and record["step"] < self.total:
+        if now - self._shown < (0.2 if self.terminal else 10.0) and not final:
             return
         self._shown = now
         text = (
