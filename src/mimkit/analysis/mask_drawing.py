@@ -2,11 +2,10 @@
 
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Any, cast
 
 import timm
 import torch
-import tyro
 from jaxtyping import Float
 from rich.markup import escape
 from rich.table import Table
@@ -15,7 +14,6 @@ from torch import Tensor
 
 from mimkit.core.batch import Batch
 from mimkit.core.errors import UserError, at_least
-from mimkit.core.flags import Arguments
 from mimkit.core.grids import (
     colorize,
     displayable,
@@ -51,13 +49,13 @@ SAMPLE = 256  # pictures from which mean and standard deviation are taken for a 
 
 
 @dataclass(kw_only=True)
-class MaskArguments(Arguments):
-    """Draw a masker's masks on your pictures and count what they hide."""
+class MaskDrawing:
+    """What to draw: a masker's masks on pictures."""
 
-    data: tuple[str, ...]
+    data: tuple[str, ...] = ("photos",)
     """Pictures, as for pretrain."""
-    masker: Annotated[Masker, tyro.conf.arg(name="")] = field(default_factory=RandomMasker)
-    model: Annotated[str | None, tyro.conf.arg(name="from")] = None
+    masker: Masker = field(default_factory=RandomMasker)
+    model: str | None = None
     """The model that the masker asks: a run folder, an export folder, or a timm model with released weights. By
     default the teacher of a recipe whose masker asks it, the recipe's encoder before any training, or a small ViT."""
     progress: float | None = None
@@ -105,21 +103,21 @@ def masker_of(name: str, recipe: Pretrain) -> Masker:
     return recipe.method.masker
 
 
-def draw_masks(arguments: MaskArguments, recipe: Pretrain | None = None) -> tuple[dict[str, Any], Table]:
+def draw_masks(drawing: MaskDrawing, recipe: Pretrain | None = None) -> tuple[dict[str, Any], Table]:
     """Write the picture; returns the statistics over all masks drawn, as JSON and as a table."""
-    at_least(1, show=arguments.show, seeds=arguments.seeds)
-    if arguments.out.suffix.lower() != ".png":
-        raise UserError(f"--out {arguments.out} must end in .png")
-    masker, progress = moment(arguments.masker, arguments.progress)
-    maskers = [with_ratio(masker, ratio) for ratio in arguments.ratios] or [masker]
-    scene = open_scene(arguments, masker, masker.reads(progress), recipe)
-    images, numbers = some_images(scene, arguments.show)
+    at_least(1, show=drawing.show, seeds=drawing.seeds)
+    if drawing.out.suffix.lower() != ".png":
+        raise UserError(f"--out {drawing.out} must end in .png")
+    masker, progress = moment(drawing.masker, drawing.progress)
+    maskers = [with_ratio(masker, ratio) for ratio in drawing.ratios] or [masker]
+    scene = open_scene(drawing, masker, masker.reads(progress), recipe)
+    images, numbers = some_images(scene, drawing.show)
     signal = look(scene, masker, images, progress)
     objects = None
-    if arguments.objects is not None:
-        objects = object_fractions(arguments.objects, scene.pictures, numbers.tolist(), VIEW, scene.size, scene.patch)
+    if drawing.objects is not None:
+        objects = object_fractions(drawing.objects, scene.pictures, numbers.tolist(), VIEW, scene.size, scene.patch)
 
-    addresses = [rng_keys("masks", seed, torch.arange(len(images))) for seed in range(arguments.seeds)]
+    addresses = [rng_keys("masks", seed, torch.arange(len(images))) for seed in range(drawing.seeds)]
     scores = signal[..., 0] if signal.shape[2] else None
     drawn, counted = [], []
     for one in maskers:
@@ -131,21 +129,21 @@ def draw_masks(arguments: MaskArguments, recipe: Pretrain | None = None) -> tupl
         counted.append(found)
     sheet = columns(scene, masker, images, signal, objects, drawn)
     try:
-        labels = [f"{ratio:g}" for _ in images for ratio in arguments.ratios]
-        save_picture(titled_grid(sheet, labels=labels), arguments.out)
+        labels = [f"{ratio:g}" for _ in images for ratio in drawing.ratios]
+        save_picture(titled_grid(sheet, labels=labels), drawing.out)
     except OSError as error:
-        raise UserError(f"cannot write {arguments.out}: {error.strerror or error}") from error
+        raise UserError(f"cannot write {drawing.out}: {error.strerror or error}") from error
     result: dict[str, Any] = {
-        "masker": repr(arguments.masker),
-        "out": str(arguments.out),
+        "masker": repr(drawing.masker),
+        "out": str(drawing.out),
         "model": scene.evals,
         "trained": scene.trained if scene.evals else None,
         "progress": progress,
         **counted[0],
     }
-    if arguments.ratios:
-        result["ratios"] = [{"asked": asked} | found for asked, found in zip(arguments.ratios, counted, strict=True)]
-    return result, as_table(result, counted, [f"{ratio:g}" for ratio in arguments.ratios])
+    if drawing.ratios:
+        result["ratios"] = [{"asked": asked} | found for asked, found in zip(drawing.ratios, counted, strict=True)]
+    return result, as_table(result, counted, [f"{ratio:g}" for ratio in drawing.ratios])
 
 
 def moment(masker: Masker, progress: float | None) -> tuple[Masker, float]:
@@ -171,21 +169,21 @@ def with_ratio(masker: Masker, ratio: float) -> Masker:
     return replace(masker, **parts)
 
 
-def open_scene(arguments: MaskArguments, masker: Masker, reads: Signal, recipe: Pretrain | None) -> Scene:
+def open_scene(drawing: MaskDrawing, masker: Masker, reads: Signal, recipe: Pretrain | None) -> Scene:
     """Pictures, and the model that the masker asks where it asks one."""
-    asked = (arguments.size, arguments.size) if isinstance(arguments.size, int) else arguments.size
-    if min(*(asked or (1,)), arguments.patch or 1) < 1 or arguments.patch == 0:
+    asked = (drawing.size, drawing.size) if isinstance(drawing.size, int) else drawing.size
+    if min(*(asked or (1,)), drawing.patch or 1) < 1 or drawing.patch == 0:
         raise UserError("--size and --patch must be at least 1")
     scorer = masker.guide.scorer if isinstance(masker.guide, ModelMasker) else "online"
     teacher = None if scorer in ("online", "ema") else scorer
-    pictures = open_pictures(arguments.data, "all")
-    if arguments.model is not None:
+    pictures = open_pictures(drawing.data, "all")
+    if drawing.model is not None:
         if teacher and reads is not Signal.NONE:
             raise UserError(f"the masker asks its own teacher '{teacher}': leave --from away, or use --scorer online")
-        return with_model(arguments.model, pictures, arguments, asked)
+        return with_model(drawing.model, pictures, drawing, asked)
     size = asked or (recipe.images.shape() if recipe else (224, 224))
     config = recipe.encoder if recipe else EncoderConfig(name="vit_tiny_patch16_224")
-    patch = (arguments.patch, arguments.patch) if arguments.patch else patch_of(config, size)
+    patch = (drawing.patch, drawing.patch) if drawing.patch else patch_of(config, size)
     if size[0] % patch[0] or size[1] % patch[1]:
         raise UserError(
             f"{size[0]}x{size[1]} pixels do not divide into patches of {patch[0]}: change --size or --patch"
@@ -201,7 +199,7 @@ def open_scene(arguments: MaskArguments, masker: Masker, reads: Signal, recipe: 
         raise UserError("the masker asks the method's teacher and this recipe names none: give one with --from")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(integer("init", recipe.seed if recipe else 0))
-        encoder = replace(config, patch=arguments.patch or config.patch).build(size, pictures.channels)
+        encoder = replace(config, patch=drawing.patch or config.patch).build(size, pictures.channels)
     refuse_unsuitable(encoder.timm, config.name)
     assert isinstance(encoder, Encoder)
     evals, trained = teacher or own or config.name, (teacher or own) is not None
@@ -223,7 +221,7 @@ def patch_of(config: EncoderConfig, size: tuple[int, int]) -> tuple[int, int]:
     return side[0], side[1]
 
 
-def with_model(target: str, pictures: Pictures, arguments: MaskArguments, asked: tuple[int, int] | None) -> Scene:
+def with_model(target: str, pictures: Pictures, drawing: MaskDrawing, asked: tuple[int, int] | None) -> Scene:
     """The scene as a model of `--from` sees it: in its size, normalized like its pictures."""
     size, mean, std = asked, (0.0,) * pictures.channels, (1.0,) * pictures.channels
     if target != "pixels" and export_folder(target) is None:  # timm's: it takes any size, and has one of its own
@@ -237,10 +235,10 @@ def with_model(target: str, pictures: Pictures, arguments: MaskArguments, asked:
     encoder = Encoder(cast(VisionTransformer, found.model))
     encoder.mean, encoder.std = found.mean, found.std
     sides = f"images of {encoder.size[0]}x{encoder.size[1]} in patches of {encoder.patch[0]}"
-    if asked not in (None, encoder.size) or arguments.patch not in (None, encoder.patch[0]):
+    if asked not in (None, encoder.size) or drawing.patch not in (None, encoder.patch[0]):
         raise UserError(f"the model of {target} sees {sides}: leave --size and --patch away")
     if (found.channels, found.value_range) != (pictures.channels, None):
-        pictures = open_pictures(arguments.data, "all", channels=found.channels, value_range=found.value_range)
+        pictures = open_pictures(drawing.data, "all", channels=found.channels, value_range=found.value_range)
     return Scene(
         pictures=pictures,
         size=encoder.size,

@@ -5,14 +5,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from mimkit.cli import crash
 from mimkit.core import distributed
 from mimkit.core.errors import UserError
-from mimkit.core.flags import parse
 from mimkit.evaluate.finetune import count_classes, measure, start_of, unfinished
-from mimkit.recipes import find_recipe, recipes
+from mimkit.recipes import find_recipe
 from mimkit.recipes.choose import choose_recipe
 from mimkit.recipes.finetune import choose_finetuning
-from mimkit.recipes.overrides import PretrainArguments, exchange_masker, read_finetuning
+from mimkit.recipes.overrides import PretrainArguments, read_finetuning, read_pretraining, take_recipe
 from mimkit.train.cost import time_step
 from mimkit.train.monitor import BANK, QUERIES
 from mimkit.train.prepare import Prepared, Pretrain
@@ -26,15 +26,10 @@ def launch(args: list[str]) -> tuple[dict[str, Any], str, str | None]:
 
     Without a recipe an unfinished run goes on as it was, else one is chosen that fits data and machine.
     """
-    recipe = args.pop(0) if args and not args[0].startswith("-") else None
-    late = [word for word in args if recipe is None and word in recipes() and not Path(word).exists()]
-    if late:
-        raise UserError(f"the recipe comes first: mimkit pretrain {late[0]} --data DATA ...")
-    prog = f"mimkit pretrain {recipe or '[RECIPE]'}"
+    recipe, flags = take_recipe(args)
 
     def read(default: Pretrain) -> PretrainArguments:
-        exchange_masker(default, args)
-        return parse(PretrainArguments, args, prog, PretrainArguments(config=default))
+        return read_pretraining(recipe, flags, default)
 
     chosen = read(find_recipe(recipe) if recipe else Pretrain())
     if chosen.max_steps is not None and chosen.max_steps < 1:
@@ -56,6 +51,7 @@ def launch(args: list[str]) -> tuple[dict[str, Any], str, str | None]:
             plan_epochs(chosen.config, chosen.minutes, chosen.run)
         name = recipe
         folder = chosen.run or distributed.on_main(lambda: free_folder(name, chosen.config), device)
+        crash.note_run(folder)
         result = pretrain(chosen.config, folder, recipe=name, max_steps=chosen.max_steps, log=_log)
     return result, _words(result, folder, chosen.config), chosen.json
 
@@ -115,6 +111,7 @@ def finetune(words: list[str], args: list[str]) -> tuple[dict[str, Any], str, st
             folder = chosen.run or distributed.on_main(lambda: free_folder(name, config), device)
         assert folder is not None and recipe is not None
         place = folder
+        crash.note_run(place)
         if why:
             _log(f"chose the recipe {recipe} since {why}; 'mimkit recipes' lists others")
         if RunFolder(place).finished and unfinished(place):
