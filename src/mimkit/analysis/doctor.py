@@ -35,8 +35,8 @@ def examine(
 ) -> tuple[dict[str, Any], Table]:
     """The findings as JSON and as a table.
 
-    Of the pictures at most `limit` are read, spread over the set. Without a recipe one is chosen that fits; `batch_size`
-    and `epochs` replace those of the recipe.
+    Of the pictures at most `limit` are read, spread over the set. Without a recipe one is chosen that fits;
+    `batch_size` and `epochs` replace those of the recipe.
     """
     at_least(1, limit=limit, batch_size=batch_size, epochs=epochs)
     config = find_recipe(recipe) if recipe else Pretrain()

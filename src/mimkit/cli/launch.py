@@ -7,6 +7,7 @@ from typing import Any
 
 from mimkit.cli import crash
 from mimkit.core import distributed
+from mimkit.core.config import to_dict
 from mimkit.core.errors import UserError
 from mimkit.evaluate.finetune import count_classes, measure, start_of, unfinished
 from mimkit.recipes import find_recipe
@@ -53,7 +54,7 @@ def launch(args: list[str]) -> tuple[dict[str, Any], str, str | None]:
         folder = chosen.run or distributed.on_main(lambda: free_folder(name, chosen.config), device)
         crash.note_run(folder)
         result = pretrain(chosen.config, folder, recipe=name, max_steps=chosen.max_steps, log=_log)
-    return result, _words(result, folder, chosen.config), chosen.json
+    return result, _words(result, folder, chosen.config, "mimkit pretrain --run"), chosen.json
 
 
 def plan_epochs(config: Pretrain, minutes: float, folder: Path | None) -> None:
@@ -122,8 +123,7 @@ def finetune(words: list[str], args: list[str]) -> tuple[dict[str, Any], str, st
             result = distributed.on_main(
                 lambda: measure(place, device=device, workers=config.machine.readers()), device
             )
-    text = _words(result, place, config).replace("pretrain --run", "evaluate finetune")
-    return result, text, chosen.json
+    return result, _words(result, place, config, "mimkit evaluate finetune"), chosen.json
 
 
 def _log(line: str) -> None:
@@ -131,14 +131,14 @@ def _log(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-def _words(result: dict[str, Any], folder: Path, config: Pretrain) -> str:
+def _words(result: dict[str, Any], folder: Path, config: Pretrain, goes_on_with: str) -> str:
+    """What became of a run, and what to do next; `goes_on_with` is the command that takes its folder."""
     place = shlex.quote(str(folder))
-    if result["signal"]:
-        text = f"stopped and saved at step {result['steps']:,} of {result['of']:,}; go on with\n"
-        return text + f"  mimkit pretrain --run {place}"
-    if not result["finished"]:
-        text = f"{result['steps']:,} of {result['of']:,} steps done and saved; go on with\n"
-        return text + f"  mimkit pretrain --run {place}"
+    if result["signal"] or not result["finished"]:
+        steps = f"{result['steps']:,} of {result['of']:,}"
+        state = f"stopped and saved at step {steps}" if result["signal"] else f"{steps} steps done and saved"
+        trust = "".join(f" --trust {package}" for package in sorted(foreign_packages(to_dict(config))))
+        return f"{state}; go on with\n  {goes_on_with} {place}{trust}"
     picture = folder / "pictures" / "reconstruction.png"
     lines = [f"done: {result['steps']:,} steps in {result['seconds']:.0f} s"]
     if picture.exists():
@@ -147,6 +147,17 @@ def _words(result: dict[str, Any], folder: Path, config: Pretrain) -> str:
     lines.append(f"  the model      {load}")
     lines.append(f"  measure it     mimkit evaluate knn {place} --data {shlex.join(config.data)}")
     return "\n".join(lines)
+
+
+def foreign_packages(data: Any) -> set[str]:
+    """Packages of the classes in a config as plain data that are not ours, which its run folder will name."""
+    if isinstance(data, list):
+        return set().union(*map(foreign_packages, data))
+    if not isinstance(data, dict):
+        return set()
+    name = str(data.get("class", ""))
+    packages = {name.partition(":")[0].partition(".")[0]} if ":" in name else set()
+    return packages.union(*map(foreign_packages, data.values()))
 
 
 def free_folder(recipe: str, config: Pretrain) -> Path:

@@ -1,4 +1,4 @@
-"""`mimkit pretrain`: words enter, a trained run leaves. What can be refused without torch is refused before it loads."""
+"""`mimkit pretrain`: words enter, a trained run leaves. Wrong words are refused before torch loads."""
 
 from rich.markup import escape
 

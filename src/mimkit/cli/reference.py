@@ -11,6 +11,7 @@ import sys
 import typing
 from collections.abc import Iterator
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,10 @@ page current. Flags may stand before or after other words; a flag that takes sev
 `--debug`, which every command takes, shows the traceback of an error.
 """
 NOTES = {
-    "pretrain": "The flags are those of MAE with random masks. Those of a recipe, and of what `--masker` and `--target` put "
-    "into it, are listed by `mimkit pretrain RECIPE --help`.",
-    "evaluate finetune": "The flags are those of `finetune_mini_32`; `mimkit evaluate finetune TARGET RECIPE --help` lists "
-    "those of another recipe. `--label-fraction` is short for `--method.label-fraction`.",
+    "pretrain": "The flags are those of MAE with random masks. Those of a recipe, and of what `--masker` and "
+    "`--target` put into it, are listed by `mimkit pretrain RECIPE --help`.",
+    "evaluate finetune": "The flags are those of `finetune_mini_32`; `mimkit evaluate finetune TARGET RECIPE --help` "
+    "lists those of another recipe. `--label-fraction` is short for `--method.label-fraction`.",
     "masks": "The flags are those of the random masker; `mimkit masks NAME --help` lists those of another one.",
 }
 
@@ -47,11 +48,12 @@ def _docs_of(file: str, name: str) -> dict[str, str]:
     docs = {}
     tree = ast.parse(Path(file).read_text(encoding="utf-8"))
     body = next((node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name), [])
-    for number, node in enumerate(body[:-1]):
-        after = body[number + 1]
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and isinstance(after, ast.Expr):
-            if isinstance(after.value, ast.Constant) and isinstance(after.value.value, str):
-                docs[node.target.id] = " ".join(inspect.cleandoc(after.value.value).split())
+    for node, following in pairwise(body):
+        if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)):
+            continue
+        text = following.value if isinstance(following, ast.Expr) else None
+        if isinstance(text, ast.Constant) and isinstance(text.value, str):
+            docs[node.target.id] = " ".join(inspect.cleandoc(text.value).split())
     return docs
 
 

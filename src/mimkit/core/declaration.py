@@ -64,8 +64,8 @@ class Declared:
 def declarations(cls: type, default: Any = None, prefix: str = "") -> Iterator[Declared]:
     """Positionals and flags of a dataclass and of the dataclasses in it, as tyro names them.
 
-    `default` is an instance that gives the defaults, and with them the classes of the parts; parts that are None have no
-    flags.
+    `default` is an instance that gives the defaults, and with them the classes of the parts. Parts that are None have
+    no flags.
     """
     import tyro
 

@@ -34,9 +34,9 @@ def split_words(
 ) -> tuple[list[str], list[str]]:
     """Positionals, and flags with their values, wherever they stand.
 
-    A word right behind a flag is its value. `kinds` says what the further words behind a flag are: positionals if it takes
-    `one` value; values, if it takes `numbers` and they are some, or if it takes `words` and they are not certainly
-    positionals. A flag that is not in `kinds` may take numbers.
+    A word right behind a flag is its value. `kinds` says what further words behind a flag are: positionals if it takes
+    `one` value; values, if it takes `numbers` and they are some, or if it takes `words`, but for the first positional
+    that is certainly one. A flag that is not in `kinds` may take numbers.
     """
     positionals: list[str] = []
     flags: list[str] = []
@@ -51,7 +51,7 @@ def split_words(
         is_value = (
             (values == 0 and kind != "none")
             or (kind == "numbers" and is_number(word))
-            or (kind == "words" and not is_positional(word))
+            or (kind == "words" and (positionals != [] or not is_positional(word)))
         )
         if is_value:
             flags.append(word)

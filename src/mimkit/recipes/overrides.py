@@ -12,7 +12,7 @@ from tyro.conf import Positional
 from mimkit.core.declaration import Takes
 from mimkit.core.errors import UserError
 from mimkit.core.flags import Arguments, flag_value, parse, split_words
-from mimkit.recipes import find_recipe, recipes
+from mimkit.recipes import check_recipe, find_recipe, recipes
 from mimkit.recipes.parts import exchange_masker, exchange_target
 from mimkit.train.prepare import Pretrain
 
@@ -25,7 +25,8 @@ class PretrainArguments(Arguments):
     """Train on pictures without labels; on the folder of an unfinished run, go on with it."""
 
     recipe: Positional[str | None] = None
-    """One that 'mimkit recipes' lists, or package.module:function of your own; by default one that fits the pictures."""
+    """One that 'mimkit recipes' lists, or package.module:function of your own; by default one that fits the
+    pictures."""
     run: Path | None = None
     """Folder of the run; by default runs/RECIPE-DATA."""
     max_steps: int | None = None
@@ -59,25 +60,28 @@ class FinetuneArguments(Arguments):
     config: Annotated[Pretrain, tyro.conf.arg(name="")]
 
 
-def take_recipe(args: Sequence[str], finetuning: bool = False) -> tuple[str | None, list[str]]:
+def take_recipe(args: Sequence[str]) -> tuple[str | None, list[str]]:
     """The recipe that words name, first of all or between flags, and the other words in their order.
 
     A word right behind a flag is its value. Behind `--data`, which takes several, a recipe is a further word that names
     one and no file or folder.
 
     Raises:
-        UserError: a second word stands where a recipe would.
+        UserError: there is no such recipe, or a second word stands where a recipe would.
     """
-    known = recipes(finetuning)
-    kinds: dict[str, Takes] = {"--data": "words"} | dict.fromkeys(ONE_WORD, "one")
+    known = recipes()
+    kinds: dict[str, Takes] = {"--data": "words", **dict.fromkeys(ONE_WORD, "one")}
 
     def names_recipe(word: str) -> bool:
         return (word in known or bool(IMPORT_PATH.fullmatch(word))) and not Path(word).exists()
 
     words, flags = split_words(args, kinds, names_recipe)
+    if not words:
+        return None, flags
+    check_recipe(words[0])
     if words[1:]:
         raise UserError(f"pictures go behind --data: mimkit pretrain {words[0]} --data {' '.join(words[1:])}")
-    return (words[0] if words else None), flags
+    return words[0], flags
 
 
 def configured(words: list[str], args: list[str]) -> Pretrain:
