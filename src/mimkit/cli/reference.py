@@ -28,7 +28,7 @@ NOTES = {
     "pretrain": "The flags are those of MAE with random masks. Those of a recipe, and of what `--masker` and "
     "`--target` put into it, are listed by `mimkit pretrain RECIPE --help`.",
     "evaluate finetune": "The flags are those of `finetune_mini_32`; `mimkit evaluate finetune TARGET RECIPE --help` "
-    "lists those of another recipe. `--label-fraction` is short for `--method.label-fraction`.",
+    "lists those of another recipe.",
     "masks": "The flags are those of the random masker; `mimkit masks NAME --help` lists those of another one.",
 }
 
@@ -80,8 +80,6 @@ def type_words(annotation: Any) -> str:
             several = type_words(inner[0])
             return f"{several}, several" if "`" in several else f"{several}s"
         return f"{len(inner)} {type_words(inner[0])}s"
-    if typing.get_origin(annotation) is dict:
-        return "words: name, value, ..."
     return " or ".join(type_words(part) for part in inner if part is not type(None))
 
 
@@ -90,7 +88,7 @@ def default_words(entry: Declared) -> str:
     if entry.required:
         return "must be given"
     value = entry.default
-    if value is None or value in ((), "", {}):
+    if value is None or value in ((), ""):
         return ""
     words = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
     return f"`{words}`"

@@ -64,8 +64,8 @@ class Declared:
 def declarations(cls: type, default: Any = None, prefix: str = "") -> Iterator[Declared]:
     """Positionals and flags of a dataclass and of the dataclasses in it, as tyro names them.
 
-    `default` is an instance that gives the defaults, and with them the classes of the parts. Parts that are None have
-    no flags.
+    `default` is an instance that gives the defaults, and with them the classes of the parts. Parts that are None, and
+    dicts, have no flags.
     """
     import tyro
 
@@ -84,7 +84,7 @@ def declarations(cls: type, default: Any = None, prefix: str = "") -> Iterator[D
         elif isinstance(value, tuple) and value and all(dataclasses.is_dataclass(item) for item in value):
             for number, item in enumerate(value):
                 yield from declarations(type(item), item, f"{inner}{number}.")
-        elif not _holds_dataclass(hint):
+        elif not isinstance(value, dict) and not _holds_dataclass(hint):
             positional = tyro.conf.Positional in marks
             required = _default(field) is dataclasses.MISSING
             yield Declared(
@@ -119,8 +119,6 @@ def takes(annotation: Any) -> Takes:
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         parts = {takes(part) for part in typing.get_args(annotation)}
         return "words" if "words" in parts else "numbers" if "numbers" in parts else "one"
-    if typing.get_origin(annotation) is dict:
-        return "words"
     if typing.get_origin(annotation) is not tuple:
         return "one"
     return "numbers" if set(typing.get_args(annotation)) <= {int, float, bool, Ellipsis} else "words"

@@ -98,7 +98,9 @@ def parse(cls: type[A], args: Sequence[str], prog: str, default: A | None = None
             return cls()
     import tyro  # takes longer than `mimkit recipes` does
 
-    if not HELP & set(args):
+    if HELP & set(args):
+        args = ["--help"]  # alone, or tyro would leave out the positionals that are given
+    else:
         args = _positionals_first(cls, args, prog, default)
     drawn = io.StringIO()
     try:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from tyro.conf import Positional
@@ -24,7 +24,7 @@ ONE_WORD = ("--run", "--max-steps", "--minutes", "--masker", "--target", "--json
 class PretrainArguments(Arguments):
     """Train on pictures without labels; on the folder of an unfinished run, go on with it."""
 
-    recipe: Positional[str | None] = None
+    recipe: Positional[Annotated[str | None, tyro.conf.arg(metavar="[RECIPE]")]] = None
     """One that 'mimkit recipes' lists, or package.module:function of your own; by default one that fits the
     pictures."""
     run: Path | None = None
@@ -46,15 +46,17 @@ class PretrainArguments(Arguments):
 class FinetuneArguments(Arguments):
     """Train all weights of a target and a classifier on top with labels, then measure it on other pictures.
 
-    On the folder of an unfinished fine-tuning, go on with it. `--label-fraction 0.01` learns from 1 % of the labels.
+    On the folder of an unfinished fine-tuning, go on with it.
     """
 
-    target: Positional[str | None] = None
+    target: Positional[Annotated[str | None, tyro.conf.arg(metavar="TARGET")]] = None
     """A run folder, an export, a timm name, or `untrained:` and one of these."""
-    recipe: Positional[str | None] = None
+    recipe: Positional[Annotated[str | None, tyro.conf.arg(metavar="[RECIPE]")]] = None
     """One of those that 'mimkit recipes' lists last, or your own; by default one that fits the target."""
     run: Path | None = None
     """Folder of the run; by default runs/RECIPE-TARGET-DATA."""
+    label_fraction: float | None = None
+    """Learn from this fraction of the labels, 0.01 for 1 %; short for --method.label-fraction."""
     max_steps: int | None = None
     """Stop after so many steps of the planned schedule; the same command goes on."""
     config: Annotated[Pretrain, tyro.conf.arg(name="")]
@@ -112,11 +114,13 @@ def read_pretraining(recipe: str | None, flags: Sequence[str], default: Pretrain
 
 def read_finetuning(args: list[str], prog: str, default: Pretrain) -> FinetuneArguments:
     """Flags of `mimkit evaluate finetune` over a recipe."""
-    args = [re.sub(r"^--label-fraction(?==|$)", "--method.label-fraction", arg) for arg in args]
     default_arguments = FinetuneArguments(config=default)
     explained_by = re.sub(r" [A-Z|\[].*", "", prog)
     arguments = parse(FinetuneArguments, args, "mimkit evaluate finetune", default_arguments, explained_by)
     _refuse_stray(arguments.target)
+    if arguments.label_fraction is not None:
+        method: Any = arguments.config.method  # a FineTuneConfig
+        method.label_fraction = arguments.label_fraction
     return arguments
 
 
