@@ -30,7 +30,8 @@ def main(argv: list[str] | None = None) -> int:
     debug = "--debug" in args
     forget_run()
     try:
-        return run([renamed_flag(arg) for arg in args if arg != "--debug"])
+        command, *rest = trusting([renamed_flag(arg) for arg in args if arg != "--debug"]) or [""]
+        return run(command, rest)
     except UserError as error:
         if debug:
             raise
@@ -46,18 +47,17 @@ def main(argv: list[str] | None = None) -> int:
         return crashed(error, args, debug)
 
 
-def run(args: list[str]) -> int:
+def run(command: str, args: list[str]) -> int:
     """Hand the words over to the module of the command, which is imported only now."""
-    args = trusting(args)
-    command = args[0] if args else ""
-    if command.partition("=")[0] == COMPLETION:
+    option, _, shell = command.partition("=")
+    if option == COMPLETION:
         from mimkit.cli.completion import completion
 
-        print(completion(" ".join([command.partition("=")[2], *args[1:]]).strip()))
+        print(completion(" ".join(filter(None, [shell, *args]))))
         return 0
     if command not in COMMANDS:
         raise unknown("command", command, COMMANDS)
-    return importlib.import_module(f"mimkit.cli.{command}").run(args[1:])
+    return importlib.import_module(f"mimkit.cli.{command}").run(args)
 
 
 def crashed(error: Exception, args: list[str], debug: bool) -> int:

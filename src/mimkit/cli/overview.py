@@ -38,7 +38,7 @@ A first run, no data needed:   mimkit pretrain --data photos
 
 def overview() -> str:
     """The text of `mimkit --help`."""
-    lines = (f"  {name:<9} {form:<55} {summary}" for name, (form, summary) in COMMANDS.items())
+    lines = (f"  {name:<9} {form:<57} {summary}" for name, (form, summary) in COMMANDS.items())
     return TEXT.format(commands="\n".join(lines))
 
 
