@@ -53,7 +53,7 @@ def run(command: str, args: list[str]) -> int:
     if option == COMPLETION:
         from mimkit.cli.completion import completion
 
-        print(completion(" ".join(filter(None, [shell, *args]))))
+        print(completion(" ".join(word for word in (shell, *args) if word)))
         return 0
     if command not in COMMANDS:
         raise unknown("command", command, COMMANDS)
