@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw
 from scenes import PATCH, SIZE, Scenes, photographs, synthetic
 from torch import Tensor
 
-from mimkit.analysis.mask_drawing import MaskArguments, draw_masks
+from mimkit.analysis.mask_drawing import MaskDrawing, draw_masks
 from mimkit.core.randomness import rng_keys, uniform
 from mimkit.guidance.signals import compute_signal
 from mimkit.masks import (
@@ -323,7 +323,7 @@ def draw(run: Path, work: Path, file: Path) -> None:
         "self-guided": SelfGuidedMasker(start=0.0, hints=0.0),
     }.items():
         out = work / f"{name}.png"
-        draw_masks(MaskArguments(data=(str(folder),), masker=masker, model=str(run), out=out, show=4, seeds=1))
+        draw_masks(MaskDrawing(data=(str(folder),), masker=masker, model=str(run), out=out, show=4, seeds=1))
         parts.append(Image.open(out))
         parts[-1].info["name"] = name
     sheet = Image.new("RGB", (sum(part.width for part in parts), parts[0].height + 24), "white")

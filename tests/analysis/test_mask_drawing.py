@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from commandline import mimkit, refused
-from mimkit.analysis.mask_drawing import MaskArguments, draw_masks, masker_of, patch_of, with_ratio
+from mimkit.analysis.mask_drawing import MaskDrawing, draw_masks, masker_of, patch_of, with_ratio
 from mimkit.core.batch import Batch
 from mimkit.core.grids import (
     GAP,
@@ -207,7 +207,7 @@ def test_masks_of_a_recipe_have_its_patches():
 
 
 def test_masks_on_pictures(forty, tmp_path):
-    arguments = MaskArguments(data=(str(forty),), size=(24, 12), patch=4, out=tmp_path / "m.png", show=3, seeds=2)
+    arguments = MaskDrawing(data=(str(forty),), size=(24, 12), patch=4, out=tmp_path / "m.png", show=3, seeds=2)
     result, _ = draw_masks(arguments)
     assert result["masks"] == 6 and result["patches"] == 18 and result["ratio"] == pytest.approx(14 / 18)
     with Image.open(tmp_path / "m.png") as sheet:

@@ -190,7 +190,7 @@ WRONG = {  # end-condition 8 first
         "several sources go behind one --data",
     ),
     "data without --data": ("pretrain mae_mini_28 good", "mimkit pretrain mae_mini_28 --data good"),
-    "recipe behind the flags": ("pretrain --epochs 3 mae_mini_28 --data good", "the recipe comes first"),
+    "recipe behind the flags": ("pretrain --epochs 3 mae_mni_28 --data good", "did you mean 'mae_mini_28'?"),
     "no data": ("pretrain mae_mini_28 --run new", "--data is missing"),
     "json to nowhere": (
         "pretrain mae_mini_28 --data good --run new --json no/x.json",
@@ -214,7 +214,7 @@ WRONG = {  # end-condition 8 first
     ),
     "kind of evaluation": ("evaluate knm done --data good", "did you mean 'knn'?"),
     "target of evaluation": ("evaluate knn doen --data good", "did you mean 'done'?"),
-    "evaluation without data": ("evaluate knn done", "--data is missing; 'mimkit evaluate knn done --help'"),
+    "evaluation without data": ("evaluate knn done", "--data is missing; 'mimkit evaluate --help'"),
     "evaluation without labels": ("evaluate knn done --data flat", "measuring needs labels"),
     "evaluation with workers": ("evaluate knn done --data good --workers -1", "workers must be at least 0"),
     "masker": ("masks rndom --data good", "did you mean 'random'?"),
@@ -308,7 +308,7 @@ def test_debug_shows_the_traceback(inside):
 
 
 def test_what_nobody_expected_is_still_one_line(inside, monkeypatch):
-    monkeypatch.setattr("mimkit.cli.commands.recipes", lambda args: 1 / 0)
+    monkeypatch.setattr("mimkit.cli.recipes.run", lambda args: 1 / 0)
     said = mimkit("recipes")
     assert said.status == 1 and said.err.count("\n") == 1 and "--debug" in said.err
 

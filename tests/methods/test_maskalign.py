@@ -12,7 +12,7 @@ from torch import Tensor
 
 from commandline import FAST, mimkit, refused
 from drills import ranks, tiny
-from mimkit.analysis.mask_drawing import MaskArguments, draw_masks, look, open_scene
+from mimkit.analysis.mask_drawing import MaskDrawing, draw_masks, look, open_scene
 from mimkit.core.batch import Batch, DatasetView
 from mimkit.core.errors import UserError
 from mimkit.core.randomness import rng_keys
@@ -547,7 +547,7 @@ def test_masks_are_drawn_by_the_recipe_s_teacher(forty, teacher, tmp_path, monke
     run = tiny(forty)
     run.method, run.encoder.depth = MaskAlignConfig(teacher=teacher, layers=2), 3
     words = dict(data=(str(forty),), out=tmp_path / "m.png", show=2, seeds=1)
-    arguments = MaskArguments(masker=run.method.masker, **words)
+    arguments = MaskDrawing(masker=run.method.masker, **words)
     found, _ = draw_masks(arguments, run)
     assert found["model"] == teacher and found["trained"]
     scene = open_scene(arguments, run.method.masker, Signal.ATTENTION, run)
@@ -556,7 +556,7 @@ def test_masks_are_drawn_by_the_recipe_s_teacher(forty, teacher, tmp_path, monke
     expected = run.method.masker.score_maps(seer.features(images, 1, attention=True).attention, (3, 3))
     torch.testing.assert_close(look(scene, run.method.masker, images, 0.0), expected)
     for masker, who in ((MultinomialMasker(scorer="ema"), run.encoder.name), (AttMaskMasker(scorer=teacher), teacher)):
-        assert draw_masks(MaskArguments(masker=masker, **words), run)[0]["model"] == who
+        assert draw_masks(MaskDrawing(masker=masker, **words), run)[0]["model"] == who
     named = draw_masks(replace(arguments, model=teacher), run)[0]
     assert named["model"] == teacher
     run.encoder.name = NO_CLASS  # the student's class token is not asked for

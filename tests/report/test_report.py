@@ -372,6 +372,7 @@ def test_a_server_gives_nothing_else(server):
 
 
 def test_loopback_is_the_default():
-    from mimkit.cli.report import ViewArguments
+    from mimkit.cli.view import ViewArguments
 
-    assert ViewArguments().host == "127.0.0.1" and ViewArguments().port == 0
+    arguments = ViewArguments(run=Path("run"))
+    assert arguments.host == "127.0.0.1" and arguments.port == 0

@@ -5,7 +5,6 @@ import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
@@ -14,7 +13,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from mimkit.core.errors import at_least
-from mimkit.core.flags import Arguments
 from mimkit.core.memory import free_memory
 from mimkit.data.decode import BadPicture
 from mimkit.data.pictures import Pictures, sample
@@ -28,25 +26,24 @@ BAD_FRACTION = Images().bad_fraction
 SMALL = 2e7  # parameters; on a CPU, steps of larger models are timed with two pictures
 
 
-@dataclass(kw_only=True)
-class DoctorArguments(Arguments):
-    """Read pictures, name the bad ones, and estimate memory, steps and time of a recipe."""
+def examine(
+    data: list[str],
+    recipe: str | None,
+    *,
+    limit: int = 20_000,
+    batch_size: int | None = None,
+    epochs: int | None = None,
+) -> tuple[dict[str, Any], Table]:
+    """The findings as JSON and as a table.
 
-    limit: int = 20_000
-    """Read at most so many pictures, spread over the set."""
-    batch_size: int | None = None
-    """Pictures in a step, if other than the recipe's."""
-    epochs: int | None = None
-    """Passes over the pictures, if other than the recipe's."""
-
-
-def examine(data: list[str], recipe: str | None, arguments: DoctorArguments) -> tuple[dict[str, Any], Table]:
-    """The findings as JSON and as a table."""
-    at_least(1, limit=arguments.limit, batch_size=arguments.batch_size, epochs=arguments.epochs)
+    Of the pictures at most `limit` are read, spread over the set. Without a recipe one is chosen that fits;
+    `batch_size` and `epochs` replace those of the recipe.
+    """
+    at_least(1, limit=limit, batch_size=batch_size, epochs=epochs)
     config = find_recipe(recipe) if recipe else Pretrain()
     config.data = tuple(data)
     pictures, device = Prepared(config).pictures, config.machine.find_device()
-    result, sizes = _read(pictures, sample(len(pictures), arguments.limit))
+    result, sizes = _read(pictures, sample(len(pictures), limit))
     if not sizes:
         return result, _table(result)
     sides = sorted(min(size) for size in sizes.elements())
@@ -55,12 +52,12 @@ def examine(data: list[str], recipe: str | None, arguments: DoctorArguments) -> 
         "sizes": len(sizes),
     }
     if recipe is None:
-        recipe, epochs, _ = choose_recipe(pictures, device)
+        recipe, fitting_epochs, _ = choose_recipe(pictures, device)
         config = find_recipe(recipe)
-        config.data, config.epochs = tuple(data), epochs
+        config.data, config.epochs = tuple(data), fitting_epochs
     # What was given overrides the recipe after it is known which recipe that is.
-    config.batch_size = arguments.batch_size or config.batch_size
-    config.epochs = arguments.epochs or config.epochs
+    config.batch_size = batch_size or config.batch_size
+    config.epochs = epochs or config.epochs
     # Opened once: a folder of millions need not be walked again.
     prepared = Prepared(config, pictures=pictures)
     smaller = sum(side < min(prepared.size) for side in sides)

@@ -2,11 +2,10 @@
 
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Any, cast
 
 import timm
 import torch
-import tyro
 from jaxtyping import Float
 from rich.markup import escape
 from rich.table import Table
@@ -15,7 +14,6 @@ from torch import Tensor
 
 from mimkit.core.batch import Batch
 from mimkit.core.errors import UserError, at_least
-from mimkit.core.flags import Arguments
 from mimkit.core.grids import (
     colorize,
     displayable,
@@ -51,13 +49,13 @@ SAMPLE = 256  # pictures from which mean and standard deviation are taken for a 
 
 
 @dataclass(kw_only=True)
-class MaskArguments(Arguments):
-    """Draw a masker's masks on your pictures and count what they hide."""
+class MaskDrawing:
+    """What to draw: a masker's masks on pictures."""
 
-    data: tuple[str, ...]
+    data: tuple[str, ...] = ("photos",)
     """Pictures, as for pretrain."""
-    masker: Annotated[Masker, tyro.conf.arg(name="")] = field(default_factory=RandomMasker)
-    model: Annotated[str | None, tyro.conf.arg(name="from")] = None
+    masker: Masker = field(default_factory=RandomMasker)
+    model: str | None = None
     """The model that the masker asks: a run folder, an export folder, or a timm model with released weights. By
     default the teacher of a recipe whose masker asks it, the recipe's encoder before any training, or a small ViT."""
     progress: float | None = None
@@ -89,7 +87,7 @@ class Scene:
     std: tuple[float, ...]
     encoder: Encoder | None = None
     teacher: str | None = None  # the method's own, whose attention a masker reads that names no other
-    evals: str | None = None  # what to call who looks; None where nobody does
+    model_name: str | None = None  # what to call who looks; None where nobody does
     trained: bool = True
 
     @property
@@ -105,25 +103,25 @@ def masker_of(name: str, recipe: Pretrain) -> Masker:
     return recipe.method.masker
 
 
-def draw_masks(arguments: MaskArguments, recipe: Pretrain | None = None) -> tuple[dict[str, Any], Table]:
+def draw_masks(drawing: MaskDrawing, recipe: Pretrain | None = None) -> tuple[dict[str, Any], Table]:
     """Write the picture; returns the statistics over all masks drawn, as JSON and as a table."""
-    at_least(1, show=arguments.show, seeds=arguments.seeds)
-    if arguments.out.suffix.lower() != ".png":
-        raise UserError(f"--out {arguments.out} must end in .png")
-    prototype, progress = moment(arguments.masker, arguments.progress)
-    maskers = [with_ratio(prototype, ratio) for ratio in arguments.ratios] or [prototype]
-    scene = open_scene(arguments, prototype, prototype.reads(progress), recipe)
-    images, picture_numbers = some_images(scene, arguments.show)
+    at_least(1, show=drawing.show, seeds=drawing.seeds)
+    if drawing.out.suffix.lower() != ".png":
+        raise UserError(f"--out {drawing.out} must end in .png")
+    prototype, progress = moment(drawing.masker, drawing.progress)
+    maskers = [with_ratio(prototype, ratio) for ratio in drawing.ratios] or [prototype]
+    scene = open_scene(drawing, prototype, prototype.reads(progress), recipe)
+    images, picture_numbers = some_images(scene, drawing.show)
     # Looked at once: maskers of other ratios see the same signal.
     signal = look(scene, prototype, images, progress)
     objects = None
-    if arguments.objects is not None:
+    if drawing.objects is not None:
         objects = object_fractions(
-            arguments.objects, scene.pictures, picture_numbers.tolist(), VIEW, scene.size, scene.patch
+            drawing.objects, scene.pictures, picture_numbers.tolist(), VIEW, scene.size, scene.patch
         )
 
     # The same keys for every ratio: rows of the sheet differ by the ratio alone.
-    addresses = [rng_keys("masks", seed, torch.arange(len(images))) for seed in range(arguments.seeds)]
+    addresses = [rng_keys("masks", seed, torch.arange(len(images))) for seed in range(drawing.seeds)]
     scores = signal[..., 0] if signal.shape[2] else None
     drawn, by_ratio = [], []
     for masker in maskers:
@@ -136,23 +134,21 @@ def draw_masks(arguments: MaskArguments, recipe: Pretrain | None = None) -> tupl
         by_ratio.append(numbers)
     sheet = columns(scene, prototype, images, signal, objects, drawn)
     try:
-        labels = [f"{ratio:g}" for _ in images for ratio in arguments.ratios]
-        save_picture(titled_grid(sheet, labels=labels), arguments.out)
+        labels = [f"{ratio:g}" for _ in images for ratio in drawing.ratios]
+        save_picture(titled_grid(sheet, labels=labels), drawing.out)
     except OSError as error:
-        raise UserError(f"cannot write {arguments.out}: {error.strerror or error}") from error
+        raise UserError(f"cannot write {drawing.out}: {error.strerror or error}") from error
     result: dict[str, Any] = {
-        "masker": repr(arguments.masker),
-        "out": str(arguments.out),
-        "model": scene.evals,
-        "trained": scene.trained if scene.evals else None,
+        "masker": repr(drawing.masker),
+        "out": str(drawing.out),
+        "model": scene.model_name,
+        "trained": scene.trained if scene.model_name else None,
         "progress": progress,
         **by_ratio[0],
     }
-    if arguments.ratios:
-        result["ratios"] = [
-            {"asked": ratio} | numbers for ratio, numbers in zip(arguments.ratios, by_ratio, strict=True)
-        ]
-    return result, as_table(result, by_ratio, [f"{ratio:g}" for ratio in arguments.ratios])
+    if drawing.ratios:
+        result["ratios"] = [{"asked": ratio} | numbers for ratio, numbers in zip(drawing.ratios, by_ratio, strict=True)]
+    return result, as_table(result, by_ratio, [f"{ratio:g}" for ratio in drawing.ratios])
 
 
 def moment(masker: Masker, progress: float | None) -> tuple[Masker, float]:
@@ -179,21 +175,21 @@ def with_ratio(masker: Masker, ratio: float) -> Masker:
     return replace(masker, **parts)
 
 
-def open_scene(arguments: MaskArguments, masker: Masker, reads: Signal, recipe: Pretrain | None) -> Scene:
+def open_scene(drawing: MaskDrawing, masker: Masker, reads: Signal, recipe: Pretrain | None) -> Scene:
     """Pictures, and the model that the masker asks where it asks one."""
-    size = (arguments.size, arguments.size) if isinstance(arguments.size, int) else arguments.size
-    if min(*(size or (1,)), arguments.patch or 1) < 1 or arguments.patch == 0:
+    size = (drawing.size, drawing.size) if isinstance(drawing.size, int) else drawing.size
+    if min(*(size or (1,)), drawing.patch or 1) < 1 or drawing.patch == 0:
         raise UserError("--size and --patch must be at least 1")
     scorer = masker.guide.scorer if isinstance(masker.guide, ModelMasker) else "online"
     teacher = None if scorer in ("online", "ema") else scorer
-    pictures = open_pictures(arguments.data, "all")
-    if arguments.model is not None:
+    pictures = open_pictures(drawing.data, "all")
+    if drawing.model is not None:
         if teacher and reads is not Signal.NONE:
             raise UserError(f"the masker asks its own teacher '{teacher}': leave --from away, or use --scorer online")
-        return with_model(arguments.model, pictures, arguments, size)
+        return with_model(drawing.model, pictures, drawing, size)
     image_size = size or (recipe.images.shape() if recipe else (224, 224))
     config = recipe.encoder if recipe else EncoderConfig(name="vit_tiny_patch16_224")
-    patch = (arguments.patch, arguments.patch) if arguments.patch else patch_of(config, image_size)
+    patch = (drawing.patch, drawing.patch) if drawing.patch else patch_of(config, image_size)
     if image_size[0] % patch[0] or image_size[1] % patch[1]:
         raise UserError(
             f"{image_size[0]}x{image_size[1]} pixels do not divide into patches of {patch[0]}: change --size or --patch"
@@ -210,7 +206,7 @@ def open_scene(arguments: MaskArguments, masker: Masker, reads: Signal, recipe: 
     # The weights that `pretrain` begins with: same seed, same address.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(integer("init", recipe.seed if recipe else 0))
-        encoder = replace(config, patch=arguments.patch or config.patch).build(image_size, pictures.channels)
+        encoder = replace(config, patch=drawing.patch or config.patch).build(image_size, pictures.channels)
     refuse_unsuitable(encoder.timm, config.name)
     assert isinstance(encoder, Encoder)
     model_name, trained = teacher or own or config.name, (teacher or own) is not None
@@ -219,7 +215,7 @@ def open_scene(arguments: MaskArguments, masker: Masker, reads: Signal, recipe: 
         model_name, trained = f"{config.name} from {config.weights}", True
     encoder.mean, encoder.std = statistics(pictures, sample_size=SAMPLE)
     plain = replace(plain, mean=encoder.mean, std=encoder.std)
-    return replace(plain, encoder=encoder, teacher=own, evals=model_name, trained=trained)
+    return replace(plain, encoder=encoder, teacher=own, model_name=model_name, trained=trained)
 
 
 def patch_of(config: EncoderConfig, size: tuple[int, int]) -> tuple[int, int]:
@@ -232,7 +228,7 @@ def patch_of(config: EncoderConfig, size: tuple[int, int]) -> tuple[int, int]:
     return side[0], side[1]
 
 
-def with_model(target: str, pictures: Pictures, arguments: MaskArguments, fixed_size: tuple[int, int] | None) -> Scene:
+def with_model(target: str, pictures: Pictures, drawing: MaskDrawing, fixed_size: tuple[int, int] | None) -> Scene:
     """The scene as a model of `--from` sees it: in its size, normalized like its pictures."""
     size, mean, std = fixed_size, (0.0,) * pictures.channels, (1.0,) * pictures.channels
     if target != "pixels" and export_folder(target) is None:  # timm's: it takes any size, and has one of its own
@@ -246,10 +242,10 @@ def with_model(target: str, pictures: Pictures, arguments: MaskArguments, fixed_
     encoder = Encoder(cast(VisionTransformer, extractor.model))
     encoder.mean, encoder.std = extractor.mean, extractor.std
     sides = f"images of {encoder.size[0]}x{encoder.size[1]} in patches of {encoder.patch[0]}"
-    if fixed_size not in (None, encoder.size) or arguments.patch not in (None, encoder.patch[0]):
+    if fixed_size not in (None, encoder.size) or drawing.patch not in (None, encoder.patch[0]):
         raise UserError(f"the model of {target} sees {sides}: leave --size and --patch away")
     if (extractor.channels, extractor.value_range) != (pictures.channels, None):
-        pictures = open_pictures(arguments.data, "all", channels=extractor.channels, value_range=extractor.value_range)
+        pictures = open_pictures(drawing.data, "all", channels=extractor.channels, value_range=extractor.value_range)
     return Scene(
         pictures=pictures,
         size=encoder.size,
@@ -257,7 +253,7 @@ def with_model(target: str, pictures: Pictures, arguments: MaskArguments, fixed_
         mean=extractor.mean,
         std=extractor.std,
         encoder=encoder,
-        evals=target,
+        model_name=target,
         trained=not target.startswith("untrained:"),
     )
 
@@ -285,11 +281,11 @@ def look(scene: Scene, masker: Masker, images: Float[Tensor, "B C H W"], progres
         assert scene.encoder.mean is not None and scene.encoder.std is not None
         student = (scene.encoder.grid, scene.encoder.channels, scene.encoder.mean, scene.encoder.std)
         teacher = Teacher(scene.teacher, *student)
-    elif reads is Signal.ATTENTION and scene.evals and not scene.encoder.timm.has_class_token:
+    elif reads is Signal.ATTENTION and scene.model_name and not scene.encoder.timm.has_class_token:
         guide = masker.guide
         if not isinstance(guide, ModelMasker) or guide.scorer in ("online", "ema"):
             raise UserError(
-                f"{type(guide).__name__} reads the class token's attention and {scene.evals} has no class token: give "
+                f"{type(guide).__name__} reads the class token's attention and {scene.model_name} has none: give "
                 "another model with --from"
             )
     encoder = scene.encoder.eval()

@@ -5,14 +5,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from mimkit.cli import crash
 from mimkit.core import distributed
+from mimkit.core.config import to_dict
 from mimkit.core.errors import UserError
-from mimkit.core.flags import parse
 from mimkit.evaluate.finetune import count_classes, measure, start_of, unfinished
-from mimkit.recipes import find_recipe, recipes
+from mimkit.recipes import find_recipe
 from mimkit.recipes.choose import choose_recipe
 from mimkit.recipes.finetune import choose_finetuning
-from mimkit.recipes.overrides import PretrainArguments, exchange_masker, read_finetuning
+from mimkit.recipes.overrides import PretrainArguments, read_finetuning, read_pretraining, take_recipe
 from mimkit.train.cost import time_step
 from mimkit.train.monitor import BANK, QUERIES
 from mimkit.train.prepare import Prepared, Pretrain
@@ -26,15 +27,10 @@ def launch(args: list[str]) -> tuple[dict[str, Any], str, str | None]:
 
     Without a recipe an unfinished run goes on as it was, else one is chosen that fits data and machine.
     """
-    recipe = args.pop(0) if args and not args[0].startswith("-") else None
-    late = [word for word in args if recipe is None and word in recipes() and not Path(word).exists()]
-    if late:
-        raise UserError(f"the recipe comes first: mimkit pretrain {late[0]} --data DATA ...")
-    prog = f"mimkit pretrain {recipe or '[RECIPE]'}"
+    recipe, flags = take_recipe(args)
 
     def read(default: Pretrain) -> PretrainArguments:
-        exchange_masker(default, args)
-        return parse(PretrainArguments, args, prog, PretrainArguments(config=default))
+        return read_pretraining(recipe, flags, default)
 
     chosen = read(find_recipe(recipe) if recipe else Pretrain())
     if chosen.max_steps is not None and chosen.max_steps < 1:
@@ -56,8 +52,9 @@ def launch(args: list[str]) -> tuple[dict[str, Any], str, str | None]:
             plan_epochs(chosen.config, chosen.minutes, chosen.run)
         name = recipe
         folder = chosen.run or distributed.on_main(lambda: free_folder(name, chosen.config), device)
+        crash.note_run(folder)
         result = pretrain(chosen.config, folder, recipe=name, max_steps=chosen.max_steps, log=_log)
-    return result, _words(result, folder, chosen.config), chosen.json
+    return result, _words(result, folder, chosen.config, "mimkit pretrain --run"), chosen.json
 
 
 def plan_epochs(config: Pretrain, minutes: float, folder: Path | None) -> None:
@@ -115,6 +112,7 @@ def finetune(words: list[str], args: list[str]) -> tuple[dict[str, Any], str, st
             folder = chosen.run or distributed.on_main(lambda: free_folder(name, config), device)
         assert folder is not None and recipe is not None
         place = folder
+        crash.note_run(place)
         if why:
             _log(f"chose the recipe {recipe} since {why}; 'mimkit recipes' lists others")
         if RunFolder(place).finished and unfinished(place):
@@ -125,8 +123,7 @@ def finetune(words: list[str], args: list[str]) -> tuple[dict[str, Any], str, st
             result = distributed.on_main(
                 lambda: measure(place, device=device, workers=config.machine.readers()), device
             )
-    text = _words(result, place, config).replace("pretrain --run", "evaluate finetune")
-    return result, text, chosen.json
+    return result, _words(result, place, config, "mimkit evaluate finetune"), chosen.json
 
 
 def _log(line: str) -> None:
@@ -134,14 +131,14 @@ def _log(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-def _words(result: dict[str, Any], folder: Path, config: Pretrain) -> str:
+def _words(result: dict[str, Any], folder: Path, config: Pretrain, goes_on_with: str) -> str:
+    """What became of a run, and what to do next; `goes_on_with` is the command that takes its folder."""
     place = shlex.quote(str(folder))
-    if result["signal"]:
-        text = f"stopped and saved at step {result['steps']:,} of {result['of']:,}; go on with\n"
-        return text + f"  mimkit pretrain --run {place}"
-    if not result["finished"]:
-        text = f"{result['steps']:,} of {result['of']:,} steps done and saved; go on with\n"
-        return text + f"  mimkit pretrain --run {place}"
+    if result["signal"] or not result["finished"]:
+        steps = f"{result['steps']:,} of {result['of']:,}"
+        state = f"stopped and saved at step {steps}" if result["signal"] else f"{steps} steps done and saved"
+        trust = "".join(f" --trust {package}" for package in sorted(foreign_packages(to_dict(config))))
+        return f"{state}; go on with\n  {goes_on_with} {place}{trust}"
     picture = folder / "pictures" / "reconstruction.png"
     lines = [f"done: {result['steps']:,} steps in {result['seconds']:.0f} s"]
     if picture.exists():
@@ -150,6 +147,17 @@ def _words(result: dict[str, Any], folder: Path, config: Pretrain) -> str:
     lines.append(f"  the model      {load}")
     lines.append(f"  measure it     mimkit evaluate knn {place} --data {shlex.join(config.data)}")
     return "\n".join(lines)
+
+
+def foreign_packages(data: Any) -> set[str]:
+    """Packages of the classes in a config as plain data that are not ours, which its run folder will name."""
+    if isinstance(data, list):
+        return set().union(*map(foreign_packages, data))
+    if not isinstance(data, dict):
+        return set()
+    name = str(data.get("class", ""))
+    packages = {name.partition(":")[0].partition(".")[0]} if ":" in name else set()
+    return packages.union(*map(foreign_packages, data.values()))
 
 
 def free_folder(recipe: str, config: Pretrain) -> Path:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mimkit.compare.contender import OURS, Contender, flag_name, slug
 from mimkit.core.errors import UserError
+from mimkit.core.names import trusted
 from mimkit.evaluate.finetune import unfinished
 from mimkit.recipes import find_recipe
 from mimkit.recipes.overrides import read_finetuning
@@ -120,8 +121,9 @@ class Children:
             raise self.why
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as file:
-            command = [sys.executable, "-m", "mimkit.cli", *words]
             # A session of its own: Ctrl-C goes to this process alone, which asks the children to save.
+            trust = [f"--trust={package}" for package in trusted()]
+            command = [sys.executable, "-P", "-m", "mimkit.cli", *words, *trust]  # -P: no code from the working folder
             child = subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
         self.running.add(child)
         if self.why:  # since the last look

@@ -106,6 +106,11 @@ def trust(name: str) -> None:
     _trusted.add(name.partition(":")[0].partition(".")[0])
 
 
+def trusted() -> list[str]:
+    """The packages that `trust` has allowed in this process, for a process that it starts."""
+    return sorted(_trusted)
+
+
 def class_name(cls: type) -> str:
     """What a class is called on disk."""
     own = CLASSES.get(cls.__qualname__) == cls.__module__

@@ -1,0 +1,108 @@
+"""`mimkit evaluate`: words enter, accuracies of frozen features or of a fine-tuned model leave."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal, get_args
+
+from rich.markup import escape
+from tyro.conf import Positional, arg
+
+from mimkit.cli.console import show
+from mimkit.cli.overview import wanted
+from mimkit.core.errors import UserError, at_least, unknown
+from mimkit.core.flags import HELP, Arguments, flag_kinds, parse, split_words
+
+Kind = Literal["knn", "probe", "attentive", "all", "finetune"]
+
+
+@dataclass(kw_only=True)
+class EvaluateArguments(Arguments):
+    """Measure a run folder, an export, a timm model, `pixels`, or `untrained:NAME`."""
+
+    kind: Positional[Kind]
+    """k nearest neighbors, a linear or an attentive probe, or `all` of them, on frozen features; or `finetune`, which
+    has flags of its own: 'mimkit evaluate finetune --help'."""
+    target: Positional[Annotated[tuple[str, ...], arg(metavar="TARGET ...")]]
+    """What is measured, one or several, in one table."""
+    data: tuple[str, ...]
+    """Pictures with labels: as for pretrain."""
+    pool: Literal["auto", "mean", "class", "both", "grid", "blocks", "all"] = "auto"
+    """Features (knn, probe): mean of the patch tokens, class token, both side by side, means of 2 x 2 cells, class
+    token and mean of each of the last 4 blocks, or all of these; `auto`: what was trained, class token or mean."""
+    k: int = 20
+    """Neighbors (knn)."""
+    temperature: float = 0.07
+    """Of the neighbors' votes (knn)."""
+    method: Literal["auto", "logistic", "lars", "maskalign", "moco", "moco_v3", "simclr", "dino"] = "auto"
+    """Of the probe: logistic regression, or a paper's linear one (`lars`: MAE's); `auto`: logistic regression up to
+    10,000 pictures, then MAE's."""
+    attentive: bool = False
+    """With `all`: the attentive probe too, which takes longer."""
+    limit_train: int | None = None
+    """Use so many training pictures, spread over the set."""
+    limit_test: int | None = None
+    """Use so many test pictures, spread over the set."""
+    device: str = "auto"
+    """`cpu` or `cuda`."""
+    workers: int = 2
+    """Processes that read pictures."""
+
+
+def declaration() -> tuple[type[Arguments], Arguments | None]:
+    """The dataclass, and where its flags get defaults from others an instance."""
+    return EvaluateArguments, None
+
+
+def finetune_declaration() -> tuple[type[Arguments], Arguments | None]:
+    """The same of `mimkit evaluate finetune`, with the defaults of its smallest recipe."""
+    from mimkit.recipes import find_recipe
+    from mimkit.recipes.overrides import FinetuneArguments
+
+    return FinetuneArguments, FinetuneArguments(config=find_recipe("finetune_mini_32", finetuning=True))
+
+
+def run(args: list[str]) -> int:
+    """Measure one target or several in one table, or fine-tune one; 128 + N when signal N stopped a fine-tuning."""
+    words, flags = split_words(args, flag_kinds(EvaluateArguments))
+    if words and words[0] not in get_args(Kind):
+        raise unknown("kind of evaluation", words[0], get_args(Kind))
+    if words[:1] == ["finetune"]:
+        return _finetune(words[1:], flags)
+    arguments = parse(EvaluateArguments, args, "mimkit evaluate")
+    from mimkit.evaluate.run import evaluate, table
+
+    at_least(0, workers=arguments.workers)
+    if arguments.attentive and arguments.kind != "all":
+        raise UserError("--attentive goes with 'mimkit evaluate all'; alone it is 'mimkit evaluate attentive'")
+    several = ("knn", "probe", "attentive") if arguments.attentive else ("knn", "probe")
+    kinds = several if arguments.kind == "all" else (arguments.kind,)
+    results = [
+        evaluate(
+            kind,
+            target,
+            arguments.data,
+            device=arguments.device,
+            workers=arguments.workers,
+            limit_train=arguments.limit_train,
+            limit_test=arguments.limit_test,
+            k=arguments.k,
+            temperature=arguments.temperature,
+            method=arguments.method,
+            pools=[arguments.pool],
+        )
+        for target in arguments.target
+        for kind in kinds
+        if (arguments.kind, kind, target) != ("all", "attentive", "pixels")  # which have no tokens
+    ]
+    show({"results": results}, arguments.json, table(results))
+    return 0
+
+
+def _finetune(words: list[str], flags: list[str]) -> int:
+    if not words and not HELP & set(flags):
+        raise wanted("evaluate")
+    from mimkit.cli.launch import finetune
+    from mimkit.evaluate.finetune import table
+
+    result, text, json_to = finetune(words, flags)
+    show(result, json_to, table(result) if "accuracy" in result else escape(text))
+    return 128 + result["signal"] if result["signal"] else 0

@@ -1,0 +1,81 @@
+"""`mimkit export`: a run folder enters, a folder that timm or Hugging Face loads leaves."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from rich.markup import escape
+from tyro.conf import Positional, arg
+
+from mimkit.cli.console import show
+from mimkit.core.errors import UserError
+from mimkit.core.flags import Arguments, parse
+
+
+@dataclass(kw_only=True)
+class ExportArguments(Arguments):
+    """Write the model of a run for timm or for Hugging Face's ViTMAE."""
+
+    run: Positional[Path]
+    """The folder that 'mimkit pretrain' wrote."""
+    to: Literal["timm", "huggingface"] = "timm"
+    """Who loads it."""
+    out: Annotated[Path, arg(metavar="DIR")]
+    """Folder to write."""
+
+
+def declaration() -> tuple[type[Arguments], Arguments | None]:
+    """The dataclass, and where its flags get defaults from others an instance."""
+    return ExportArguments, None
+
+
+def run(args: list[str]) -> int:
+    """Leave with the model."""
+    arguments = parse(ExportArguments, args, "mimkit export")
+    from mimkit.train.run_folder import RunFolder
+
+    folder = arguments.run
+    if not RunFolder(folder).exists:
+        raise UserError(f"{folder} holds no run of mimkit: give the folder that 'mimkit pretrain' wrote")
+    if arguments.to == "timm":
+        _for_timm(folder, arguments.out)
+        load = f"timm.create_model('local-dir:{arguments.out.absolute()}', pretrained=True)"
+    else:
+        _for_huggingface(folder, arguments.out)
+        load = f"transformers.ViTMAEForPreTraining.from_pretrained('{arguments.out}')"
+    show(
+        {"out": str(arguments.out), "to": arguments.to},
+        arguments.json,
+        escape(f"wrote {arguments.out}; load it with\n  {load}"),
+    )
+    return 0
+
+
+def _for_timm(folder: Path, out: Path) -> None:
+    """Copy the export of a run."""
+    from mimkit.weights.folder import replaced
+
+    if not (folder / "export" / "model.safetensors").exists():
+        raise UserError(f"{folder} has no export yet: go on with 'mimkit pretrain --run {folder}'")
+    with replaced(out) as partial:
+        shutil.copytree(folder / "export", partial, dirs_exist_ok=True)
+
+
+def _for_huggingface(folder: Path, out: Path) -> None:
+    """Write the model of the last checkpoint, encoder and decoder."""
+    from mimkit.train.checkpoint import checkpoints, load_checkpoint
+    from mimkit.train.export import export_encoder
+    from mimkit.train.prepare import Prepared
+    from mimkit.train.run_folder import MEASURED, RunFolder
+
+    run_folder = RunFolder(folder)
+    saved = run_folder.read_config()
+    saves = checkpoints(folder)
+    if not saves:
+        raise UserError(f"{folder} has no checkpoint yet: go on with 'mimkit pretrain --run {folder}'")
+    ready = Prepared(saved["config"], saved["resolved"], begun=True)
+    state = load_checkpoint(saves[-1])
+    ready.task.load_state_dict(state["model"])
+    measured = {key: value for record in run_folder.metrics() for key, value in record.items() if key in MEASURED}
+    export_encoder(ready, out, recipe=saved["recipe"], step=state["step"], measured=measured, to="huggingface")

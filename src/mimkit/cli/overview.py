@@ -1,0 +1,47 @@
+"""The overview: nothing enters, the text of `mimkit --help` leaves. Nothing is imported, so that it is fast.
+
+A test compares each line with what the command declares.
+"""
+
+from mimkit.core.errors import UserError
+
+COMMANDS = {
+    "recipes": ("[--json FILE]", "list the recipes"),
+    "pretrain": ("[RECIPE] --data DATA [--run DIR] [--epochs N] ...", "learn from pictures without labels"),
+    "evaluate": (
+        "knn|probe|attentive|all|finetune TARGET ... --data DATA",
+        "measure a run, an export, a timm model or a baseline",
+    ),
+    "compare": ("RECIPE RECIPE ... --data DATA [--budget compute]", "train and measure several under one budget"),
+    "analyze": ("TARGET ... --data DATA [--out DIR]", "what each layer and head of a model does"),
+    "report": ("RUN ... [--out FILE]", "one page of curves, pictures and metrics, to open anywhere"),
+    "view": ("RUN [--port 0] [--host 127.0.0.1]", "the same page, following a run that still trains"),
+    "masks": ("MASKER|RECIPE [--data DATA] [--from RUN]", "draw masks on your pictures"),
+    "export": ("RUN --out DIR [--to timm|huggingface]", "leave with the model"),
+    "doctor": ("DATA ... [RECIPE]", "what is wrong with a folder before anything trains"),
+    "diff": ("RUN RUN", "what differs between two runs"),
+}
+"""Name: positionals and the flags that one gives most, and what the command does."""
+
+TEXT = """usage: mimkit COMMAND ...
+
+{commands}
+
+'mimkit COMMAND --help' explains one. DATA: folders, text files of paths, Parquet files, or photos,
+fashion-mnist, cifar10, cifar100, stl10, imagenette. Every command takes --json FILE (or - for the standard
+output), --trust PACKAGE (of your own, whose code a run folder may name) and --debug; flags may stand before
+other words. 'mimkit --print-completion bash' (or zsh) prints what completes all this behind a Tab.
+
+A first run, no data needed:   mimkit pretrain --data photos
+"""
+
+
+def overview() -> str:
+    """The text of `mimkit --help`."""
+    lines = (f"  {name:<9} {form:<57} {summary}" for name, (form, summary) in COMMANDS.items())
+    return TEXT.format(commands="\n".join(lines))
+
+
+def wanted(command: str) -> UserError:
+    """The error for a command that lacks something that must be given."""
+    return UserError(f"wanted: mimkit {command} {COMMANDS[command][0]}; 'mimkit {command} --help' explains")
