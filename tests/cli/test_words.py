@@ -277,7 +277,7 @@ def test_parts_from_outside_train_and_are_drawn(outside, forty):
             "pretrain simmim_mini_32 --target pixels --data photos",
             "use raw-pixels, color-bins, color-clusters, token-ids",
         ),
-        ("pretrain mae_mini_28 --target my_parts:MyColors --data photos", "use pixels, or your own Pixels"),
+        ("pretrain mae_mini_28 --target my_parts:MyColors --data photos", "use pixels, or your own PatchTarget"),
         ("pretrain simclr_mini_32 --target pixels --data photos", "SimCLR predicts no target"),
         ("masks my_parts:number --data photos", "makes a int: name a Masker, or a recipe"),
         ("masks my_parts:MyMaskr --data photos", "has no attribute 'MyMaskr'"),

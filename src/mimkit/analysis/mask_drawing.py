@@ -285,8 +285,8 @@ def look(scene: Scene, masker: Masker, images: Float[Tensor, "B C H W"], progres
         guide = masker.guide
         if not isinstance(guide, ModelMasker) or guide.scorer in ("online", "ema"):
             raise UserError(
-                f"{type(guide).__name__} reads the class token's attention and {scene.model_name} has none: give "
-                "another model with --from"
+                f"{type(guide).__name__} reads the class token's attention and {scene.model_name} has no class token: "
+                "give another model with --from"
             )
     encoder = scene.encoder.eval()
     number = torch.arange(len(images))
