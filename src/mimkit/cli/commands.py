@@ -237,6 +237,13 @@ def analyze(args: list[str]) -> int:
     return 0
 
 
+def embed(args: list[str]) -> int:
+    """Write a vector of each picture."""
+    from mimkit.cli.embed import embed as write
+
+    return write(args)
+
+
 def report(args: list[str]) -> int:
     """Write a page about one run or several."""
     from mimkit.cli.report import report as write

@@ -77,10 +77,12 @@ def evaluate(
     train, test, extractor = _open(target, [data] if isinstance(data, str) else list(data))
     limits: Any = dict(limit_train=limit_train, limit_test=limit_test)
     settings: dict[str, Any] = {"size": list(extractor.size)}
+    if extractor.assumed:
+        settings["assumed"] = extractor.assumed
     if kind == "attentive":
         measured: dict[str, Any] = evaluate_attentive(extractor, train, test, device=where, workers=workers, **limits)
     else:
-        chosen = _pools(extractor, pools)
+        chosen = choose_pools(extractor, pools)
         features = [
             extract(extractor, pictures, device=where, pools=chosen, limit=limit, workers=workers)
             for pictures, limit in ((train, limit_train), (test, limit_test))
@@ -182,7 +184,7 @@ def usual_size(pictures: Pictures) -> tuple[int, int]:
     return one if max(one) <= _LARGE else _USUAL
 
 
-def _pools(extractor: Extractor, asked: Sequence[Choice]) -> list[Pool]:
+def choose_pools(extractor: Extractor, asked: Sequence[Choice]) -> list[Pool]:
     """The pools to measure, the headline first."""
     valid = extractor.pools
     if extractor.model is None:
