@@ -1,6 +1,7 @@
 """Files of embeddings: vectors enter in pieces, a complete .parquet, .npz or .csv file leaves, and back."""
 
 import csv
+import io
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ ENDINGS = (".parquet", ".npz", ".csv")
 GROUP = 64 << 20  # bytes of a row group of Parquet
 CHUNK = 8192  # paths that are laid out at once
 KEY = b"mimkit"  # of Parquet's metadata
+Entry = IO[bytes] | io.BufferedIOBase  # a file inside an archive: the first by its stubs, the second in truth
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,7 +246,7 @@ class NpzWriter(Writer):
                     np.lib.format.write_array(entry, array, allow_pickle=False)
         self.abandon()
 
-    def _copy_paths(self, entry: IO[bytes]) -> None:
+    def _copy_paths(self, entry: Entry) -> None:
         """Paths as an array of strings of one length, laid out piece by piece."""
         kind = np.dtype(f"<U{self._longest}")
         _write_header(entry, kind, (self._count,))
@@ -270,14 +272,14 @@ class _Spool:
         self.file.write(np.ascontiguousarray(values).data)
         self._rows += len(values)
 
-    def copy(self, entry: IO[bytes]) -> None:
+    def copy(self, entry: Entry) -> None:
         """The whole column as a .npy."""
         _write_header(entry, self._kind, (self._rows, *self._shape))
         self.file.seek(0)
         shutil.copyfileobj(self.file, entry, 1 << 20)
 
 
-def _write_header(entry: IO[bytes], kind: np.dtype, shape: tuple[int, ...]) -> None:
+def _write_header(entry: Entry, kind: np.dtype, shape: tuple[int, ...]) -> None:
     about = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_2_0(entry, about)
 

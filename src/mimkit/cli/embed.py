@@ -41,6 +41,7 @@ def embed(args: list[str]) -> int:
     words = []
     while args and not args[0].startswith("-"):
         words.append(args.pop(0))
+    args = [part for n, word in enumerate(args) for part in _spelled_out(word, args[n + 1 : n + 2])]
     prog = f"mimkit embed {words[0] if words else 'TARGET'}"
     options = parse(EmbedArguments, args, prog)
     if len(words) != 1:
@@ -67,3 +68,8 @@ def embed(args: list[str]) -> int:
         lines.append(f"  assumed: {result['assumed']}")
     show(result, options.json, escape("\n".join(lines)))
     return 0
+
+
+def _spelled_out(word: str, following: list[str]) -> list[str]:
+    """`--tokens` alone means `--tokens True`."""
+    return [word, "True"] if word == "--tokens" and following not in (["True"], ["False"]) else [word]
