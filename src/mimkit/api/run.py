@@ -1,5 +1,6 @@
 """Runs: a recipe or a target with data, or a run folder, enters; a run to look at, to use and to resume leaves."""
 
+import multiprocessing
 import os
 import signal
 import tempfile
@@ -17,6 +18,7 @@ from mimkit.api.pretrain import Data, Resolved, places, plan_epochs, resolve, st
 from mimkit.api.results import FineTuning, Masks, Page, Rows, html_table, picture_tag
 from mimkit.api.target import Target
 from mimkit.core.errors import UserError, missing_extra, unknown
+from mimkit.data.spawn import GUARD
 from mimkit.evaluate.finetune import unfinished
 from mimkit.evaluate.target import export_folder
 from mimkit.masks import Masker, maskers
@@ -190,7 +192,7 @@ class Run(Target):
         if self.finished:
             log(f"{self.folder} is finished: {self.steps[1]:,} steps")
             return self
-        _refuse_thread()
+        _refuse_other_process_or_thread()
         if self.config.method.supervised:
             start = Resolved(self.recipe, self.config, folder=self.folder)
             result = train_finetuning(start, self.target, max_steps=max_steps, log=log)
@@ -248,7 +250,7 @@ def pretrain(
     Raises:
         UserError: anything a person can mend, as a call outside the main thread, where no signal can be heard.
     """
-    _refuse_thread()
+    _refuse_other_process_or_thread()
     folder = None if run is None else Path(run).expanduser()
     resolved = resolve(recipe, data, folder)
     config = resolved.config
@@ -289,7 +291,7 @@ def finetune(
     Raises:
         UserError: anything a person can mend.
     """
-    _refuse_thread()
+    _refuse_other_process_or_thread()
     name = target.target if isinstance(target, Target) else os.fspath(target)
     start = start_finetuning(name, recipe, data)
     config: Any = start.config
@@ -318,8 +320,14 @@ def _after(result: dict[str, Any], log: Log) -> Run:
     return run
 
 
-def _refuse_thread() -> None:
-    """Signals are heard in the main thread alone, and training saves when it hears one."""
+def _refuse_other_process_or_thread() -> None:
+    """Training is for the main process and thread.
+
+    A worker that imports the person's script, because it needs a class of it, would train again; and signals, at which
+    training saves, are heard in the main thread alone.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # while a spawned process imports the script
+        raise UserError(f"a worker is about to train again: {GUARD}")
     if threading.current_thread() is not threading.main_thread():
         raise UserError(
             "training hears Ctrl-C and SIGTERM in the main thread alone: call it there, or in a process of its own"
