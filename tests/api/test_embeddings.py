@@ -74,6 +74,7 @@ def test_a_file_is_written_in_pieces(run, labeled, tmp_path, monkeypatch):
             kind, "write", lambda self, rows, write=write: (pieces.append(len(rows.vectors)), write(self, rows))[1]
         )
     monkeypatch.setattr(embedding_files, "GROUP", 16 * 4 * 16)
+    monkeypatch.setattr(embedding_files, "CHUNK", 7)
     for ending in embedding_files.ENDINGS:
         run.embed_to(tmp_path / f"e{ending}", batch_size=8)
     assert pieces == [8] * 15

@@ -345,6 +345,10 @@ JSON = {
         "analyze done --data good --pictures 8 --metrics rank --device cpu --workers 0",
         lambda found: {row["target"] for row in found["rows"]} == {"done"},
     ),
+    "embed": (
+        "embed done --data good --out {new}.npz --workers 0 --device cpu",
+        lambda found: (found["pictures"], found["rows"], found["skipped"]) == (40, 40, 0),
+    ),
     "report": (
         "report done --out {new}.html --metrics none --pictures 2 --device cpu",
         lambda found: found["bytes"] > 20_000 and found["out"].endswith(".html"),

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,7 +20,7 @@ import numpy as np
 from mimkit.core.errors import UserError, missing_extra
 
 ENDINGS = (".parquet", ".npz", ".csv")
-GROUP = 64 << 20  # bytes of a row group of Parquet
+GROUP = 32 << 20  # bytes of a row group of Parquet
 CHUNK = 8192  # paths that are laid out at once
 KEY = b"mimkit"  # of Parquet's metadata
 Entry = IO[bytes] | io.BufferedIOBase  # a file inside an archive: the first by its stubs, the second in truth
@@ -153,7 +154,7 @@ class ParquetWriter(Writer):
         table = arrow.table(columns)
         if self._writer is None:
             schema = table.schema.with_metadata({KEY: self.about.json().encode()})
-            self._writer = self._parquet.ParquetWriter(self.file, schema)
+            self._writer = self._parquet.ParquetWriter(self.file, schema, use_dictionary=["path", "class"])
         self._tables.append(table)
         if sum(table.nbytes for table in self._tables) >= GROUP:
             self._flush()
@@ -252,7 +253,7 @@ class NpzWriter(Writer):
         _write_header(entry, kind, (self._count,))
         self._paths.seek(0)
         lines = iter(self._paths)
-        while piece := [json.loads(line) for line, _ in zip(lines, range(CHUNK), strict=False)]:
+        while piece := [json.loads(line) for line in islice(lines, CHUNK)]:
             entry.write(np.array(piece, kind).tobytes())
 
     def abandon(self) -> None:
