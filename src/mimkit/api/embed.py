@@ -28,9 +28,9 @@ BATCH = 256  # pictures at once
 
 def open_for(target: str, data: Sequence[str], split: Split = "all") -> tuple[Extractor, Pictures]:
     """A target as evaluation opens it for these data, and their pictures as it wants them. Raises UserError."""
-    own = export_folder(target)  # before pictures are opened, which can take long
+    export = export_folder(target)  # before pictures are opened, which can take long
     pictures = open_pictures(data, "all")
-    mean, std = statistics(pictures) if own is None else ((), ())
+    mean, std = statistics(pictures) if export is None else ((), ())
     extractor = open_target(target, size=usual_size(pictures), channels=pictures.channels, mean=mean, std=std)
     converted = (extractor.channels, extractor.value_range) != (pictures.channels, pictures.value_range)
     if converted or split != "all":
@@ -188,9 +188,9 @@ class _Work:
 
     def _batches(self) -> Iterator[tuple[Tensor, np.ndarray]]:
         """Normalized images and the numbers of their pictures."""
-        what = f"embedding {escape(self.pictures.name)}"
+        title = f"embedding {escape(self.pictures.name)}"
         for images, _, numbers in batches_for(
-            self.extractor, self.pictures, what, skipped=self.skipped, **self.settings
+            self.extractor, self.pictures, title, skipped=self.skipped, **self.settings
         ):
             yield images, numbers.numpy()
 

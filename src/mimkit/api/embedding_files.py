@@ -326,8 +326,8 @@ def _read_npz(file: Path) -> tuple[VectorRows, About]:
 
 
 def _read_csv(file: Path) -> tuple[VectorRows, About]:
-    with open(file, encoding="utf-8", newline="") as opened:
-        lines = csv.reader(opened)
+    with open(file, encoding="utf-8", newline="") as stream:
+        lines = csv.reader(stream)
         heads = next(lines, [])
         first = heads.index("v0")
         paths, labels, vectors = [], [], []

@@ -145,10 +145,10 @@ class Embeddings:
             raise UserError(f"there is no map '{method}': auto, umap or tsne")
         if len(self) < 5:
             raise UserError(f"a map needs 5 pictures or more, got {len(self)}")
-        known = find_spec("umap") is not None
-        if method == "umap" and not known:
+        installed = find_spec("umap") is not None
+        if method == "umap" and not installed:
             raise UserError("the map 'umap' needs a package: pip install umap-learn, or take 'tsne'")
-        if method == "umap" or (method == "auto" and known):
+        if method == "umap" or (method == "auto" and installed):
             from umap import UMAP  # type: ignore[missing-import]
 
             near = min(15, len(self) - 1)
@@ -191,8 +191,8 @@ class Embeddings:
 
     def _repr_html_(self) -> str:
         """What they are, and some pictures with their neighbors."""
-        shown = f"<p>{html.escape(repr(self))}</p>"
-        return shown + (self.neighbors(min(6, len(self) - 1))._repr_html_() if len(self) > 1 else "")
+        page = f"<p>{html.escape(repr(self))}</p>"
+        return page + (self.neighbors(min(6, len(self) - 1))._repr_html_() if len(self) > 1 else "")
 
     def _unit(self) -> np.ndarray:
         """Vectors of length 1; those of length 0 stay."""

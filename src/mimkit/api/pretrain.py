@@ -221,8 +221,8 @@ def train_finetuning(
         folder = start.folder
         if folder is None:
             config.method.classes = config.method.classes or distributed.on_main(lambda: count_classes(config), device)
-            words = f"{start.name}-{Path(target.replace(':', '-')).resolve().name}"
-            folder = run or distributed.on_main(lambda: free_folder(words, config), device)
+            title = f"{start.name}-{Path(target.replace(':', '-')).resolve().name}"
+            folder = run or distributed.on_main(lambda: free_folder(title, config), device)
         place = folder
         if start.why:
             on_main_only(log)(f"chose the recipe {start.name} since {start.why}; 'mimkit recipes' lists others")

@@ -82,10 +82,10 @@ class Run(Target):
             frame: as a DataFrame of pandas (True) or as a list of dicts (False); by default a frame if pandas is there.
         """
         records = Rows(self._files.metrics())
-        known = find_spec("pandas") is not None
-        if frame and not known:
+        installed = find_spec("pandas") is not None
+        if frame and not installed:
             raise UserError("a frame needs a package: pip install pandas, or take metrics(frame=False)")
-        if frame is False or not known:
+        if frame is False or not installed:
             return records
         import pandas  # type: ignore[missing-import]
 
@@ -119,15 +119,16 @@ class Run(Target):
         Raises:
             UserError: anything a person can mend.
         """
-        chosen = self._masker(masker)
-        own_teacher = isinstance(chosen.guide, ModelMasker) and chosen.guide.scorer not in ("online", "ema")
+        masker_settings = self._masker(masker)
+        guide = masker_settings.guide
+        own_teacher = isinstance(guide, ModelMasker) and guide.scorer not in ("online", "ema")
         extractor = self.extractor
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "masks.png"
             result, _ = draw_masks(
                 MaskArguments(
                     data=self._data(data),
-                    masker=chosen,
+                    masker=masker_settings,
                     model=None if own_teacher else self.target,
                     size=extractor.size if own_teacher else None,
                     patch=self.encoder().patch[0] if own_teacher else None,
@@ -214,13 +215,13 @@ class Run(Target):
         rows: list[tuple[str, object]] = [("run", repr(self)), ("data", " ".join(config.data))]
         rows += [("encoder", config.encoder.name), ("method", type(config.method).__name__.removesuffix("Config"))]
         rows += [("epochs", config.epochs), ("batch", config.batch_size)]
-        shown = html_table(("", ""), [*rows, *last.items()])
+        page = html_table(("", ""), [*rows, *last.items()])
         if "accuracy" in self.result:
-            shown += FineTuning(self.result)._repr_html_()
+            page += FineTuning(self.result)._repr_html_()
         for name in ("pictures/reconstruction.png", "confusion.png"):
             if (self.folder / name).is_file():
-                shown += picture_tag((self.folder / name).read_bytes(), name)
-        return shown
+                page += picture_tag((self.folder / name).read_bytes(), name)
+        return page
 
 
 def pretrain(

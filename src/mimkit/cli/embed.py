@@ -41,7 +41,7 @@ def embed(args: list[str]) -> int:
     words = []
     while args and not args[0].startswith("-"):
         words.append(args.pop(0))
-    args = [part for n, word in enumerate(args) for part in _spelled_out(word, args[n + 1 : n + 2])]
+    args = [spelled for n, word in enumerate(args) for spelled in _spelled_out(word, args[n + 1 : n + 2])]
     prog = f"mimkit embed {words[0] if words else 'TARGET'}"
     options = parse(EmbedArguments, args, prog)
     if len(words) != 1:

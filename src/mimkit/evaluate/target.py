@@ -245,8 +245,8 @@ def _open_file(
     height, width = (max(patch, -(-side // patch) * patch) for side in size or weights.size)
     if weights.channels == 3:
         mean, std = IMAGENET
-    opened = _extractor(target, weights.build((height, width)), (height, width), weights.channels, mean, std)
-    return replace(opened, assumed=weights.assumed)
+    extractor = _extractor(target, weights.build((height, width)), (height, width), weights.channels, mean, std)
+    return replace(extractor, assumed=weights.assumed)
 
 
 def _open_timm(
@@ -264,8 +264,8 @@ def _open_timm(
         raise UserError(f"timm has no released weights of '{name}': use {UNTRAINED}{name}, or a local export")
 
     if size is None and not hub:
-        own = timm.get_pretrained_cfg(name)
-        size = (own.input_size[1], own.input_size[2]) if own is not None else _NATIVE
+        released = timm.get_pretrained_cfg(name)
+        size = (released.input_size[1], released.input_size[2]) if released is not None else _NATIVE
 
     def build(**args: Any) -> nn.Module:
         with torch.random.fork_rng(devices=[]):

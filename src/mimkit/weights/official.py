@@ -58,11 +58,11 @@ class Official:
         encoder = Encoder(vit)
         report = load_weights(str(self.file), encoder)
         extra = [key for key in report.unexpected if key.startswith("vit.") and not key.startswith(HEAD)]
-        if odd := [*report.missing, *extra]:
-            what = "lacks" if report.missing else "also holds"
+        if strange := [*report.missing, *extra]:
+            verb = "lacks" if report.missing else "also holds"
             raise UserError(
-                f"'{self.file}' is not the plain ViT that its shapes speak of: it {what} "
-                f"{odd[0].removeprefix('vit.')}; give a file of MAE's layout, or a timm model"
+                f"'{self.file}' is not the plain ViT that its shapes speak of: it {verb} "
+                f"{strange[0].removeprefix('vit.')}; give a file of MAE's layout, or a timm model"
             )
         return encoder.timm
 
