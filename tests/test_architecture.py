@@ -20,6 +20,7 @@ ORDER = [
     "analysis",
     "report",
     "compare",
+    "api",
     "cli",
 ]  # a file imports from what stands before it, or from its own folder
 KNOW_TYRO = {"core/declaration.py", "core/flags.py", "recipes/overrides.py"}  # and the commands

@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 
 from commandline import SMALL, TINY, mimkit, refused
-from mimkit.cli import launch
-from mimkit.cli.launch import free_folder
+from mimkit.api import pretrain
+from mimkit.api.pretrain import free_folder
 from mimkit.cli.main import COMMANDS
 from mimkit.core.errors import UserError
 from mimkit.core.flags import Arguments, parse
@@ -345,6 +345,10 @@ JSON = {
         "analyze done --data good --pictures 8 --metrics rank --device cpu --workers 0",
         lambda found: {row["target"] for row in found["rows"]} == {"done"},
     ),
+    "embed": (
+        "embed done --data good --out {new}.npz --workers 0 --device cpu",
+        lambda found: (found["pictures"], found["rows"], found["skipped"]) == (40, 40, 0),
+    ),
     "report": (
         "report done --out {new}.html --metrics none --pictures 2 --device cpu",
         lambda found: found["bytes"] > 20_000 and found["out"].endswith(".html"),
@@ -377,19 +381,19 @@ def test_json_to_the_standard_output_and_to_a_file(inside, tmp_path, command, ri
 
 def test_minutes_plan_fewer_epochs_and_the_same_command_goes_on(forty, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(launch, "time_step", lambda configs: [0.5])  # 40 pictures: 20 s an epoch
+    monkeypatch.setattr(pretrain, "time_step", lambda configs: [0.5])  # 40 pictures: 20 s an epoch
     command = f"pretrain mae_mini_28 --data {forty} --run run {TINY.replace('--epochs 1', '--epochs 9')} --minutes 1.1"
     assert "3 of 9 epochs fit into 1.1 min" in mimkit(f"{command} --max-steps 2").err
-    monkeypatch.setattr(launch, "time_step", lambda configs: [0.1])  # the machine is quicker now: the plan stays
+    monkeypatch.setattr(pretrain, "time_step", lambda configs: [0.1])  # the machine is quicker now: the plan stays
     assert mimkit(command).status == 0
     assert RunFolder(Path("run")).read_config()["config"].epochs == 3
     assert json.loads(Path("run/result.json").read_text())["steps"] == 15
     much = mimkit(command.replace("--run run", "--run other").replace("1.1", "100"))
     assert "fit into" not in much.err and RunFolder(Path("other")).read_config()["config"].epochs == 9
     looking = command.replace("--run run", "--run looking").replace("evals 0", "evals 1")  # at all 40: an epoch
-    monkeypatch.setattr(launch, "time_step", lambda configs: [0.5])
+    monkeypatch.setattr(pretrain, "time_step", lambda configs: [0.5])
     assert "2 of 9 epochs fit" in mimkit(f"{looking} --max-steps 1").err
-    monkeypatch.setattr(launch.distributed, "world", lambda: 2)
+    monkeypatch.setattr(pretrain.distributed, "world", lambda: 2)
     assert "give --epochs instead" in refused(command.replace("--run run", "--run third"))
 
 

@@ -8,7 +8,7 @@ import torch
 
 import mimkit as package
 from commandline import SMALL, TINY, mimkit
-from mimkit.cli import crash, launch
+from mimkit.cli import crash
 from mimkit.train.run_folder import RunFolder
 
 LATER = TINY.split(SMALL)[1]
@@ -30,7 +30,7 @@ def fail(*_, **__):
 
 
 def test_a_crash_while_training_leaves_a_report_in_the_run_folder(begun, monkeypatch):
-    monkeypatch.setattr(launch, "pretrain", fail)
+    monkeypatch.setattr("mimkit.api.pretrain.pretrain", fail)
     said = mimkit("pretrain --run run")
     report = "run/crash.txt holds the details; please report it"
     assert said.status == 1 and said.err == f"mimkit: ZeroDivisionError: a number is zero (not expected: {report})\n"
@@ -57,7 +57,7 @@ def test_a_chosen_run_folder_is_known_too(forty, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     command = f"pretrain mae_mini_28 --data {forty} $TINY"
     assert mimkit(f"{command} --max-steps 1").status == 0
-    monkeypatch.setattr(launch, "pretrain", fail)
+    monkeypatch.setattr("mimkit.api.pretrain.pretrain", fail)
     assert "runs/mae_mini_28-forty/crash.txt holds the details" in mimkit(command).err
     monkeypatch.setattr("mimkit.cli.recipes.run", fail)
     assert "--debug shows where" in mimkit("recipes").err, "another command, which has no run"

@@ -27,7 +27,14 @@ def run_of(args: list[str]) -> Path | None:
     """The folder of the run that a command trains or reads, if there is one."""
     named = (word.partition("=")[2] if word.startswith("--run=") else word for word in args)
     folders = [*reversed(_run), *(Path(word).expanduser() for word in named if not word.startswith("-"))]
-    return next((folder for folder in folders if (folder / "config.json").is_file()), None)
+    return next(filter(_holds_run, folders), None)
+
+
+def _holds_run(folder: Path) -> bool:
+    try:
+        return (folder / "config.json").is_file()
+    except OSError:  # a word too long to be a file's name
+        return False
 
 
 def last_record(run: Path) -> dict:

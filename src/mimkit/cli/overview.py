@@ -12,6 +12,7 @@ COMMANDS = {
         "knn|probe|attentive|all|finetune TARGET ... --data DATA",
         "measure a run, an export, a timm model or a baseline",
     ),
+    "embed": ("TARGET --data DATA --out FILE [--tokens]", "a vector of each picture, into Parquet, npz or csv"),
     "compare": ("RECIPE RECIPE ... --data DATA [--budget compute]", "train and measure several under one budget"),
     "analyze": ("TARGET ... --data DATA [--out DIR]", "what each layer and head of a model does"),
     "report": ("RUN ... [--out FILE]", "one page of curves, pictures and metrics, to open anywhere"),

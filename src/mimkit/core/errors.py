@@ -7,6 +7,10 @@ from collections.abc import Iterable
 class UserError(ValueError):
     """Something the user can cause and mend. The message is one line that says what to do."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython and Jupyter show instead of a traceback."""
+        return [f"mimkit: {self}"]
+
 
 def unknown(kind: str, name: str, valid: Iterable[str], *, see: str = "") -> UserError:
     """The error for a name that does not exist, with the nearest one that does.

@@ -96,6 +96,16 @@ def _decode(data: bytes, channels: int, value_range: tuple[float, float] | None)
         values = decode_png(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.UNCHANGED)
         values = values[:1] if len(values) == 2 else values[:3]
         return _upright(_to_channels(_to_bytes(values.numpy(), value_range), channels), orientation)
+    return from_pillow(picture, channels, value_range)
+
+
+def from_pillow(
+    picture: Image.Image, channels: int, value_range: tuple[float, float] | None = None
+) -> UInt8[Tensor, "{channels} H W"]:
+    """A picture that Pillow has opened, upright, as `decode` gives it; `channels` is 1 or 3.
+
+    Raises BadPicture for values that are not finite or out of range.
+    """
     picture = ImageOps.exif_transpose(picture)  # loads the pixels
     if picture.mode in ("F", "I") or picture.mode.startswith("I;16"):
         return _to_channels(_to_bytes(np.asarray(picture)[None], value_range), channels)
@@ -103,6 +113,26 @@ def _decode(data: bytes, channels: int, value_range: tuple[float, float] | None)
         picture = picture.convert("RGBA")
     pixels = np.array(picture.convert("L" if channels == 1 else "RGB"))
     return torch.from_numpy(pixels).reshape(*pixels.shape[:2], channels).permute(2, 0, 1).contiguous()
+
+
+def from_array(
+    values: np.ndarray, channels: int, value_range: tuple[float, float] | None = None
+) -> UInt8[Tensor, "{channels} H W"]:
+    """An array (H, W) or (H, W, C) as `decode` gives a file of these values: 16-bit and float ones by `value_range`.
+
+    Color becomes gray and gray color; alpha, the fourth of four channels, is dropped. Raises BadPicture.
+    """
+    values = values[:, :, None] if values.ndim == 2 else values
+    if values.ndim != 3:
+        raise BadPicture(f"has the shape {values.shape}, wanted (H, W) or (H, W, C)")
+    if values.dtype.kind not in "bf" and values.dtype not in (np.uint8, np.uint16) and value_range is None:
+        raise BadPicture(f"has the type {values.dtype}, whose black and white nobody knows: convert it to uint8")
+    if channels in (1, 3) and values.shape[2] == 4:
+        values = values[:, :, :3]
+    if values.shape[2] not in ((1, 3) if channels in (1, 3) else (channels,)):
+        raise BadPicture(f"has {values.shape[2]} channels in its last axis instead of {channels}")
+    pixels = _checked(_to_bytes(np.ascontiguousarray(values.transpose(2, 0, 1)), value_range))
+    return _to_channels(pixels, channels) if channels in (1, 3) else pixels
 
 
 def _open(data: bytes) -> Image.Image:

@@ -21,6 +21,7 @@ from mimkit.core.randomness import integer, rng_keys
 from mimkit.data.decode import BadPicture
 from mimkit.data.pictures import Pictures
 from mimkit.data.resize import crop_resize_one
+from mimkit.data.spawn import GUARD, forked, is_of_main, main_hidden
 from mimkit.data.views import View, relative_boxes
 
 T = TypeVar("T")
@@ -45,7 +46,9 @@ def stream(make: Callable[[int], T], count: int, workers: int, *, pin: bool = Fa
         worker_init_fn=_leave_signals_to_main,
         generator=torch.Generator(),  # else it would draw from the global one
     )
-    results, killed = iter(loader), False  # this starts the workers
+    with main_hidden(make):  # workers start here
+        results = iter(loader)
+    killed = False
     try:
         for result in results:
             if isinstance(result, _Failure):
@@ -57,6 +60,8 @@ def stream(make: Callable[[int], T], count: int, workers: int, *, pin: bool = Fa
         killed = True  # raised below: what is raised here would remember this error, and it the other workers
     finally:
         del results  # ends the workers
+    if killed and not forked() and is_of_main(make):
+        raise UserError(f"a data loading process ended as it started: {GUARD}")
     if killed:
         raise UserError(
             "a data loading process was killed, most often for lack of (shared) memory: "

@@ -1,6 +1,6 @@
 """Fine-tuning, before and after training: a target enters, where to start leaves; a tuned run enters, scores leave."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from mimkit.evaluate.target import UNTRAINED, Extractor, export_folder
 from mimkit.model.build import EncoderConfig
 from mimkit.train.prepare import Prepared, Pretrain
 from mimkit.train.run_folder import RunFolder, read_json, write_json
+from mimkit.weights.official import ENDINGS, IMAGENET, official
 
 WORST = 10  # classes in the table
 NAMED = 40  # classes up to which the picture has their names
@@ -60,12 +61,25 @@ class Start:
 def start_of(target: str) -> Start:
     """Where fine-tuning begins: a run folder, an export, a timm name (its released weights), or `untrained:` of these.
 
+    Or a file of weights, see `official`.
+
     An untrained folder begins with new weights in the same architecture, by the same initialization.
 
     Raises UserError when there is no such target.
     """
     name, trained = target.removeprefix(UNTRAINED), not target.startswith(UNTRAINED)
-    folder = export_folder(target)
+    folder, file = export_folder(target), Path(target).expanduser()
+    if file.suffix in ENDINGS and file.is_file():
+        weights = official(file)
+        args = {key: value for key, value in weights.config.model_args.items() if key not in BUILT_ANEW}
+        statistics: Any = dict(mean=IMAGENET[0], std=IMAGENET[1]) if weights.channels == 3 else {}
+        return Start(
+            encoder=replace(weights.config, model_args=args),
+            size=weights.size,
+            width=weights.config.width or 0,
+            channels=weights.channels,
+            **statistics,
+        )
     if folder is None:
         if not timm.is_model(name):
             raise unknown("run folder, export or timm model", name, timm.list_models())

@@ -75,7 +75,8 @@ def evaluate(
         measured: dict[str, Any] = evaluate_attentive(extractor, train, test, **reading)
     else:
         settings = {"k": k, "temperature": temperature} if kind == "knn" else {"method": method}
-        measured = _measure_pools(extractor, train, test, _pools(extractor, pools), settings, **reading)
+        measured = _measure_pools(extractor, train, test, choose_pools(extractor, pools), settings, **reading)
+    assumed = {"assumed": extractor.assumed} if extractor.assumed else {}
     return {
         "kind": kind,
         "target": target,
@@ -83,7 +84,7 @@ def evaluate(
         "classes": len(train.classes) if train.classes else int(train.labels.max()) + 1,  # type: ignore[union-attr]
         "split_note": "" if train.has_test else "no test split of its own: 80 % train, 20 % test, by address",
         "headline": next(iter(measured["results"])),
-        "settings": {"size": list(extractor.size)} | settings,
+        "settings": {"size": list(extractor.size), **assumed, **settings},
         **measured,
     }
 
@@ -196,7 +197,7 @@ def usual_size(pictures: Pictures) -> tuple[int, int]:
     return size if max(size) <= _LARGE else _USUAL
 
 
-def _pools(extractor: Extractor, choices: Sequence[Choice]) -> list[Pool]:
+def choose_pools(extractor: Extractor, choices: Sequence[Choice]) -> list[Pool]:
     """The pools to measure, the headline first."""
     valid = extractor.pools
     if extractor.model is None:

@@ -19,9 +19,12 @@ from mimkit.data.views import CenterCrop, Interpolation
 from mimkit.evaluate.pools import Pool, pooled, pools_of, tokens_of
 from mimkit.model.patches import sincos_positions
 from mimkit.model.vit import initialize
+from mimkit.weights.official import ENDINGS, IMAGENET, official
 
 _PIXELS = 48  # longest side at which pixels are compared; wider vectors cost much and tell no more
 UNTRAINED = "untrained:"
+HUB = "hf-hub:"
+_NATIVE = (224, 224)  # pixels that a timm model without weights of its own is built for
 
 
 @dataclass(kw_only=True)
@@ -43,6 +46,8 @@ class Extractor:
     """What was black and white in 16-bit and float pictures when a run was trained."""
     model: nn.Module | None = None
     """None for the pixels themselves."""
+    assumed: str = ""
+    """What the target does not say about itself and was taken to be so, in words."""
     headline: Pool = "mean"
     """The pool that training was about: `class` where it trained the class token to stand for the picture."""
 
@@ -100,7 +105,7 @@ def export_folder(target: str) -> Path | None:
 def open_target(
     target: str,
     *,
-    size: tuple[int, int],
+    size: tuple[int, int] | None,
     channels: int,
     mean: Sequence[float] = (),
     std: Sequence[float] = (),
@@ -108,11 +113,12 @@ def open_target(
     """The extractor of a target.
 
     Args:
-        target: a run folder, an export folder, a timm name (with its released weights), `pixels`, or
-            `untrained:X` with X a timm name (timm's own initialization) or a folder (MAE's initialization,
-            with the run's seed: the weights that the run began with).
-        size: height and width of the data in pixels; a folder has its own, a timm ViT takes the next larger
-            size that divides into patches.
+        target: a run folder, an export folder, a timm name (with its released weights), `hf-hub:` and the name of a
+            timm model on Hugging Face's hub, a file of weights (see `official`), `pixels`, or `untrained:X` with X a
+            timm name (timm's own initialization) or a folder (MAE's initialization, with the run's seed: the weights
+            that the run began with).
+        size: height and width of the data in pixels; a folder has its own, a timm ViT and a file take the next
+            larger size that divides into patches. None: the size that the target was trained with.
         channels: of the data; a folder has its own.
         mean, std: of the data per channel, in 0..1; a folder and released weights have their own.
 
@@ -120,12 +126,18 @@ def open_target(
         UserError: there is no such target, or its weights cannot be loaded or fetched.
     """
     if target == "pixels":
+        if size is None:
+            raise UserError("the pixels themselves have no size of their own: say which data")
         scale = min(1.0, _PIXELS / max(size))
         size = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
         return replace(_extractor(target, None, size, channels, mean, std), headline="pixels")
     folder = export_folder(target)
     if folder is not None:
         return _open_folder(target, folder)
+    if (file := Path(target).expanduser()).suffix in ENDINGS and file.is_file():
+        return _open_file(target, file, size, tuple(mean), tuple(std))
+    if target.startswith(HUB):
+        return _open_timm(target, target, size, channels, tuple(mean), tuple(std))
     name = target.removeprefix(UNTRAINED)
     if any(sign in name for sign in "/\\~") or name in ("", "."):
         raise UserError(f"there is no folder '{name}' to measure{_nearest(name)}")
@@ -226,19 +238,36 @@ def _initialized(trained: nn.Module, build: Callable[[], nn.Module], seed: int) 
     return model
 
 
+def _open_file(
+    target: str, file: Path, size: tuple[int, int] | None, mean: tuple[float, ...], std: tuple[float, ...]
+) -> Extractor:
+    """Released weights in a file, which say nothing about themselves but their shapes."""
+    weights = official(file)
+    patch = weights.config.patch or 1
+    height, width = (max(patch, -(-side // patch) * patch) for side in size or weights.size)
+    if weights.channels == 3:
+        mean, std = IMAGENET
+    extractor = _extractor(target, weights.build((height, width)), (height, width), weights.channels, mean, std)
+    return replace(extractor, assumed=weights.assumed)
+
+
 def _open_timm(
     target: str,
     name: str,
-    size: tuple[int, int],
+    size: tuple[int, int] | None,
     channels: int,
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> Extractor:
-    pretrained = name == target
-    if "." in name and name not in (tagged := timm.list_models(f"{name.split('.')[0]}.*", pretrained=True)):
+    pretrained, hub = name == target, name.startswith(HUB)
+    if not hub and "." in name and name not in (tagged := timm.list_models(f"{name.split('.')[0]}.*", pretrained=True)):
         raise unknown("timm model", target, [("" if pretrained else UNTRAINED) + model_name for model_name in tagged])
-    if pretrained and not timm.is_model_pretrained(name):
+    if pretrained and not hub and not timm.is_model_pretrained(name):
         raise UserError(f"timm has no released weights of '{name}': use {UNTRAINED}{name}, or a local export")
+
+    if size is None and not hub:
+        released = timm.get_pretrained_cfg(name)
+        size = (released.input_size[1], released.input_size[2]) if released is not None else _NATIVE
 
     def build(**args: Any) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
@@ -247,7 +276,9 @@ def _open_timm(
 
     try:
         try:
-            model: Any = build(img_size=size)
+            model: Any = build() if size is None else build(img_size=size)
+            if size is None:  # of a model on the hub
+                size = (model.pretrained_cfg["input_size"][1], model.pretrained_cfg["input_size"][2])
             patch = getattr(getattr(model, "patch_embed", None), "patch_size", (1, 1))
             whole = tuple(-(-side // p) * p for side, p in zip(size, patch, strict=True))
             if whole != size:
@@ -257,7 +288,7 @@ def _open_timm(
             model = build()
     except (AssertionError, ValueError, TypeError) as error:
         raise UserError(
-            f"timm cannot build '{name}' for images of {size[0]}x{size[1]} and {channels} channels "
+            f"timm cannot build '{name}' for images of {_sides(size)} and {channels} channels "
             f"({_reason(error)}): use another model"
         ) from error
     except Exception as error:  # the hub's client and the network raise many kinds
@@ -270,7 +301,12 @@ def _open_timm(
     cfg: Any = model.pretrained_cfg
     if pretrained and len(cfg["mean"]) == channels:
         mean, std = cfg["mean"], cfg["std"]
+    assert size is not None  # of a model on the hub it is known by now
     return _extractor(target, model, size, channels, mean, std, name)
+
+
+def _sides(size: tuple[int, int] | None) -> str:
+    return "its own size" if size is None else f"{size[0]}x{size[1]}"
 
 
 def _json(file: Path) -> dict[str, Any]:

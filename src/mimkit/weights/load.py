@@ -103,7 +103,7 @@ def load_weights(source: str, encoder: Backbone, decoder: Decoder | None = None,
     Raises:
         UserError: nothing readable there, another architecture, or less than half of the encoder's numbers.
     """
-    state, grid = _released(name or "") if source == "timm" else _read(Path(source))
+    state, grid = _released(name or "") if source == "timm" else read_weights(Path(source))
     head = f"{encoder.timm.pretrained_cfg.get('classifier', 'head')}."  # of other classes, and drawn for these
     own = encoder.timm.state_dict().items()
     here = {f"vit.{key}": value for key, value in own if not key.startswith(head)}
@@ -150,7 +150,7 @@ def _released(name: str) -> tuple[State, tuple[int, int] | None]:
     return _our_names(model.state_dict()), grid
 
 
-def _read(path: Path) -> tuple[State, tuple[int, int] | None]:
+def read_weights(path: Path) -> tuple[State, tuple[int, int] | None]:
     """The tensors of a folder or file under our names, and the grid of patches if a config.json tells it."""
     # A run folder means its export.
     if (path / "export" / "config.json").is_file():
