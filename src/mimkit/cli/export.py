@@ -74,8 +74,8 @@ def _for_huggingface(folder: Path, out: Path) -> None:
     saves = checkpoints(folder)
     if not saves:
         raise UserError(f"{folder} has no checkpoint yet: go on with 'mimkit pretrain --run {folder}'")
-    ready = Prepared(saved["config"], saved["resolved"], begun=True)
+    prepared = Prepared(saved["config"], saved["resolved"], begun=True)
     state = load_checkpoint(saves[-1])
-    ready.task.load_state_dict(state["model"])
+    prepared.task.load_state_dict(state["model"])
     measured = {key: value for record in run_folder.metrics() for key, value in record.items() if key in MEASURED}
-    export_encoder(ready, out, recipe=saved["recipe"], step=state["step"], measured=measured, to="huggingface")
+    export_encoder(prepared, out, recipe=saved["recipe"], step=state["step"], measured=measured, to="huggingface")

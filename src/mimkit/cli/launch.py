@@ -25,27 +25,27 @@ def launch(args: list[str]) -> tuple[dict[str, Any], str, str | None]:
     def read(default: Pretrain) -> PretrainArguments:
         return read_pretraining(recipe, flags, default)
 
-    chosen = read(find_recipe(recipe) if recipe else Pretrain())
-    if chosen.max_steps is not None and chosen.max_steps < 1:
-        raise UserError(f"--max-steps must be at least 1, got {chosen.max_steps}")
-    device = chosen.config.machine.find_device()
+    options = read(find_recipe(recipe) if recipe else Pretrain())
+    if options.max_steps is not None and options.max_steps < 1:
+        raise UserError(f"--max-steps must be at least 1, got {options.max_steps}")
+    device = options.config.machine.find_device()
     with distributed.processes(device):
         name = recipe
         if name is None:
-            resolved = resolve(None, run=chosen.run, settings=chosen.config)
-            name, chosen = resolved.name, read(resolved.config)
+            resolved = resolve(None, run=options.run, settings=options.config)
+            name, options = resolved.name, read(resolved.config)
             if resolved.why:
                 _log(f"chose the recipe {name} since {resolved.why}; 'mimkit recipes' lists others")
         result = train(
-            chosen.config,
+            options.config,
             name,
-            chosen.run,
-            minutes=chosen.minutes,
-            max_steps=chosen.max_steps,
+            options.run,
+            minutes=options.minutes,
+            max_steps=options.max_steps,
             log=_log,
             opened=crash.note_run,
         )
-    return result, _words(result, chosen.config, "mimkit pretrain --run"), chosen.json
+    return result, _words(result, options.config, "mimkit pretrain --run"), options.json
 
 
 def finetune(words: list[str], args: list[str]) -> tuple[dict[str, Any], str, str | None]:
@@ -56,15 +56,15 @@ def finetune(words: list[str], args: list[str]) -> tuple[dict[str, Any], str, st
         raise UserError(f"one target and one recipe at a time: {prog} --data DATA")
     if target:
         start = start_finetuning(target, recipe)
-        chosen = read_finetuning(args, prog, start.config)
-        start = start._replace(config=chosen.config)
+        options = read_finetuning(args, prog, start.config)
+        start = start._replace(config=options.config)
     else:  # for --help
         read_finetuning(args, prog, find_recipe("finetune_mini_32", finetuning=True))
         raise UserError(f"name a target: {prog} --data DATA")
-    if chosen.max_steps is not None and chosen.max_steps < 1:
-        raise UserError(f"--max-steps must be at least 1, got {chosen.max_steps}")
-    result = train_finetuning(start, target, chosen.run, max_steps=chosen.max_steps, log=_log, opened=crash.note_run)
-    return result, _words(result, chosen.config, "mimkit evaluate finetune"), chosen.json
+    if options.max_steps is not None and options.max_steps < 1:
+        raise UserError(f"--max-steps must be at least 1, got {options.max_steps}")
+    result = train_finetuning(start, target, options.run, max_steps=options.max_steps, log=_log, opened=crash.note_run)
+    return result, _words(result, options.config, "mimkit evaluate finetune"), options.json
 
 
 def _log(line: str) -> None:

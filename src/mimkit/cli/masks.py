@@ -58,8 +58,8 @@ def take_name(args: Sequence[str]) -> tuple[str | None, list[str]]:
     kinds: dict[str, Takes] = {flag: kind for flag, kind in declared.items() if flag not in of_masker}
 
     def is_name(word: str) -> bool:
-        known = word in maskers() or word in recipes() or bool(IMPORT_PATH.fullmatch(word))
-        return known and not Path(word).exists()
+        is_known = word in maskers() or word in recipes() or bool(IMPORT_PATH.fullmatch(word))
+        return is_known and not Path(word).exists()
 
     words, flags = split_words(args, kinds, is_name)
     if words[1:]:
@@ -72,14 +72,13 @@ def find_masker_or_recipe(name: str) -> tuple[Masker, Pretrain | None]:
     if name in maskers():
         return find_masker(name), None
     if ":" in name:
-        part = import_part(name, "masker or recipe") if IMPORT_PATH.fullmatch(name) else find_recipe(name)
-        if isinstance(part, Masker):
-            return part, None
-        if not isinstance(part, Pretrain):
-            raise UserError(
-                f"'{name}' makes a {type(part).__name__}: name a Masker, or a recipe that returns a Pretrain"
-            )
-        return masker_of(name, part), part
+        masker_or_recipe = import_part(name, "masker or recipe") if IMPORT_PATH.fullmatch(name) else find_recipe(name)
+        if isinstance(masker_or_recipe, Masker):
+            return masker_or_recipe, None
+        if not isinstance(masker_or_recipe, Pretrain):
+            kind = type(masker_or_recipe).__name__
+            raise UserError(f"'{name}' makes a {kind}: name a Masker, or a recipe that returns a Pretrain")
+        return masker_of(name, masker_or_recipe), masker_or_recipe
     if name not in recipes():
         raise unknown("masker or recipe", name, [*maskers(), *recipes()], see="'mimkit recipes' lists recipes.")
     recipe = find_recipe(name)

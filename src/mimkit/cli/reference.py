@@ -80,7 +80,7 @@ def type_words(annotation: Any) -> str:
             several = type_words(inner[0])
             return f"{several}, several" if "`" in several else f"{several}s"
         return f"{len(inner)} {type_words(inner[0])}s"
-    return " or ".join(type_words(part) for part in inner if part is not type(None))
+    return " or ".join(type_words(inner_type) for inner_type in inner if inner_type is not type(None))
 
 
 def default_words(entry: Declared) -> str:

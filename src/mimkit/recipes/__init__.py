@@ -28,7 +28,7 @@ def recipes(finetuning: bool = False) -> dict[str, tuple[str, str]]:
 
     Those of pre-training, or those of fine-tuning, which are called finetune_*.
     """
-    found = {}
+    listing = {}
     for path in sorted(Path(__file__).parent.glob("*.py")):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if not isinstance(node, ast.FunctionDef) or node.name.startswith("_"):
@@ -37,9 +37,9 @@ def recipes(finetuning: bool = False) -> dict[str, tuple[str, str]]:
             if takes_nothing and isinstance(node.returns, ast.Name) and node.returns.id == "Pretrain":
                 if node.name.startswith("finetune_") != finetuning:
                     continue
-                found[node.name] = (f"{__name__}.{path.stem}", ast.get_docstring(node) or "")
-    families = [*METHODS, *sorted({name.split("_")[0] for name in found} - set(METHODS))]
-    return dict(sorted(found.items(), key=lambda recipe: families.index(recipe[0].split("_")[0])))
+                listing[node.name] = (f"{__name__}.{path.stem}", ast.get_docstring(node) or "")
+    families = [*METHODS, *sorted({name.split("_")[0] for name in listing} - set(METHODS))]
+    return dict(sorted(listing.items(), key=lambda recipe: families.index(recipe[0].split("_")[0])))
 
 
 def check_recipe(name: str, finetuning: bool = False) -> None:

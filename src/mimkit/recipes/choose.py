@@ -36,5 +36,5 @@ def choose_recipe(pictures: Pictures, device: torch.device) -> tuple[str, int, s
 
     The epochs, 2 to 1600, make the number of pictures seen, not of passes, the same for small and large sets.
     """
-    name, seen, why = _choice(pictures, device)
-    return name, min(1600, max(2, round(seen / len(pictures)))), why
+    name, total, why = _choice(pictures, device)
+    return name, min(1600, max(2, round(total / len(pictures)))), why

@@ -144,10 +144,10 @@ def choose_finetuning(start: Start) -> tuple[str, str]:
         return "finetune_simmim_swin_b", "it is a Swin"
     if name.startswith(("resne", "wide_resnet")):
         return "finetune_resnet50", "it is a ResNet"
-    what = f"it is {start.width} wide" + (f" and was trained by {method}" if method else "")
+    why = f"it is {start.width} wide" + (f" and was trained by {method}" if method else "")
     if method == "MaskAlign":
-        return f"finetune_maskalign_vit_{'l16' if start.width >= 1024 else 'b16'}", what
+        return f"finetune_maskalign_vit_{'l16' if start.width >= 1024 else 'b16'}", why
     if method == "SimMIM":
-        return "finetune_simmim_vit_b16", what
+        return "finetune_simmim_vit_b16", why
     size = "h14" if start.width >= 1280 else "l16" if start.width >= 1024 else "b16"
-    return f"finetune_mae_vit_{size}", what
+    return f"finetune_mae_vit_{size}", why

@@ -71,11 +71,11 @@ def take_recipe(args: Sequence[str]) -> tuple[str | None, list[str]]:
     Raises:
         UserError: there is no such recipe, or a second word stands where a recipe would.
     """
-    known = recipes()
+    names = recipes()
     kinds: dict[str, Takes] = {"--data": "words", **dict.fromkeys(ONE_WORD, "one")}
 
     def names_recipe(word: str) -> bool:
-        return (word in known or bool(IMPORT_PATH.fullmatch(word))) and not Path(word).exists()
+        return (word in names or bool(IMPORT_PATH.fullmatch(word))) and not Path(word).exists()
 
     words, flags = split_words(args, kinds, names_recipe)
     if not words:

@@ -21,14 +21,14 @@ def import_callable(path: str, kind: str) -> Callable[[], Any]:
     """
     trust(path)
     try:
-        part = import_trusted(path, f"the {kind} is")
+        imported = import_trusted(path, f"the {kind} is")
     except Exception as error:
         cause = error.__cause__ or error
         reason = f"{type(cause).__name__}: {cause}"
         raise UserError(f"{kind} '{path}' cannot be imported ({reason}): give package.module:Class") from error
-    if not callable(part) or isinstance(part, Masker):
-        raise UserError(f"{kind} '{path}' is a {type(part).__name__}: name a class, or a function that returns one")
-    return part
+    if not callable(imported) or isinstance(imported, Masker):
+        raise UserError(f"{kind} '{path}' is a {type(imported).__name__}: name a class, or a function that returns one")
+    return imported
 
 
 def import_part(path: str, kind: str) -> Any:
