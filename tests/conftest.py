@@ -13,8 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-for room in ("data", "evaluate", "support"):
-    sys.path.insert(0, str(Path(__file__).parent / room))
+sys.path.insert(0, str(Path(__file__).parent / "support"))
 # Every annotation of every function is checked when it is called; what is imported before this would not be.
 jaxtyping.install_import_hook("mimkit", "typechecker.check")
 torch.set_num_threads(1)

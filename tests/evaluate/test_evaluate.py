@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from rich.console import Console
-from torch import Tensor, nn
+from torch import nn
 
+from evaluation import DATA, MEAN, STD, TINY, colorize, images, toy
 from mimkit.core.errors import UserError
 from mimkit.core.randomness import integer, rng_keys
 from mimkit.data.loader import statistics
-from mimkit.data.pictures import Decoded
 from mimkit.data.sources import open_pictures
 from mimkit.evaluate import features as cache
 from mimkit.evaluate import probe, run
@@ -29,20 +29,7 @@ from mimkit.evaluate.target import open_target
 from mimkit.model.build import EncoderConfig
 from mimkit.weights.timm import export_timm
 
-MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
-DATA = {"size": (16, 16), "channels": 3, "mean": (0.1, 0.2, 0.3), "std": (0.3, 0.2, 0.1)}
 POOLS = ("mean", "class", "both", "grid", "blocks")
-TINY = {"name": "vit_tiny_patch16_224", "patch": 4, "width": 24, "depth": 2, "heads": 3}
-
-
-@pytest.fixture(autouse=True)
-def quiet(tmp_path, monkeypatch):
-    """Each test has its own cache, and one thread: the machine is shared."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def export(folder: Path, *, seed: int = 0, size: tuple[int, int] = (16, 16), **config) -> nn.Module:
@@ -62,20 +49,6 @@ def nudge(folder: Path) -> None:
 
     weights = load_file(folder / "model.safetensors")
     save_file({k: v if k == "pos_embed" else v + 0.05 for k, v in weights.items()}, folder / "model.safetensors")
-
-
-def images(rows: int = 5, size: tuple[int, int] = (16, 16)) -> Tensor:
-    return torch.randn(rows, 3, *size, generator=torch.Generator().manual_seed(0))
-
-
-def colorize(rows: int, name: str = "toy", seed: int = 0) -> Decoded:
-    """Noise whose mean color tells three classes apart, but not perfectly."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(rows) % 3
-    noise = torch.randint(0, 120, (rows, 3, 16, 16), generator=generator)
-    shift = torch.randint(0, 20, (rows, 3, 1, 1), generator=generator)
-    pixels = noise + shift + 60 * F.one_hot(labels, 3)[:, :, None, None]
-    return Decoded(name, pixels.to(torch.uint8), labels, ("red", "green", "blue"))
 
 
 @pytest.fixture(scope="module")
@@ -305,15 +278,6 @@ def test_lars_is_the_written_rule():
         for i, layer in enumerate(heads.layers):
             np.testing.assert_allclose(layer.weight.detach(), weights[i], rtol=1e-12, atol=1e-14)
             np.testing.assert_allclose(layer.bias.detach(), biases[i], rtol=1e-12, atol=1e-14)
-
-
-def toy(rows: int, width: int = 12, classes: int = 4, *, seed: int = 0, gap: float = 1.5) -> Features:
-    """Gaussian classes on badly scaled axes, with a part that no label tells."""
-    generator = torch.Generator().manual_seed(seed)
-    centers = torch.randn(classes, width, generator=torch.Generator().manual_seed(99))
-    labels = torch.randint(classes, (rows,), generator=generator)
-    values = torch.randn(rows, width, generator=generator) + gap * centers[labels]
-    return Features({"mean": values * torch.logspace(-3, 3, width) + 5}, labels, 0)
 
 
 def test_parallel_heads_equal_heads_trained_alone():

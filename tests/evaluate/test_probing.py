@@ -11,10 +11,10 @@ import timm
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from test_evaluate import DATA, MEAN, STD, TINY, colorize, images, quiet, toy  # noqa: F401
 from torch import Tensor, nn
 
 from commandline import FAST, mimkit, refused
+from evaluation import DATA, MEAN, STD, TINY, colorize, images, toy
 from mimkit.core.errors import UserError
 from mimkit.core.randomness import rng_keys
 from mimkit.data.pictures import Decoded

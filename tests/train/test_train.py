@@ -14,11 +14,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_decode import BAD
 from torch import nn
 from torch.utils.data import DataLoader
 
 from drills import Child, tiny
+from encoded import BAD
 from mimkit.core.config import differences, from_dict, to_dict
 from mimkit.core.errors import UserError
 from mimkit.core.names import trust
