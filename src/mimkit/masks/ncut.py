@@ -165,7 +165,7 @@ def _by_features(unit: Tensor) -> Callable[[Tensor], Tensor]:
 def _lanczos(
     apply: Callable[[Tensor], Tensor], trivial: Float[Tensor, "B N"], iterations: int
 ) -> tuple[Float[Tensor, "B N"], Float[Tensor, " B"], Float[Tensor, " B"]]:
-    """Lanczos with full reorthogonalisation beside `trivial`: the top Ritz vector and the top two Ritz values.
+    """Lanczos with full reorthogonalization beside `trivial`: the top Ritz vector and the top two Ritz values.
 
     P q has parts along the last two vectors alone, but for rounding: they are taken away by the recurrence, what
     rounding leaves along any vector by one pass over all of them. That is as good as two passes.

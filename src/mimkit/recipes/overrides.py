@@ -37,8 +37,8 @@ class PretrainArguments(Arguments):
     """Hide patches otherwise than the recipe does: with `salience` (SBAM), `self-guided`, ... (see 'mimkit masks'), or
     your own package.module:Class. Its settings follow as --method.masker.*."""
     target: str | None = None
-    """Predict something else than the recipe does: pixels (MAE); raw-pixels, color-bins, color-clusters, token-ids
-    (SimMIM); or your own package.module:Class. Its settings follow as --method.target.*."""
+    """Predict something else than the recipe does: pixels (MAE); raw-pixels, color-bins, color-clusters, token-ids,
+    hog (SimMIM); or your own package.module:Class. Its settings follow as --method.target.*."""
     config: Annotated[Pretrain, tyro.conf.arg(name="")]
 
 
