@@ -68,7 +68,7 @@ def numbers(cells: Float[Tensor, "rows columns h w"]) -> str:
 
 
 def film_frame(path: Path, width: int = 820) -> Image.Image:
-    """One picture of a look, small enough for a page, with nothing where its sheet is white.
+    """One picture of an evaluation, small enough for a page, with nothing where its sheet is white.
 
     Raises:
         UserError: it cannot be read.

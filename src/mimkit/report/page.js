@@ -269,7 +269,7 @@ function pictured() {
 function film() {
   panels("film", (run, number) => {
     const frames = run.film;
-    if (!frames.length) return make("p", { class: "left", text: "The run drew no pictures: its method reconstructs nothing, or it has not looked yet." });
+    if (!frames.length) return make("p", { class: "left", text: "The run drew no pictures: its method reconstructs nothing, or it has not been evaluated yet." });
     const img = make("img", {});
     const words = make("figcaption");
     const slider = make("input", { type: "range", min: 0, max: frames.length - 1, value: frames.length - 1, "aria-label": `step of the film of ${run.name}`, "data-film": number });
@@ -278,7 +278,7 @@ function film() {
       const share = run.steps ? ` (${Math.round(100 * one.step / run.steps)}% of training)` : "";
       img.src = one.src;
       img.alt = `original, masked and reconstructed pictures at step ${one.step}`;
-      words.textContent = `Step ${one.step.toLocaleString("en")}${share}, look ${Number(slider.value) + 1} of ${frames.length}.`;
+      words.textContent = `Step ${one.step.toLocaleString("en")}${share}, evaluation ${Number(slider.value) + 1} of ${frames.length}.`;
     };
     slider.addEventListener("input", turn);
     let timer = 0;

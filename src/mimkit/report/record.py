@@ -194,7 +194,7 @@ def rounded(value: float) -> float | None:
 
 
 def frames(folder: Path, limit: int = FRAMES) -> list[int]:
-    """Steps of the pictures that were drawn at looks, at most so many, evenly spread with the first and the last."""
+    """Steps of the pictures drawn at evaluations, at most so many, evenly spread with the first and the last."""
     steps = []
     for path in (folder / "pictures").glob("step-*.png"):
         # Other files a person put there are passed over.
@@ -213,7 +213,7 @@ def frame(folder: Path, step: int) -> Path:
 
 
 def results(folder: Path, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Measured numbers: of result.json, of the last look, and of every JSON that an evaluation left in the folder.
+    """Measured numbers: of result.json, of the last evaluation, and of all JSON that evaluations left in the folder.
 
     Each: what, value (text), interval (text), on (the data), by (how), file.
     """

@@ -1,4 +1,4 @@
-"""Collapse: what the look before the first step found and what a later one finds enter; a warning leaves, or none."""
+"""Collapse: what the evaluation before the first step found and what a later one does enter; a warning may leave."""
 
 from collections.abc import Mapping
 
@@ -6,14 +6,14 @@ NARROW, SPREAD, RANK = 0.35, 0.5, 0.5  # of a spread; of the first spread; of th
 
 
 def collapse(record: Mapping[str, float], first: Mapping[str, float], most: int) -> str | None:
-    """One line, if the features of a look are nearly alike and those of the first look were not.
+    """One line, if the features of an evaluation are nearly alike and those of the first one were not.
 
     Both spread and rank must have fallen: classes that are far apart may leave few directions, and features that share
     a large mean, as those of masked models do, may still use many. docs/metrics/effective-rank.md has the numbers.
 
     Args:
         record: with `step`, `feature_spread` and `effective_rank`, or nothing is said.
-        first: the same without the step, before the first step; empty if nobody looked.
+        first: the same without the step, before the first step; empty if there was none.
         most: the largest rank that so many features of such a width can have.
     """
     if not {"feature_spread", "effective_rank"} <= record.keys() & first.keys():

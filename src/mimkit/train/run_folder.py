@@ -18,7 +18,7 @@ from mimkit.core.errors import UserError
 from mimkit.core.names import FORMAT
 from mimkit.train.checkpoint import checkpoints, remove_unfinished, replacing
 
-MEASURED = ("knn", "effective_rank", "feature_spread")  # what a look finds
+MEASURED = ("knn", "effective_rank", "feature_spread")  # what an evaluation while training finds
 
 
 def write_json(path: Path, data: Any) -> None:
