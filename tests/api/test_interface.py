@@ -232,3 +232,51 @@ def test_compare_hands_over_to_the_comparison(monkeypatch, tmp_path):
     assert called["data"] == ("photos",) and called["seeds"] == 2
     assert called["measurement"].kinds == ("knn", "probe", "finetune finetune_mini_32")
     assert "<td>a</td>" in result._repr_html_()
+
+
+WRONG = """
+import mimkit, numpy as np
+pictures = mimkit.Embeddings(np.eye(3, dtype=np.float32), ["a", "b", "c"])
+def answer(call):
+    try:
+        return repr(call())
+    except mimkit.UserError as error:
+        return str(error)
+print(answer(lambda: mimkit.pretrain("mae_mini_28", 5)))
+print(answer(lambda: mimkit.pretrain("mae_mini_28", "photos", epochs="1")))
+print(answer(lambda: pictures.neighbors("5")))
+print(answer(lambda: pictures.neighbors(1.5)))
+print(answer(lambda: pictures.duplicates("x")))
+print(answer(lambda: mimkit.load("pixels", "photos").preprocess()([1, 2])))
+"""
+ANSWERS = (
+    "data is a folder, a file, the name of a set, or a list of these; got 5",
+    "epochs is a number, at least 1; got '1'",
+    "k must be at least 1 and below the 3 pictures, got '5'",
+    "k must be at least 1 and below the 3 pictures, got 1.5",
+    "threshold is a number, at least -1; got 'x'",
+    "a picture is a path, one of Pillow or an array, got list",
+)
+
+
+def test_values_of_a_wrong_type_are_answered_in_a_line(tmp_path):
+    # In a process of its own, since types are checked in this one before anything could answer.
+    said = subprocess.run([sys.executable, "-c", WRONG], cwd=tmp_path, capture_output=True, text=True)
+    assert said.stdout.splitlines() == list(ANSWERS), said.stderr
+
+
+def test_results_are_saved_under_the_ending_that_they_have(run, tmp_path):
+    with pytest.raises(mimkit.UserError, match=r"must end in \.png"):
+        run.masks("random", show=1, seeds=1).save(tmp_path / "masks.docx")
+
+
+def test_one_step_that_changes_nothing_is_told(labeled, tmp_path):
+    lines: list[str] = []
+    settings = tiny()
+    settings.batch_size, settings.images.bad_fraction = 64, 0.5
+    assert mimkit.pretrain(settings, labeled, tmp_path / "run", log=lines.append).steps == (1, 1)
+    assert any("changes nothing" in line for line in lines)
+    lines.clear()
+    settings.batch_size = 8
+    mimkit.pretrain(settings, labeled, tmp_path / "more", max_steps=1, log=lines.append)
+    assert not any("changes nothing" in line for line in lines)

@@ -5,6 +5,7 @@ import io
 import os
 from dataclasses import dataclass
 from importlib.util import find_spec
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -84,8 +85,8 @@ class Embeddings:
 
         Raises UserError unless 1 <= k < N.
         """
-        if not 1 <= k < len(self):
-            raise UserError(f"k must be at least 1 and below the {len(self)} pictures, got {k}")
+        if not (isinstance(k, Integral) and 1 <= k < len(self)):
+            raise UserError(f"k must be at least 1 and below the {len(self)} pictures, got {k!r}")
         unit = self._unit()
         index = np.empty((len(self), k), np.int64)
         similarity = np.empty((len(self), k), np.float32)
@@ -107,7 +108,8 @@ class Embeddings:
 
         Raises UserError when there are more than a million pairs.
         """
-        if not -1 <= threshold <= 1:
+        at_least(-1, threshold=threshold)
+        if threshold > 1:
             raise UserError(f"threshold is a cosine, -1 to 1, got {threshold}; 0.99 is usual")
         unit = self._unit()
         pairs: list[tuple[float, int, int]] = []

@@ -69,7 +69,7 @@ def compare(
     out: str | os.PathLike[str] = "comparison",
     *,
     budget: Budget = "steps",
-    epochs: Sequence[int] = (),
+    epochs: int | Sequence[int] = (),
     seeds: int = 3,
     jobs: int = 1,
     untrained: bool = False,
@@ -95,7 +95,8 @@ def compare(
     """
     kinds = (*measure, *(f"finetune {words}" for words in finetune))
     measurement = Measurement(kinds=kinds, limit_train=limit_train, limit_test=limit_test)
-    settings: dict[str, Any] = dict(budget=budget, epochs=epochs, seeds=seeds, jobs=jobs, untrained=untrained)
+    numbers = (epochs,) if isinstance(epochs, int) else epochs
+    settings: dict[str, Any] = dict(budget=budget, epochs=numbers, seeds=seeds, jobs=jobs, untrained=untrained)
     settings |= {"common": common, "measurement": measurement, "log": log}
     try:
         return Comparison(compare_all(contenders, places(data), Path(out), **settings))

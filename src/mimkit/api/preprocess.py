@@ -59,6 +59,8 @@ class Preprocess:
                 if self.channels not in (1, 3):
                     raise BadPicture(f"has at most 4 channels, the model sees {self.channels}: give an array")
                 return from_pillow(picture, self.channels, self.value_range)
+            if not isinstance(picture, (str, os.PathLike)):
+                raise UserError(f"a picture is a path, one of Pillow or an array, got {type(picture).__name__}")
             name = os.fspath(picture)
             return decode(Path(picture).expanduser().read_bytes(), self.channels, self.value_range)
         except BadPicture as error:

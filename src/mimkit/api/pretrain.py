@@ -39,10 +39,11 @@ class Resolved(NamedTuple):
 
 
 def places(data: Data) -> tuple[str, ...]:
-    """`data` as a config holds it."""
-    if isinstance(data, (str, os.PathLike)):
-        return (os.fspath(data),)
-    return tuple(os.fspath(place) for place in data)
+    """`data` as a config holds it. Raises UserError for what is no place."""
+    try:
+        return tuple(os.fspath(place) for place in ((data,) if isinstance(data, (str, os.PathLike)) else data))
+    except TypeError:
+        raise UserError(f"data is a folder, a file, the name of a set, or a list of these; got {data!r:.60}") from None
 
 
 def resolve(

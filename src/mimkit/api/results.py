@@ -60,8 +60,8 @@ class Masks(Result):
         self.png = png
 
     def save(self, file: str | os.PathLike[str]) -> Path:
-        """Write the picture as a PNG. Raises UserError when that fails."""
-        return _write(Path(file), self.png)
+        """Write the picture as a PNG. Raises UserError when that fails, or for another ending."""
+        return _write(Path(file), self.png, ".png")
 
     def _repr_html_(self) -> str:
         return f"{picture_tag(self.png, 'masks')}{super()._repr_html_()}"
@@ -75,8 +75,8 @@ class Page(Result):
         self.html = text
 
     def save(self, file: str | os.PathLike[str]) -> Path:
-        """Write the page as one HTML file that needs no other. Raises UserError when that fails."""
-        return _write(Path(file), self.html.encode())
+        """Write the page as one file that needs no other. Raises UserError when that fails, or for another ending."""
+        return _write(Path(file), self.html.encode(), ".html")
 
     def _repr_html_(self) -> str:
         page = html.escape(self.html, quote=True)
@@ -135,7 +135,9 @@ def picture_tag(png: bytes, text: str, style: str = "max-width:100%") -> str:
     return f'<img src="data:image/png;base64,{data}" alt="{html.escape(text, quote=True)}" style="{style}">'
 
 
-def _write(file: Path, data: bytes) -> Path:
+def _write(file: Path, data: bytes, ending: str) -> Path:
+    if file.suffix.lower() != ending:
+        raise UserError(f"{file} must end in {ending}")
     try:
         file.write_bytes(data)
     except OSError as error:

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from numbers import Real
 
 
 class UserError(ValueError):
@@ -27,7 +28,11 @@ def unknown(kind: str, name: str, valid: Iterable[str], *, see: str = "") -> Use
 def at_least(least: float, **values: float | None) -> None:
     """Refuse numbers below `least`, and those that are no numbers; None stands for a default and passes."""
     for name, value in values.items():
-        if value is not None and not value >= least:
+        if value is None:
+            continue
+        if not isinstance(value, Real):
+            raise UserError(f"{name} is a number, at least {least:g}; got {value!r}")
+        if not value >= least:
             raise UserError(f"{name} must be at least {least:g}, got {value:g}")
 
 

@@ -118,6 +118,8 @@ def _measure_pools(
         raise UserError(
             f"{train.name}: all {len(bank)} pictures to learn from have one label: give two classes or more"
         )
+    if "k" in settings:
+        settings["k"] = min(settings["k"], len(bank))  # reported so: there are no more neighbors
     measure: Any = evaluate_probe if "method" in settings else evaluate_knn
     results = measure(bank, queries, pools=pools, device=device, **settings)
     skipped = bank.skipped + queries.skipped

@@ -26,6 +26,8 @@ def announce(session: "Session", log: Callable[[str], None]) -> None:
         f"  rate       {optimizer.peak_lr(config.batch_size):.3g} = {optimizer.base_lr:.3g} x {config.batch_size} / "
         f"{optimizer.per}, warm-up {config.schedule.warmup:.0%}"
     )
+    if prepared.steps == 1 and config.schedule(0.0) == 0:
+        log("  warning    one step in all, with a rate of 0 in its warm-up, changes nothing: give more epochs")
     engine = session.engine
     log(
         f"  machine    {engine.device}, {engine.precision}, {engine.attention} attention, "
