@@ -115,7 +115,7 @@ def mae_mini_32_attmask() -> Pretrain:
 
 
 def mae_mini_32_amt() -> Pretrain:
-    """MAE with attention-driven masks and throwing (AMT) for 32 px (CIFAR): attention is asked every 4 epochs.
+    """MAE with attention-driven masks and throwing (AMT) for 32 px (CIFAR): it asks every 4 epochs.
 
     24 epochs with 128 pictures a step, rate 1.5e-3, else as `mae_mini_32`. Compared with the other masks in
     docs/lab-notebook.md.
