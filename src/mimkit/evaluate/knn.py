@@ -19,7 +19,7 @@ def evaluate_knn(
 ) -> dict[str, dict[str, float]]:
     """Accuracy on `test` by neighbors in `train`, with its 95 % interval: {pool: {accuracy, low, high}}.
 
-    See `measures.knn`. Both sets need labels; `pools` are all that the features have, by default.
+    See `core.metrics.knn`. Both sets need labels; `pools` are all that the features have, by default.
     """
     assert train.labels is not None and test.labels is not None
     # Of both sets: a class that only the test has cannot be predicted, but its pictures count as wrong.

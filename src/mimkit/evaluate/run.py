@@ -44,7 +44,7 @@ def evaluate(
     """Measure a target on pictures with labels.
 
     Args:
-        kind: `knn` (`measures.knn`), `probe` (`evaluate_probe`) or `attentive` (`evaluate_attentive`).
+        kind: `knn` (`core.metrics.knn`), `probe` (`evaluate_probe`) or `attentive` (`evaluate_attentive`).
         target: see `open_target`.
         data: see `open_pictures`; without a test split of its own, 20 % are set apart by address.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.

@@ -58,7 +58,9 @@ def read_run(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder} holds no run of mimkit: give folders that 'mimkit pretrain' wrote")
     saved = read_json(run.config_path)
     if not isinstance(saved, dict) or not all(isinstance(saved.get(key), dict) for key in ("config", "resolved")):
-        raise UserError(f"{run.config_path} is no config of a run: name the folder of a run")
+        raise UserError(
+            f"{run.config_path} is no config of a run, or a damaged one: restore it, or name another folder"
+        )
     config, resolved = saved["config"], saved["resolved"]
     records = run.metrics()
     last = records[-1].get("step", 0) if records else 0

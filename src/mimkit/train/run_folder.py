@@ -142,7 +142,9 @@ class RunFolder:
         """config.json with `config` as the dataclass again."""
         data = read_json(self.config_path)
         if not isinstance(data, dict) or not {"config", "recipe", "resolved"} <= data.keys():
-            raise UserError(f"{self.config_path} is no config of a run: name the folder of a run")
+            raise UserError(
+                f"{self.config_path} is no config of a run, or a damaged one: restore it, or name another folder"
+            )
         if not isinstance(version := data.get("format", 1), int) or version > FORMAT:
             raise UserError(
                 f"{self.config_path} has format {version}, of a later version of mimkit ({data.get('mimkit')}): "
