@@ -9,6 +9,7 @@ import mimkit
 from builders import structured
 from mimkit.api.preprocess import Preprocess
 from mimkit.data.loader import evaluation_batches
+from mimkit.data.reading import Reading
 from mimkit.data.sources import open_pictures
 from mimkit.evaluate.target import Extractor
 
@@ -63,7 +64,7 @@ def test_arrays_are_the_files_of_their_values(mixed):
     deep = np.asarray(Image.open(mixed / "7.png")).astype(np.uint16)
     assert torch.equal(gray(deep), gray(mixed / "7.png"))
     assert torch.equal(gray(deep.astype(np.float32) / 65535), gray(deep))
-    ranged = Preprocess(extractor(channels=1, value_range=(0.0, 4095.0)))
+    ranged = Preprocess(extractor(channels=1, reading=Reading(channels=1, value_range=(0.0, 4095.0))))
     assert torch.equal(ranged(deep // 16), ranged(np.minimum(deep // 16, 4095)))
 
 

@@ -282,7 +282,7 @@ def test_methods_without_masks_or_class_attention(recipe, run, tmp_path):
     look = data_of(text)["runs"][0]["look"]
     assert len(look["neighbors"]["queries"]) == 4 and look["layers"]
     target = open_target(str(tmp_path / "run"), size=(1, 1), channels=3)
-    pictures = open_pictures([str(data)], "all", channels=target.channels, value_range=target.value_range)
+    pictures = open_pictures([str(data)], "all", target.reading)
     pool = {"simclr": "class", "swin": "mean"}[recipe]  # what was trained
     unit = F.normalize(extract(target, pictures, device="cpu", pools=[pool]).values[pool], dim=1)
     nearest = (unit @ unit.T).fill_diagonal_(-2).max(dim=1).values

@@ -244,8 +244,8 @@ def with_model(target: str, pictures: Pictures, drawing: MaskDrawing, fixed_size
     sides = f"images of {encoder.size[0]}x{encoder.size[1]} in patches of {encoder.patch[0]}"
     if fixed_size not in (None, encoder.size) or drawing.patch not in (None, encoder.patch[0]):
         raise UserError(f"the model of {target} sees {sides}: leave --size and --patch away")
-    if (extractor.channels, extractor.value_range) != (pictures.channels, None):
-        pictures = open_pictures(drawing.data, "all", channels=extractor.channels, value_range=extractor.value_range)
+    if not pictures.read_as(extractor.reading):
+        pictures = open_pictures(drawing.data, "all", extractor.reading)
     return Scene(
         pictures=pictures,
         size=encoder.size,

@@ -17,6 +17,7 @@ from mimkit.analysis.study import Relations, Study
 from mimkit.core.errors import UserError, at_least, unknown
 from mimkit.data.loader import statistics
 from mimkit.data.pictures import Pictures
+from mimkit.data.reading import Reading
 from mimkit.data.sources import open_pictures
 from mimkit.data.stream import all_bad
 from mimkit.evaluate.features import batches_for
@@ -139,8 +140,8 @@ def _subjects(
         shown = shown_pictures(data)
         mean, std = statistics(shown) if own is None else ((), ())
         extractor = open_target(name, size=usual_size(shown), channels=shown.channels, mean=mean, std=std)
-        if (extractor.channels, extractor.value_range) != (shown.channels, shown.value_range):
-            shown = shown_pictures(data, channels=extractor.channels, value_range=extractor.value_range)
+        if not shown.read_as(extractor.reading):
+            shown = shown_pictures(data, extractor.reading)
         run = RunFolder(Path(name).expanduser())
         saves = checkpoints(run.folder) if run.exists else []
         if film:
@@ -246,7 +247,7 @@ def _cka(name: str, study: Study, other_name: str, other_study: Study, step: int
     ]
 
 
-def shown_pictures(data: Sequence[str], **conversion: Any) -> Pictures:
+def shown_pictures(data: Sequence[str], reading: Reading = Reading()) -> Pictures:
     """The test split where there is one of its own, else everything."""
-    test = open_pictures(data, "test", **conversion)
-    return test if test.has_test else open_pictures(data, "all", **conversion)
+    test = open_pictures(data, "test", reading)
+    return test if test.has_test else open_pictures(data, "all", reading)

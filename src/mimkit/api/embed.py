@@ -32,9 +32,8 @@ def open_for(target: str, data: Sequence[str], split: Split = "all") -> tuple[Ex
     pictures = open_pictures(data, "all")
     mean, std = statistics(pictures) if export is None else ((), ())
     extractor = open_target(target, size=usual_size(pictures), channels=pictures.channels, mean=mean, std=std)
-    converted = (extractor.channels, extractor.value_range) != (pictures.channels, pictures.value_range)
-    if converted or split != "all":
-        pictures = open_pictures(data, split, channels=extractor.channels, value_range=extractor.value_range)
+    if not pictures.read_as(extractor.reading) or split != "all":
+        pictures = open_pictures(data, split, extractor.reading)
     return extractor, pictures
 
 

@@ -30,7 +30,7 @@ class Preprocess:
     def __init__(self, extractor: Extractor) -> None:
         self.size, self.channels = extractor.size, extractor.channels
         self.mean, self.std = extractor.mean, extractor.std
-        self.view, self.value_range = extractor.view, extractor.value_range
+        self.view, self.reading = extractor.view, extractor.reading
 
     def __call__(self, picture: Picture) -> Float[Tensor, "C H W"]:
         """The image in float32 on the CPU; `torch.stack` makes a batch of several.
@@ -54,15 +54,15 @@ class Preprocess:
         name = "the picture"
         try:
             if isinstance(picture, np.ndarray):
-                return from_array(picture, self.channels, self.value_range)
+                return from_array(picture, self.channels, self.reading.value_range)
             if isinstance(picture, Image.Image):
                 if self.channels not in (1, 3):
                     raise BadPicture(f"has at most 4 channels, the model sees {self.channels}: give an array")
-                return from_pillow(picture, self.channels, self.value_range)
+                return from_pillow(picture, self.channels, self.reading.value_range)
             if not isinstance(picture, (str, os.PathLike)):
                 raise UserError(f"a picture is a path, one of Pillow or an array, got {type(picture).__name__}")
             name = os.fspath(picture)
-            return decode(Path(picture).expanduser().read_bytes(), self.channels, self.value_range)
+            return decode(Path(picture).expanduser().read_bytes(), self.channels, self.reading.value_range)
         except BadPicture as error:
             raise UserError(f"{name} cannot be used: {error}") from error
         except OSError as error:

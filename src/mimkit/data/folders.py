@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mimkit.core.errors import UserError
 from mimkit.data.pictures import Encoded, Pictures, Split, digest, sample, split_by_address
+from mimkit.data.reading import Reading
 
 _KINDS = "jpg jpeg jpe jfif mpo png webp avif bmp gif tif tiff ppm pgm pbm pnm jp2"
 ENDINGS = frozenset(f".{kind}" for kind in _KINDS.split())
@@ -58,14 +59,13 @@ class Files(Encoded):
         root: Path,
         paths: Paths,
         *,
-        channels: int | None,
-        value_range: tuple[float, float] | None,
+        reading: Reading,
         classes: tuple[str, ...] | None = None,
         labels: Tensor | None = None,
         has_test: bool = False,
     ) -> None:
         self.name, self._root, self._paths = name, os.fsencode(root), paths
-        self.wanted_channels, self.value_range = channels, value_range
+        self.reading = reading
         self.classes, self.labels, self.has_test = classes, labels, has_test
 
     def __len__(self) -> int:
@@ -205,9 +205,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mimkit"
 
 
-def open_folder(
-    folder: Path, split: Split, *, channels: int | None, value_range: tuple[float, float] | None
-) -> Pictures:
+def open_folder(folder: Path, split: Split, reading: Reading) -> Pictures:
     """The pictures below a folder: flat, nested, class folders, or any of these under train/ and val/."""
     listing = index(folder)
     if not len(listing.pictures):
@@ -218,7 +216,7 @@ def open_folder(
     # Of several (val and test) the one for choosing settings comes first: what is called test is for the end.
     test = min(tests, key=lambda top: _TEST_ORDER.index(os.fsdecode(top).lower().rstrip("0123456789")), default=None)
     if train is None:
-        pictures = _files(str(folder), folder, listing.pictures, None, channels, value_range)
+        pictures = _files(str(folder), folder, listing.pictures, None, reading)
         return split_by_address(pictures, split)
     by_split = {top: [path for path in listing.pictures if path.startswith(top + b"/")] for top in (train, test) if top}
     if not by_split[train]:
@@ -230,7 +228,7 @@ def open_folder(
     assert source is not None
     paths = Paths.pack([path.split(b"/", 1)[1] for path in by_split[source]])
     root = folder / os.fsdecode(source)
-    pictures = _files(str(folder), root, paths, names, channels, value_range, has_test)
+    pictures = _files(str(folder), root, paths, names, reading, has_test)
     return pictures if has_test else split_by_address(pictures, split)
 
 
@@ -239,8 +237,7 @@ def _files(
     root: Path,
     paths: Paths,
     names: tuple[str, ...] | None,
-    channels: int | None,
-    value_range: tuple[float, float] | None,
+    reading: Reading,
     has_test: bool = False,
 ) -> Files:
     listed = list(paths)
@@ -255,8 +252,7 @@ def _files(
         name,
         Path(os.path.abspath(root)),
         paths,
-        channels=channels,
-        value_range=value_range,
+        reading=reading,
         classes=classes,
         labels=labels,
         has_test=has_test,
@@ -280,7 +276,7 @@ def _nothing(folder: Path, other_files: Counter[str]) -> str:
     return f"{folder} holds {contents}; readable endings: {readable}"
 
 
-def open_list(file: Path, split: Split, *, channels: int | None, value_range: tuple[float, float] | None) -> Pictures:
+def open_list(file: Path, split: Split, reading: Reading) -> Pictures:
     """A text file with one path a line, relative to the file's folder, optionally a tab and a label."""
     paths: list[bytes] = []
     names: list[str] = []
@@ -306,8 +302,7 @@ def open_list(file: Path, split: Split, *, channels: int | None, value_range: tu
         str(file),
         root,
         Paths.pack(paths),
-        channels=channels,
-        value_range=value_range,
+        reading=reading,
         classes=tuple(classes) or None,
         labels=torch.tensor([number_of[name] for name in names]) if names else None,
     )

@@ -14,6 +14,7 @@ from mimkit.core.errors import UserError
 from mimkit.data.folders import cache_folder, open_folder
 from mimkit.data.photos import photos
 from mimkit.data.pictures import Decoded, Pictures, Split
+from mimkit.data.reading import Reading
 
 NAMES = ("photos", "fashion-mnist", "cifar10", "cifar100", "stl10", "imagenette")
 _FASHION = (
@@ -21,7 +22,7 @@ _FASHION = (
 )  # fmt: skip
 
 
-def open_named(name: str, split: Split, *, channels: int | None, value_range: tuple[float, float] | None) -> Pictures:
+def open_named(name: str, split: Split, reading: Reading) -> Pictures:
     """One of NAMES. All have a test split; `all` is the train split, of stl10 with the unlabeled ones."""
     train = split != "test"
     if name == "photos":
@@ -38,10 +39,10 @@ def open_named(name: str, split: Split, *, channels: int | None, value_range: tu
         folder = "imagenette2-160"
         if not (data_folder() / folder).is_dir():
             _download(name, folder, lambda: datasets.Imagenette(str(data_folder()), size="160px", download=True))
-        return open_folder(data_folder() / folder, split, channels=channels, value_range=value_range)
-    if channels in (None, pictures.channels):
+        return open_folder(data_folder() / folder, split, reading)
+    if reading.channels in (None, pictures.channels):
         return pictures
-    return Decoded(name, pictures.tensor(), pictures.labels, pictures.classes, has_test=True, channels=channels)
+    return Decoded(name, pictures.tensor(), pictures.labels, pictures.classes, has_test=True, channels=reading.channels)
 
 
 def data_folder() -> Path:

@@ -15,6 +15,7 @@ from torch import Tensor
 from mimkit.core.errors import UserError, missing_extra
 from mimkit.data.folders import cache_folder
 from mimkit.data.pictures import Encoded, Pictures, Split, digest, split_by_address
+from mimkit.data.reading import Reading
 
 _IMAGES, _LABELS = ("image", "img"), ("label", "labels", "fine_label")
 _SPLIT = re.compile(r"(train|val|valid|validation|test)(-.*)?$")
@@ -46,14 +47,13 @@ class Rows(Encoded):
         blobs: Blobs,
         rows: list[int],
         *,
-        channels: int | None,
-        value_range: tuple[float, float] | None,
+        reading: Reading,
         labels: Tensor | None,
         classes: tuple[str, ...] | None,
         has_test: bool,
     ) -> None:
         self.name, self._files, self._blobs, self._ends = name, files, blobs, list(itertools.accumulate(rows))
-        self.wanted_channels, self.value_range = channels, value_range
+        self.reading = reading
         self.labels, self.classes, self.has_test = labels, classes, has_test
 
     def __len__(self) -> int:
@@ -76,14 +76,7 @@ def parquet_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.parquet")) or sorted(folder.glob("data/*.parquet"))
 
 
-def open_parquet(
-    name: str,
-    files: list[Path],
-    split: Split,
-    *,
-    channels: int | None,
-    value_range: tuple[float, float] | None,
-) -> Pictures:
+def open_parquet(name: str, files: list[Path], split: Split, reading: Reading) -> Pictures:
     """The pictures of Parquet files; `train-*`, `val*-*` and `test-*` among the names are splits.
 
     Columns: `image` (struct of `bytes` and `path`, or binary) and optionally `label` (integers or strings).
@@ -120,8 +113,7 @@ def open_parquet(
         [Path(os.path.abspath(file)) for file in used],
         _gather(used, tables, image),
         rows,
-        channels=channels,
-        value_range=value_range,
+        reading=reading,
         labels=labels,
         classes=classes,
         has_test=has_test,

@@ -3,6 +3,7 @@
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Literal
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from mimkit.core.errors import UserError
 from mimkit.core.randomness import rng_keys
 from mimkit.data.decode import BadPicture, Header, decode, header
+from mimkit.data.reading import Reading
 
 Split = Literal["train", "test", "all"]
 
@@ -25,7 +27,7 @@ class Pictures(ABC):
     labels: Int64[Tensor, " n"] | None = None
     classes: tuple[str, ...] | None = None  # names of the labels, when they have names
     has_test: bool = False  # whether the source has a test split of its own
-    value_range: tuple[float, float] | None = None
+    reading: Reading = Reading()  # how files become pictures
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -52,6 +54,10 @@ class Pictures(ABC):
     def where(self, i: int) -> str:
         """Where picture `i` lies, for messages."""
 
+    def read_as(self, reading: Reading) -> bool:
+        """Whether these pictures are already what this reading makes of their files."""
+        return replace(self.reading, channels=self.channels) == reading
+
     def tensor(self) -> UInt8[Tensor, "n C H W"] | None:
         """All pictures at once when they are decoded already, else None."""
         return None
@@ -60,14 +66,12 @@ class Pictures(ABC):
 class Encoded(Pictures):
     """Pictures held as encoded bytes somewhere; a subclass says where with `data`."""
 
-    wanted_channels: int | None = None
-
     @abstractmethod
     def data(self, i: int) -> bytes:
         """The encoded bytes of picture `i`. Raises OSError."""
 
     def read(self, i: int) -> Tensor:
-        return decode(self._bytes(i), self.channels, self.value_range)
+        return decode(self._bytes(i), self.channels, self.reading.value_range)
 
     def size(self, i: int) -> tuple[int, int]:
         return self._header(i)[:2]
@@ -75,8 +79,8 @@ class Encoded(Pictures):
     @cached_property
     def channels(self) -> int:
         """As given, else from the headers of up to 64 pictures: all gray 1, N for a TIFF of N channels, else 3."""
-        if self.wanted_channels is not None:
-            return self.wanted_channels
+        if self.reading.channels is not None:
+            return self.reading.channels
         counts = set()
         for i in sample(len(self), 64):
             try:
@@ -153,6 +157,7 @@ class Joined(Pictures):
         self._sources = list(sources)
         self._ends = np.cumsum([len(source) for source in sources])
         self.name = " + ".join(source.name for source in sources)
+        self.reading = sources[0].reading
         self.has_test = all(source.has_test for source in sources)
         labels = [source.labels for source in sources]
         if all(label is not None for label in labels):
@@ -200,6 +205,7 @@ class Subset(Pictures):
     def __init__(self, whole: Pictures, index: Int64[Tensor, " m"]) -> None:
         self._whole, self._index = whole, index
         self.name, self.classes, self.has_test = whole.name, whole.classes, whole.has_test
+        self.reading = whole.reading
         self.labels = None if whole.labels is None else whole.labels[index]
 
     def __len__(self) -> int:

@@ -1,6 +1,7 @@
 """What a person says with --data: folders, lists, Parquet files or a name enter, Pictures leave."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from mimkit.data.folders import open_folder, open_list
 from mimkit.data.named import NAMES, open_named
 from mimkit.data.parquet import open_parquet, parquet_files
 from mimkit.data.pictures import Joined, Pictures, Split
+from mimkit.data.reading import Reading
 
 __all__ = ["Pictures", "Split", "open_pictures"]
 
@@ -16,9 +18,9 @@ __all__ = ["Pictures", "Split", "open_pictures"]
 def open_pictures(
     data: Sequence[str],
     split: Split = "train",
+    reading: Reading = Reading(),
     *,
     channels: int | None = None,
-    value_range: tuple[float, float] | None = None,
 ) -> Pictures:
     """The pictures of one or several sources.
 
@@ -29,8 +31,8 @@ def open_pictures(
         split: `train` or `test`: the source's own, else 80 % and 20 % of it by address. `all`: the train
             split where there is a test split of its own, else everything; what pre-training without labels
             wants.
-        channels: to convert to; by default as found (all gray 1, else 3, N for TIFF files with N channels).
-        value_range: what becomes black and white in 16-bit and float pictures; see `decode`.
+        reading: how files become pictures.
+        channels: in short for `Reading(channels=...)`.
 
     Raises UserError.
     """
@@ -42,15 +44,14 @@ def open_pictures(
         places = list(group)
         sources += [places] if parquet else [[place] for place in places]
 
-    def open_all(channels: int | None) -> list[Pictures]:
-        return [_open(source, split, channels, value_range) for source in sources]
-
-    opened = open_all(channels)
+    reading = reading if channels is None else replace(reading, channels=channels)
+    opened = [_open(source, split, reading) for source in sources]
     if len(opened) == 1:
         return opened[0]
     counts = sorted({pictures.channels for pictures in opened})
     if counts == [1, 3]:
-        opened = open_all(3)  # gray becomes color: nothing is lost
+        # Gray becomes color: nothing is lost.
+        opened = [_open(source, split, replace(reading, channels=3)) for source in sources]
     elif len(counts) > 1:
         listed = " and ".join(map(str, counts))
         raise UserError(f"{' + '.join(data)}: pictures with {listed} channels do not go together; set images.channels")
@@ -61,21 +62,20 @@ def _is_parquet(source: str) -> bool:
     return source.endswith(".parquet") and not Path(source).is_dir()
 
 
-def _open(source: list[str], split: Split, channels: int | None, value_range: tuple[float, float] | None) -> Pictures:
+def _open(source: list[str], split: Split, reading: Reading) -> Pictures:
     for place in source:
         if place not in NAMES and not Path(place).expanduser().exists():
             if "/" in place or "." in place:
                 raise UserError(f"there is no file or folder {place}")
             raise unknown("folder or data set", place, NAMES, see=f"Valid names: {', '.join(NAMES)}.")
     name, path = source[0], Path(source[0]).expanduser()
-    conversion = {"channels": channels, "value_range": value_range}
     if _is_parquet(name):
-        return open_parquet(" ".join(source), [Path(place).expanduser() for place in source], split, **conversion)
+        return open_parquet(" ".join(source), [Path(place).expanduser() for place in source], split, reading)
     if name in NAMES:
-        return open_named(name, split, **conversion)
+        return open_named(name, split, reading)
     if path.is_dir():
         files = parquet_files(path)
-        return open_parquet(name, files, split, **conversion) if files else open_folder(path, split, **conversion)
+        return open_parquet(name, files, split, reading) if files else open_folder(path, split, reading)
     if path.suffix.lower() in (".txt", ".lst", ".tsv"):
-        return open_list(path, split, **conversion)
+        return open_list(path, split, reading)
     raise UserError(f"cannot read {name}: give a folder, a .txt list of paths, Parquet files, or {', '.join(NAMES)}")

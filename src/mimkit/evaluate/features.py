@@ -62,7 +62,7 @@ def extract(
     Raises UserError when no picture can be read, or half of the memory does not hold the features.
     """
     # All that the numbers depend on names their file, so what is there is right and nothing is ever updated.
-    of = (pictures.fingerprint, len(pictures), pictures.channels, pictures.value_range, limit)
+    of = (pictures.fingerprint, len(pictures), pictures.channels, pictures.reading, limit)
     key = digest(VERSION, extractor.fingerprint, extractor.view, *of)
     # Pixels are as quickly read as their features would be.
     file = None if extractor.model is None else cache_folder() / "features" / f"{key}.safetensors"

@@ -1,6 +1,6 @@
 """Fine-tuning, before and after training: a target enters, where to start leaves; a tuned run enters, scores leave."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from mimkit.core.grids import RAMP, colorize, save_picture
 from mimkit.core.metrics import accuracy_interval
 from mimkit.data.loader import evaluation_batches
 from mimkit.data.pictures import Pictures
+from mimkit.data.reading import Reading
 from mimkit.data.sources import open_pictures
 from mimkit.data.stream import all_bad
 from mimkit.evaluate.target import UNTRAINED, Extractor, export_folder
@@ -47,7 +48,7 @@ class Start:
     mean: tuple[float, ...] | None = None
     """Per channel, of pixels in 0..1; None for those of the data."""
     std: tuple[float, ...] | None = None
-    value_range: tuple[float, float] | None = None
+    reading: Reading = field(default_factory=Reading)
 
     def configure(self, config: Pretrain) -> None:
         """Put encoder and images of the target into a recipe."""
@@ -55,7 +56,7 @@ class Start:
         config.encoder, images = self.encoder, config.images
         images.size = self.size[0] if self.size[0] == self.size[1] else self.size
         images.channels, images.mean, images.std = self.channels, self.mean, self.std
-        images.value_range = self.value_range
+        images.value_range = self.reading.value_range
 
 
 def start_of(target: str) -> Start:
@@ -112,7 +113,7 @@ def start_of(target: str) -> Start:
             channels=channels,
             mean=tuple(cfg["mean"]),
             std=tuple(cfg["std"]),
-            value_range=value_range and tuple(value_range),
+            reading=Reading(value_range=value_range and tuple(value_range)),
         )
     except (KeyError, TypeError, IndexError) as error:
         raise UserError(f"{folder / 'config.json'} does not say {error}: export it again") from error
@@ -141,9 +142,8 @@ def unfinished(folder: Path) -> bool:
 
 def held_out(config: Pretrain, channels: int) -> Pictures:
     """The labeled pictures that are measured. Raises UserError when their classes are others than those learned."""
-    conversion: Any = dict(channels=channels, value_range=config.images.value_range)
-    train = open_pictures(config.data, "train", **conversion)
-    test = open_pictures(config.data, "test", **conversion)
+    reading = replace(config.images.reading(), channels=channels)
+    train, test = open_pictures(config.data, "train", reading), open_pictures(config.data, "test", reading)
     if test.labels is None or train.classes != test.classes:
         raise UserError(f"{train.name}: train and test have different classes: give both the same class folders")
     return test

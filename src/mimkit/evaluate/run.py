@@ -11,6 +11,7 @@ from mimkit.core.errors import UserError, at_least, unknown
 from mimkit.data.decode import BadPicture
 from mimkit.data.loader import statistics
 from mimkit.data.pictures import Pictures, Split, sample
+from mimkit.data.reading import Reading
 from mimkit.data.sources import open_pictures
 from mimkit.evaluate.attentive import evaluate_attentive
 from mimkit.evaluate.features import extract
@@ -165,19 +166,18 @@ def _open(target: str, data: list[str]) -> tuple[Pictures, Pictures, Extractor]:
     # A folder brings its own; for others they are computed, which reads a thousand pictures.
     mean, std = statistics(train) if own is None else ((), ())
     extractor = open_target(target, size=usual_size(train), channels=train.channels, mean=mean, std=std)
-    conversion = {"channels": extractor.channels, "value_range": extractor.value_range}
     # The pictures were opened as they are, to tell a timm model their channels; a run wants them as it was trained.
-    if (extractor.channels, extractor.value_range) != (train.channels, train.value_range):
-        train = labeled(data, "train", **conversion)
-    test = labeled(data, "test", **conversion)
+    if not train.read_as(extractor.reading):
+        train = labeled(data, "train", extractor.reading)
+    test = labeled(data, "test", extractor.reading)
     if train.classes != test.classes:
         raise UserError(f"{train.name}: train and test have different classes: give both the same class folders")
     return train, test, extractor
 
 
-def labeled(data: list[str], split: Split, **conversion: Any) -> Pictures:
+def labeled(data: list[str], split: Split, reading: Reading = Reading()) -> Pictures:
     """As `open_pictures`. Raises UserError for pictures without labels."""
-    pictures = open_pictures(data, split, **conversion)
+    pictures = open_pictures(data, split, reading)
     if pictures.labels is None:
         raise UserError(
             f"measuring needs labels, and {pictures.name} has none: put the pictures of each class into a "

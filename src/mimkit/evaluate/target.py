@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mimkit.core.errors import UserError, unknown
 from mimkit.core.randomness import integer
 from mimkit.data.pictures import digest
+from mimkit.data.reading import Reading
 from mimkit.data.views import CenterCrop, Interpolation
 from mimkit.evaluate.pools import Pool, pooled, pools_of, tokens_of
 from mimkit.model.patches import sincos_positions
@@ -42,8 +43,8 @@ class Extractor:
     fingerprint: str
     """Changes when weights or settings do; for caches of features."""
     interpolation: Interpolation = "bicubic"
-    value_range: tuple[float, float] | None = None
-    """What was black and white in 16-bit and float pictures when a run was trained."""
+    reading: Reading = field(default_factory=Reading)
+    """How its pictures were read when a run was trained."""
     model: nn.Module | None = None
     """None for the pixels themselves."""
     assumed: str = ""
@@ -162,6 +163,7 @@ def _extractor(
         raise UserError(
             f"'{target}' sees {channels} channels, but mean and std have {len(mean)} and {len(std)} numbers"
         )
+    more.setdefault("reading", Reading(channels=channels))
     parts: list[object] = [type(model).__name__, size, channels, tuple(mean), tuple(std), *settings, more]
     if model is not None:
         model.eval().requires_grad_(False)
@@ -203,7 +205,7 @@ def _open_folder(target: str, folder: Path) -> Extractor:
         config["architecture"],
         config.get("model_args"),
         interpolation=cfg["interpolation"] if cfg["interpolation"] in get_args(Interpolation) else "bicubic",
-        value_range=value_range and tuple(value_range),
+        reading=Reading(channels=channels, value_range=value_range and tuple(value_range)),
     )
     return replace(
         extractor, headline=_trained_pool(model, config, run)

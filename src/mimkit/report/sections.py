@@ -43,7 +43,7 @@ def look(folder: Path, data: list[str], count: int, device: torch.device) -> dic
         UserError: there is no export to look at, or the pictures cannot be found.
     """
     extractor = open_target(str(folder), size=(1, 1), channels=3)
-    shown = shown_pictures(data, channels=extractor.channels, value_range=extractor.value_range)
+    shown = shown_pictures(data, extractor.reading)
     images, labels, index = _some(shown, extractor, device)
     queries = torch.linspace(0, len(images) - 1, min(count, len(images))).long()
     rgb = displayable(images, extractor.mean, extractor.std)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from mimkit.core.memory import free_memory
 from mimkit.core.randomness import integer, rng_keys
 from mimkit.data.labels import label_subset
 from mimkit.data.loader import Loader, Plan, ViewSettings, statistics
+from mimkit.data.reading import Reading
 from mimkit.data.sources import Pictures, open_pictures
 from mimkit.data.views import RandomResizedCrop, View
 from mimkit.methods.base import Method, MethodConfig
@@ -63,6 +64,10 @@ class Images:
             raise UserError(f"images.bad_fraction is a share between 0 and 1, got {self.bad_fraction}")
         if self.value_range is not None and not self.value_range[0] < self.value_range[1]:
             raise UserError(f"images.value_range must be two rising numbers, got {self.value_range}")
+
+    def reading(self) -> Reading:
+        """How files become pictures, as far as the settings say."""
+        return Reading(channels=self.channels, value_range=self.value_range)
 
     def shape(self) -> tuple[int, int]:
         """Height and width."""
@@ -121,7 +126,7 @@ class Prepared:
             return self.open_pictures
         images, method = self.config.images, self.config.method
         split = "train" if method.supervised else "all"
-        pictures = open_pictures(self.config.data, split, channels=images.channels, value_range=images.value_range)
+        pictures = open_pictures(self.config.data, split, images.reading())
         if not method.supervised:
             return pictures
         return label_subset(pictures, method.label_fraction, self.config.seed)
@@ -146,11 +151,9 @@ class Prepared:
         """A bank and pictures to classify, when there are labels and enough of them: they only measure."""
         if self.pictures.labels is None:
             return None
-        data, value_range = self.config.data, self.config.images.value_range
-        channels = self.pictures.channels
+        data, reading = self.config.data, replace(self.config.images.reading(), channels=self.pictures.channels)
         try:
-            train = open_pictures(data, "train", channels=channels, value_range=value_range)
-            test = open_pictures(data, "test", channels=channels, value_range=value_range)
+            train, test = open_pictures(data, "train", reading), open_pictures(data, "test", reading)
         except UserError:
             return None
         train = self.pictures if self.config.method.supervised else train

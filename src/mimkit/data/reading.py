@@ -1,0 +1,45 @@
+"""Reading: what a person says of files that do not say it enters; one value that all who read share leaves.
+
+It travels from `images.*` through training into exports, so that a model sees later pictures as it saw its own.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+Transform = Literal["none", "log", "sqrt"]
+"""What happens to values between their black and white before they are normalized."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How files become pictures. None: as the files say, or as most of them are."""
+
+    channels: int | None = None
+    """1 gray, 3 color, N bands."""
+    value_range: tuple[float, ...] | None = None
+    """Raw values that are black and white in 16-bit and float pictures: a pair, or a pair for each channel in turn."""
+    transform: Transform = "none"
+    """Of values between black and white: none, log, or sqrt."""
+    nodata: float | None = None
+    """The raw value of pixels where nothing was measured, besides NaN."""
+    bands: tuple[int, ...] | None = None
+    """Which bands of a file become the channels, in this order, counted from 1."""
+    axes: str | None = None
+    """Letters of a TIFF's axes where its own notes are wrong or missing, as ZCYX."""
+    plane: int | None = None
+    """Which plane of a stack is the picture, counted from 0."""
+    tile: int | None = None
+    """Side in pixels of the tiles that large pictures are cut into; None: pictures are whole."""
+
+    def to_json(self) -> dict[str, Any]:
+        """What was settings, without what was not."""
+        settings = {key: value for key, value in asdict(self).items() if value not in (None, "none")}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> "Reading":
+        """Undo `to_json`; entries of other versions are left out."""
+        names = {entry.name for entry in fields(Reading)}
+        values: dict[str, Any] = {key: tuple(item) if isinstance(item, list) else item for key, item in data.items()}
+        return Reading(**{key: value for key, value in values.items() if key in names})
