@@ -13,19 +13,23 @@ from PIL import Image
 from encoded import BAD, JPEG, PNG, encoded, smooth
 from mimkit.core.errors import UserError
 from mimkit.data.decode import BadPicture, decode, header
+from mimkit.data.reading import Reading
+from mimkit.data.values import Storage
 
 torch.set_num_threads(1)  # waiting threads cost more than they save on shared cores
 
 
-def pixels(data: bytes, channels=3, **how) -> np.ndarray:
-    decoded = decode(data, channels, **how)
-    assert decoded.dtype == torch.uint8 and decoded.shape[0] == channels
-    return decoded.permute(1, 2, 0).numpy().astype(int)
+def pixels(data: bytes, channels=3, dtype=torch.uint8, **reading) -> np.ndarray:
+    """What `decode` gives to a set of this depth, channels last."""
+    decoded = decode(data, Storage(channels, dtype), Reading(**reading))
+    assert decoded.dtype == dtype and decoded.shape[0] == channels
+    return decoded.permute(1, 2, 0).numpy()
 
 
 def near(a: np.ndarray, b: np.ndarray, within: float) -> None:
     assert a.shape == b.shape
-    assert np.abs(a - b.astype(int)).max() <= within, np.abs(a - b.astype(int)).max()
+    difference = np.abs(a.astype(float) - b.astype(float)).max()
+    assert difference <= within, difference
 
 
 def test_plain_color_and_gray():
@@ -92,7 +96,13 @@ def test_palette_alpha_cmyk_bits_and_animation():
     near(pixels(encoded(Image.fromarray(bits), "PNG"), 1), bits[..., None] * 255, 0)
     frames = [Image.fromarray(smooth()[..., 0]), Image.fromarray(255 - smooth()[..., 0])]
     near(pixels(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]), 1), smooth()[..., :1], 0)
-    near(pixels(encoded(frames[0], "TIFF", save_all=True, append_images=frames[1:]), 1), smooth()[..., :1], 0)
+    stack = encoded(frames[0], "TIFF", save_all=True, append_images=frames[1:])
+    for plane, shown in enumerate((smooth()[..., :1], 255 - smooth()[..., :1])):
+        near(pixels(stack, 1, plane=plane), shown, 0)
+    with pytest.raises(BadPicture, match=r"stack of 2 planes .* --images\.plane 0"):
+        decode(stack, Storage(1))
+    with pytest.raises(BadPicture, match=r"none is number 2"):
+        decode(stack, Storage(1), Reading(plane=2))
 
 
 def png16(values: np.ndarray) -> bytes:
@@ -107,34 +117,41 @@ def png16(values: np.ndarray) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
 
 
-def test_sixteen_bits_use_the_full_range():
+def test_sixteen_bits_keep_them():
     values = np.linspace(0, 65535, 40 * 56).reshape(40, 56).astype(np.uint16)
-    expected = np.rint(values / 257)[..., None]
     for kind in ("PNG", "TIFF"):
-        near(pixels(encoded(Image.fromarray(values), kind), 1), expected, 0)
-        near(pixels(encoded(Image.fromarray(values), kind), 3), expected.repeat(3, -1), 0)
+        data = encoded(Image.fromarray(values), kind)
+        assert header(data).dtype == "uint16"
+        near(pixels(data, 1, torch.uint16), values[..., None], 0)
+        near(pixels(data, 3, torch.uint16), values[..., None].repeat(3, -1), 0)
     color = np.dstack([values, values[::-1], values[:, ::-1]])
-    near(pixels(png16(color)), np.rint(color / 257), 0)
-    twelve = (values // 16).astype(np.uint16)
-    near(
-        pixels(encoded(Image.fromarray(twelve), "PNG"), 1, value_range=(0, 4095)),
-        np.rint(twelve / 4095 * 255)[..., None],
-        0,
-    )
+    near(pixels(png16(color), 3, torch.uint16), color, 0)
+    near(pixels(png16(color), 3, torch.uint16, bands=(3, 1, 1)), color[..., [2, 0, 0]], 0)
+
+
+def test_other_depths_in_a_set_of_eight_bits():
+    """A 16-bit photograph keeps its look; one that ends at 12 bits, and any other depth, would be misread."""
+    values = np.linspace(0, 65535, 40 * 56).reshape(40, 56).astype(np.uint16)
+    near(pixels(encoded(Image.fromarray(values), "PNG"), 1), np.rint(values / 257)[..., None], 0)
+    with pytest.raises(BadPicture, match="ends at 4095"):
+        decode(encoded(Image.fromarray(values // 16), "PNG"), Storage(1))
+    for dtype in (torch.uint16, torch.int16, torch.float32):
+        with pytest.raises(BadPicture, match="is 8-bit, but the set is"):
+            decode(PNG, Storage(3, dtype))
 
 
 def test_float_tiff():
-    values = smooth()[..., 0].astype(np.float32) / 255
+    values = smooth()[..., 0].astype(np.float32) * 40 - 10
+    values[3, 3], values[5] = np.nan, -9999
     data = encoded(Image.fromarray(values), "TIFF")
-    near(pixels(data, 1), smooth()[..., :1], 0)
-    hot = encoded(Image.fromarray(values * 40 - 10), "TIFF")
-    with pytest.raises(BadPicture, match=r"images\.value_range"):
-        decode(hot, 1)
-    near(pixels(hot, 1, value_range=(-10, 30)), smooth()[..., :1], 0)
-    broken = values.copy()
-    broken[3, 3] = np.nan
-    with pytest.raises(BadPicture, match="not finite"):
-        decode(encoded(Image.fromarray(broken), "TIFF"), 1)
+    near(np.nan_to_num(pixels(data, 1, torch.float32), nan=7), np.nan_to_num(values, nan=7)[..., None], 0)
+    holes = np.isnan(pixels(data, 1, torch.float32, nodata=-9999.0))[..., 0]
+    assert np.array_equal(holes, np.isnan(values) | (values == -9999))
+    with pytest.raises(BadPicture, match="is float, but the set is 8-bit"):
+        decode(data, Storage(1))
+    values[0, 0] = np.inf
+    with pytest.raises(BadPicture, match="infinite"):
+        decode(encoded(Image.fromarray(values), "TIFF"), Storage(1, torch.float32))
 
 
 @pytest.mark.parametrize("layout", ["interleaved", "planes", "imagej", "pages"])
@@ -152,17 +169,27 @@ def test_multichannel_tiff(layout, kind):
         tifffile.imwrite(out, raw.transpose(2, 0, 1), imagej=True, metadata={"axes": "CYX"})
     else:
         tifffile.imwrite(out, raw.transpose(2, 0, 1), photometric="minisblack")
-    near(pixels(out.getvalue(), 5), values, 0)
-    assert header(out.getvalue()) == (40, 56, 1 if layout == "pages" else 5)
+    data, dtype = out.getvalue(), torch.uint16 if kind is np.uint16 else torch.uint8
+    if layout == "pages":  # nothing says what they are
+        with pytest.raises(BadPicture, match="stack of 5 planes"):
+            header(data)
+        near(pixels(data, 1, dtype, plane=3), raw[..., 3:4], 0)
+        near(decode(data, Storage(5, dtype), Reading(channels=5)).permute(1, 2, 0).numpy(), raw, 0)
+    axes = {"interleaved": "YXS", "planes": "SYX", "imagej": "CYX", "pages": "CYX"}[layout]
+    near(pixels(data, 5, dtype, axes=axes), raw, 0)
+    assert header(data, Reading(axes=axes)) == (40, 56, 5, np.dtype(kind).name, None)
+    near(pixels(data, 3, dtype, axes=axes, bands=(4, 3, 2)), raw[..., [3, 2, 1]], 0)
+    with pytest.raises(BadPicture, match=r"has 5 bands, images\.bands 6"):
+        decode(data, Storage(1, dtype), Reading(axes=axes, bands=(6,)))
     with pytest.raises(BadPicture, match="channels"):
-        decode(out.getvalue(), 4)
+        decode(data, Storage(4, dtype), Reading(axes=axes))
 
 
 def test_sixteen_bit_color_tiff():
     tifffile = pytest.importorskip("tifffile")
     out = io.BytesIO()
     tifffile.imwrite(out, smooth().astype(np.uint16) * 257, photometric="rgb")
-    near(pixels(out.getvalue()), smooth(), 0)
+    near(pixels(out.getvalue(), 3, torch.uint16), smooth().astype(int) * 257, 0)
 
 
 def test_missing_tifffile_names_the_extra(monkeypatch):
@@ -171,11 +198,11 @@ def test_missing_tifffile_names_the_extra(monkeypatch):
     tifffile.imwrite(out, smooth(channels=5), photometric="minisblack", planarconfig="contig")
     monkeypatch.setitem(sys.modules, "tifffile", None)
     with pytest.raises(UserError, match=r"mimkit\[tiff\]"):
-        decode(out.getvalue(), 5)
+        decode(out.getvalue(), Storage(5))
 
 
 def test_a_header_is_read_without_the_pixels():
-    assert header(PNG[:100]) == header(JPEG[: len(JPEG) // 2]) == (200, 300, 3)
+    assert header(PNG[:100]) == header(JPEG[: len(JPEG) // 2]) == (200, 300, 3, "uint8", None)
     for name in ("empty.jpg", "text.jpg", "bomb.png", "one.png", "cut_header.jpg"):
         with pytest.raises(BadPicture):
             header(BAD[name][0])
@@ -187,7 +214,7 @@ def test_a_header_is_read_without_the_pixels():
 def test_bad_pictures_are_refused(name):
     data, reason = BAD[name]
     with pytest.raises(BadPicture, match=reason) as caught:
-        decode(data, 3)
+        decode(data, Storage(3))
     assert 0 < len(str(caught.value)) < 140 and "\n" not in str(caught.value)
 
 
@@ -195,7 +222,7 @@ def test_a_truncated_jpeg_is_refused_wherever_it_ends():
     """torchvision alone would fill the rest with gray."""
     for part in (0.3, 0.6, 0.9, 0.99):
         with pytest.raises(BadPicture):
-            decode(JPEG[: int(part * len(JPEG))], 3)
+            decode(JPEG[: int(part * len(JPEG))], Storage(3))
     padded = JPEG + b"\0" * 100
     near(pixels(padded), pixels(JPEG), 0)
     near(pixels(JPEG + b"trailing words of a camera"), pixels(JPEG), 2)

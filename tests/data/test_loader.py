@@ -25,6 +25,7 @@ from mimkit.data.loader import Loader, ViewSettings, evaluation_batches, order, 
 from mimkit.data.pictures import Decoded, Pictures
 from mimkit.data.sources import open_pictures
 from mimkit.data.stream import Plan
+from mimkit.data.values import Storage
 from mimkit.data.views import CenterCrop, RandomResizedCrop, Whole
 
 torch.set_num_threads(1)  # waiting threads cost more than they save on shared cores
@@ -37,7 +38,7 @@ class Made(Pictures):
     """Smooth pictures made from their number; some are bad, one may have another size."""
 
     name = "made"
-    channels = 3
+    storage = Storage(3)
     fingerprint = "made"
 
     def __init__(self, n: int = 40, bad: tuple[int, ...] = (), odd: int | None = None, side: int = 24) -> None:

@@ -342,6 +342,9 @@ CHANGES = {
     "images.mean": (0.1,),
     "images.std": (0.1,),
     "images.value_range": (0.0, 30_000.0),
+    "images.value_transform": "sqrt",
+    "images.window": (20_000.0, 30_000.0),
+    "images.bands": (1, 1),
     "optimizer.base_lr": 0.06,
     "optimizer.per": 64,
     "optimizer.betas": (0.8, 0.95),
@@ -362,6 +365,10 @@ CHANGES = {
 NO_CURVE = {
     "images.bad_fraction": "decides whether a run stops: test_too_many_bad_pictures_stop_the_run",
     "images.view.size": "is refused for the first view: test_images_refuse_views_that_cannot_be_meant",
+    "images.nodata": "these pictures have no such value: tests/data/test_nodata.py",
+    "images.axes": "these are no TIFF files: tests/data/test_decode.py",
+    "images.plane": "these are no stacks: tests/data/test_decode.py",
+    "images.tile": "these are too small: tests/data/test_tiles.py",
     "images.other_views": "MAE looks at one view: test_further_views_have_addresses_too",
 }
 

@@ -1,138 +1,226 @@
-"""One encoded picture enters as bytes, a uint8 tensor (C, H, W) leaves; what cannot be read right is refused.
+"""One encoded picture enters as bytes, a tensor (C, H, W) in the depth of its set leaves, or the reason why none can.
 
-Pictures are held as 8 bits a channel everywhere in mimkit: 16-bit and float values are scaled to 0..255 here.
+8-bit pictures are uint8, all others have the type that `values.STORED` names; `values.Values` says what it means.
 """
 
 import io
-from typing import NamedTuple
+from functools import cache
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Shaped
 from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg, decode_png
 
-from mimkit.core.errors import UserError, missing_extra
+from mimkit.core.errors import UserError
+from mimkit.data.dicom import dicom_header, dicom_values, is_dicom
+from mimkit.data.header import SMALLEST, BadPicture, Header, check_size
+from mimkit.data.reading import Reading
+from mimkit.data.tiff import GDAL_NODATA, is_tiff, opened, tiff_header
+from mimkit.data.values import DEPTHS, STORED, Storage
 
-SMALLEST = 8  # pixels on a side; anything smaller is an icon, a tracking pixel or damage
-_ORIENTATION = 0x0112  # the EXIF tag
-_SAMPLES, _EXTRA_SAMPLES, _PHOTOMETRIC = 277, 338, 262  # TIFF tags
+__all__ = ["SMALLEST", "BadPicture", "Header", "decode", "dtype_of", "from_array", "from_pillow", "header"]
+
+# What Pillow may open: a file that only calls itself .jpg never reaches an interpreter of PostScript.
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
+_ORIENTATION, _BITS = 0x0112, 258  # tags of EXIF and TIFF
 _MODES = {1: ImageReadMode.GRAY, 3: ImageReadMode.RGB}
+_DARK = 4096  # a 16-bit picture whose values all lie below holds 12 bits or fewer: 8-bit ones beside it are no guide
+_WORK = {"JPEG2000": 16, "AVIF": 12}  # bytes that decoding a sample takes, where that is far more than its result
+LARGEST = 1 << 31  # bytes that decoding one picture may take
 
 
-class BadPicture(Exception):
-    """A picture that cannot be read right. The message is a short reason, such as 'truncated'."""
+def header(data: bytes, reading: Reading = Reading()) -> Header:
+    """Size, channels, type and no-data value of a picture, before its pixels are decoded.
 
-
-class Header(NamedTuple):
-    """What a picture's header says, before any pixel is decoded; height and width after EXIF orientation."""
-
-    height: int
-    width: int
-    channels: int
-
-
-def header(data: bytes) -> Header:
-    """Size and number of color channels (alpha not counted: 1 gray, 3 color, N for other TIFF files).
-
-    Raises BadPicture for what is no picture, too small, or larger than Pillow's limit against decompression
-    bombs.
+    Raises BadPicture for what is no picture, too small, too large to decode, or a stack of which no plane was named;
+    UserError when an extra is missing.
     """
-    if _is_tiff(data) and (tiff := _tiff_header(data)):
-        return tiff
-    picture = _open(data)
-    width, height = picture.size
-    if picture.format != "TIFF" and _orientation(picture) in (5, 6, 7, 8):  # Pillow turns TIFF files itself
-        width, height = height, width
-    # Palettes and CMYK count as color: their indices or inks are no shades of gray.
-    gray = picture.mode in ("1", "L", "LA", "La", "F", "I") or picture.mode.startswith("I;16")
-    return Header(height, width, 1 if gray else 3)
+    if is_dicom(data):
+        about = dicom_header(data, reading)
+    elif not (is_tiff(data) and (about := tiff_header(data, reading))):
+        picture = _open(data)
+        width, height = picture.size
+        if picture.format != "TIFF" and _orientation(picture) in (5, 6, 7, 8):  # Pillow turns TIFF files itself
+            width, height = height, width
+        # Palettes and CMYK count as color: their indices or inks are no shades of gray.
+        gray = picture.mode in ("1", "L", "LA", "La", "F", "I") or picture.mode.startswith("I;16")
+        about = Header(
+            height, width, 1 if gray else 3, _depth_of_png(data) if picture.format == "PNG" else dtype_of(picture)
+        )
+    if about.dtype not in STORED:
+        raise BadPicture(f"holds values of the type {about.dtype}")
+    return about if reading.bands is None else about._replace(channels=len(reading.bands))
 
 
-def decode(
-    data: bytes, channels: int, value_range: tuple[float, float] | None = None
-) -> UInt8[Tensor, "{channels} H W"]:
-    """The first frame of an encoded picture, upright, as 8 bits a channel.
+def decode(data: bytes, storage: Storage, reading: Reading = Reading()) -> Shaped[Tensor, "C H W"]:
+    """One plane of an encoded picture, upright, in the type and channels of its set.
 
     Args:
-        data: the bytes of a file in any format that Pillow reads (TIFF with N channels through tifffile).
-        channels: 1 or 3, converting between gray and color (ITU-R 601 luma); any other number needs a TIFF
-            file with exactly that many samples a pixel. Alpha is dropped.
-        value_range: raw values that become 0 and 255 in 16-bit, 32-bit and float pictures (values outside are
-            clipped); by default 0..65535 for 16-bit and 0..1 for float. 8-bit pictures are taken as they are.
+        data: the bytes of a file in one of FORMATS, of any TIFF (through tifffile), or of a DICOM file.
+        storage: what the set holds pictures as. Gray becomes color and color gray (ITU-R 601 luma); any other number of
+            channels needs a file with exactly that many samples a pixel. Alpha is dropped.
+        reading: which plane and bands are meant.
+
+    A picture of another depth than its set's is refused, but for a 16-bit one among 8-bit ones that uses its range.
 
     Raises BadPicture with a short reason; UserError when an extra is missing.
     """
     try:
-        return _decode(data, channels, value_range)
+        return _decode(data, storage, reading)
     except (BadPicture, UserError):
         raise
     except Image.DecompressionBombError as error:
         raise BadPicture(f"larger than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels") from error
+    except MemoryError as error:
+        raise BadPicture("too large for this machine's memory") from error
     except Exception as error:  # decoders meet damaged bytes: whatever they raise means that this file is bad
         reason = str(error).split("\n")[0][:100] or type(error).__name__
         raise BadPicture("truncated" if "truncated" in reason else f"cannot be decoded: {reason}") from error
 
 
-def _decode(data: bytes, channels: int, value_range: tuple[float, float] | None) -> Tensor:
-    if _is_tiff(data) and channels not in (1, 3):
-        return _checked(_tiff(data, channels, value_range))
+def _decode(data: bytes, storage: Storage, reading: Reading) -> Tensor:
+    plain = storage.channels in (1, 3) and reading.bands is None
+    if is_dicom(data):
+        return _stored(dicom_values(data, reading), storage, reading, dicom_header(data, reading).nodata)
+    tiff = is_tiff(data)
     try:
         picture = _open(data)
     except BadPicture:
-        if data and _is_tiff(data):  # 16-bit color, 3 float channels, ...: Pillow does not know them
-            return _checked(_tiff(data, channels, value_range))
-        raise
-    if channels not in (1, 3):
-        raise BadPicture(f"{channels} channels can only come from TIFF files, this is {picture.format}")
+        if not tiff:
+            raise
+        picture = None
+    # Pillow converts inks, palettes and compressed colors; what it does not know, or only half, is tifffile's.
+    if picture is None or (isinstance(picture, TiffImageFile) and not (plain and _simple(picture, reading))):
+        with opened(data, reading) as layout:
+            check_size(layout.side("X"), layout.side("Y"))
+            return _upright(_stored(layout.values(), storage, reading, layout.nodata), layout.orientation)
+    if not plain and reading.bands is None:
+        raise BadPicture(f"{storage.channels} channels can only come from TIFF files, this is {picture.format}")
     orientation = _orientation(picture)
     # torchvision is faster than Pillow for the usual JPEG; whatever is unusual about one goes Pillow's way.
-    if picture.format == "JPEG" and picture.mode in ("L", "RGB") and orientation == 1 and _ended(data):
-        pixels = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=_MODES[channels])
+    usual = picture.format == "JPEG" and picture.mode in ("L", "RGB") and orientation == 1 and _ended(data)
+    if usual and plain and storage.dtype == torch.uint8:
+        pixels = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=_MODES[storage.channels])
         assert isinstance(pixels, Tensor)
-        return pixels
+        return pixels if storage.nodata is None else _stored(pixels.numpy(), storage, reading)
     if picture.format == "PNG" and data[24] == 16:  # bit depth: Pillow would cut color to its high bytes
         values = decode_png(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.UNCHANGED)
-        values = values[:1] if len(values) == 2 else values[:3]
-        return _upright(_to_channels(_to_bytes(values.numpy(), value_range), channels), orientation)
-    return from_pillow(picture, channels, value_range)
+        values = values[: len(values) - 1] if len(values) in (2, 4) else values
+        return _upright(_stored(values.numpy(), storage, reading), orientation)
+    return from_pillow(picture, storage, reading)
 
 
-def from_pillow(
-    picture: Image.Image, channels: int, value_range: tuple[float, float] | None = None
-) -> UInt8[Tensor, "{channels} H W"]:
-    """A picture that Pillow has opened, upright, as `decode` gives it; `channels` is 1 or 3.
+def _simple(picture: TiffImageFile, reading: Reading) -> bool:
+    """Whether a TIFF file is one 8-bit plane, that Pillow reads right."""
+    several = reading.axes is not None or reading.plane is not None or picture.n_frames > 1
+    deep = max(picture.tag_v2.get(_BITS, (1,))) > 8
+    return not several and not deep and GDAL_NODATA not in picture.tag_v2
 
-    Raises BadPicture for values that are not finite or out of range.
-    """
+
+def from_pillow(picture: Image.Image, storage: Storage, reading: Reading = Reading()) -> Shaped[Tensor, "C H W"]:
+    """A picture that Pillow has opened, upright, as `decode` gives it. Raises BadPicture."""
     picture = ImageOps.exif_transpose(picture)  # loads the pixels
     if picture.mode in ("F", "I") or picture.mode.startswith("I;16"):
-        return _to_channels(_to_bytes(np.asarray(picture)[None], value_range), channels)
+        values = np.asarray(picture)[None]
+        # Pillow's 32-bit integers are 16-bit ones of PNG and PPM files.
+        deep = picture.mode == "I" and picture.format != "TIFF" and values.min() >= 0 and values.max() <= 65535
+        return _stored(values.astype(np.uint16) if deep else values, storage, reading)
     if picture.mode in ("P", "PA"):  # a palette may hold transparent colors, which Pillow wants as RGBA first
         picture = picture.convert("RGBA")
-    pixels = np.array(picture.convert("L" if channels == 1 else "RGB"))
-    return torch.from_numpy(pixels).reshape(*pixels.shape[:2], channels).permute(2, 0, 1).contiguous()
+    if reading.bands is not None or storage != Storage(storage.channels):
+        colors = picture.convert("L" if picture.mode in ("1", "L", "LA", "La") else "RGB")
+        values = np.array(colors).reshape(*colors.size[::-1], -1).transpose(2, 0, 1)
+        return _stored(values, storage, reading)
+    pixels = np.array(picture.convert("L" if storage.channels == 1 else "RGB"))
+    return torch.from_numpy(pixels).reshape(*pixels.shape[:2], storage.channels).permute(2, 0, 1).contiguous()
 
 
-def from_array(
-    values: np.ndarray, channels: int, value_range: tuple[float, float] | None = None
-) -> UInt8[Tensor, "{channels} H W"]:
-    """An array (H, W) or (H, W, C) as `decode` gives a file of these values: 16-bit and float ones by `value_range`.
+def from_array(values: np.ndarray, channels: int, reading: Reading = Reading()) -> Shaped[Tensor, "C H W"]:
+    """An array (H, W) or (H, W, C) as `decode` gives a file of these values, in its own type.
 
-    Color becomes gray and gray color; alpha, the fourth of four channels, is dropped. Raises BadPicture.
+    Where `reading` names no range, the array becomes 8 bits: uint16 by 0..65535 and float by 0..1. Color becomes gray
+    and gray color; alpha, the fourth of four channels, is dropped. Raises BadPicture.
     """
     values = values[:, :, None] if values.ndim == 2 else values
     if values.ndim != 3:
         raise BadPicture(f"has the shape {values.shape}, wanted (H, W) or (H, W, C)")
-    if values.dtype.kind not in "bf" and values.dtype not in (np.uint8, np.uint16) and value_range is None:
+    ranged = reading.value_range is not None
+    if values.dtype.name not in STORED or (
+        values.dtype.kind not in "bf" and values.dtype not in (np.uint8, np.uint16) and not ranged
+    ):
         raise BadPicture(f"has the type {values.dtype}, whose black and white nobody knows: convert it to uint8")
-    if channels in (1, 3) and values.shape[2] == 4:
+    if channels in (1, 3) and values.shape[2] == 4 and reading.bands is None:
         values = values[:, :, :3]
-    if values.shape[2] not in ((1, 3) if channels in (1, 3) else (channels,)):
+    if reading.bands is None and values.shape[2] not in ((1, 3) if channels in (1, 3) else (channels,)):
         raise BadPicture(f"has {values.shape[2]} channels in its last axis instead of {channels}")
-    pixels = _checked(_to_bytes(np.ascontiguousarray(values.transpose(2, 0, 1)), value_range))
-    return _to_channels(pixels, channels) if channels in (1, 3) else pixels
+    check_size(values.shape[1], values.shape[0])
+    values = np.ascontiguousarray(values.transpose(2, 0, 1))
+    if not ranged and values.dtype.kind == "f":
+        values = _unit_to_bytes(values)
+    dtype = STORED[values.dtype.name] if ranged else torch.uint8
+    return _stored(values, Storage(channels, dtype, reading.nodata), reading, dark=True)
+
+
+def _unit_to_bytes(values: np.ndarray) -> np.ndarray:
+    """Floats in 0..1 as bytes."""
+    if not np.isfinite(values).all():
+        raise BadPicture("holds values that are not finite")
+    if values.min() < 0 or values.max() > 1:
+        raise BadPicture(
+            f"values {values.min():g}..{values.max():g} lie outside 0..1: set images.value_range to their range"
+        )
+    return np.rint(values.astype(np.float32) * 255).astype(np.uint8)
+
+
+def _stored(
+    values: np.ndarray, storage: Storage, reading: Reading, nodata: float | None = None, *, dark: bool = False
+) -> Tensor:
+    """Samples (C, H, W) of a file as the set holds them.
+
+    Args:
+        nodata: the file's own value for no data; the set's stands for it from here on.
+        dark: whether a 16-bit picture may become 8 bits even if it uses but a little of its range.
+    """
+    if reading.bands is not None:
+        if max(reading.bands) > len(values) or min(reading.bands) < 1:
+            raise BadPicture(f"has {len(values)} bands, images.bands {' '.join(map(str, reading.bands))} wants others")
+        values = values[[band - 1 for band in reading.bands]]
+    if len(values) not in ((1, 3) if storage.channels in (1, 3) else (storage.channels,)):
+        raise BadPicture(f"has {len(values)} channels instead of {storage.channels}")
+    if values.dtype == np.bool_:
+        values = values.astype(np.uint8) * 255
+    dtype = STORED.get(values.dtype.name)
+    if dtype is None:
+        raise BadPicture(f"holds values of the type {values.dtype}")
+    if storage.dtype == torch.float32 and dtype == torch.float32:
+        values = _holes_as_nan(values, reading.nodata if nodata is None else nodata, reading.nodata)
+    elif nodata is not None and nodata != storage.nodata:
+        if storage.nodata is None:
+            raise BadPicture(f"says that {nodata:g} is no data, unlike the others: give --images.nodata {nodata:g}")
+        values = np.where(values == nodata, values.dtype.type(storage.nodata), values)
+    if storage.dtype == torch.uint8 and dtype == torch.uint16:
+        if not dark and values.max() < _DARK:
+            raise BadPicture(f"is a 16-bit picture that ends at {values.max()}, among 8-bit ones: use one depth")
+        values = np.rint(values / 257).astype(np.uint8)
+    elif dtype != storage.dtype:
+        raise BadPicture(f"is {DEPTHS[dtype]}, but the set is {DEPTHS[storage.dtype]}: use one depth")
+    pixels = torch.from_numpy(np.ascontiguousarray(values)).to(storage.dtype)
+    return _to_channels(pixels, storage.channels) if storage.channels in (1, 3) else pixels
+
+
+def _holes_as_nan(values: np.ndarray, nodata: float | None, also: float | None) -> np.ndarray:
+    """Float32 values with NaN where there is no data. Raises BadPicture for infinite ones."""
+    with np.errstate(over="ignore"):
+        values = values.astype(np.float32)
+        for hole in {nodata, also} - {None}:
+            # In float32, in which many a value for no data was written first: as text it is rounded otherwise.
+            values = np.where(values == np.float32(hole), np.float32(np.nan), values)
+    if np.isinf(values).any():
+        raise BadPicture("holds infinite values")
+    return values
 
 
 def _open(data: bytes) -> Image.Image:
@@ -140,13 +228,34 @@ def _open(data: bytes) -> Image.Image:
     if not data:
         raise BadPicture("zero bytes")
     try:
-        picture = Image.open(io.BytesIO(data))
+        picture = Image.open(io.BytesIO(data), formats=_formats())
     except Image.DecompressionBombError:
         raise BadPicture(f"larger than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels") from None
     except Exception as error:
         raise BadPicture("not a picture that can be read") from error
-    _check_size(*picture.size)
+    check_size(*picture.size)
+    work = picture.size[0] * picture.size[1] * len(picture.getbands()) * _WORK.get(picture.format or "", 4)
+    if work > LARGEST:
+        raise BadPicture(f"takes {work / 1e9:.1f} GB of memory to decode: cut it into smaller pictures")
     return picture
+
+
+@cache
+def _formats() -> list[str]:
+    """Those of FORMATS that this Pillow has."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
+def _depth_of_png(data: bytes) -> str:
+    return "uint16" if data[24] == 16 else "uint8"
+
+
+def dtype_of(picture: Image.Image) -> str:
+    """The type of the values of a picture of Pillow, by its mode."""
+    if picture.mode == "I":
+        return "int32" if picture.format == "TIFF" else "uint16"
+    return "uint16" if picture.mode.startswith("I;16") else "float32" if picture.mode == "F" else "uint8"
 
 
 def _orientation(picture: Image.Image) -> int:
@@ -158,18 +267,6 @@ def _orientation(picture: Image.Image) -> int:
     except Exception:  # damaged notes do not make a bad picture
         return 1
     return orientation if orientation in range(1, 9) else 1
-
-
-def _check_size(width: int, height: int) -> None:
-    if min(width, height) < SMALLEST:
-        raise BadPicture(f"{width}x{height}: smaller than {SMALLEST} pixels")
-    if Image.MAX_IMAGE_PIXELS and width * height > 2 * Image.MAX_IMAGE_PIXELS:
-        raise BadPicture(f"larger than {2 * Image.MAX_IMAGE_PIXELS:,} pixels")
-
-
-def _checked(pixels: Tensor) -> Tensor:
-    _check_size(pixels.shape[2], pixels.shape[1])
-    return pixels
 
 
 def _ended(data: bytes) -> bool:
@@ -188,92 +285,13 @@ def _upright(pixels: Tensor, orientation: int) -> Tensor:
     return pixels.contiguous()
 
 
-def _to_bytes(values: np.ndarray, value_range: tuple[float, float] | None) -> Tensor:
-    """Values (C, H, W) of any type scaled to uint8."""
-    if values.dtype in (np.uint8, np.bool_):
-        return torch.from_numpy(values.astype(np.uint8) * (255 if values.dtype == np.bool_ else 1))
-    floating = np.issubdtype(values.dtype, np.floating)
-    # NaN and infinity would become black and white silently.
-    if floating and not np.isfinite(values).all():
-        raise BadPicture("holds values that are not finite")
-    low, high = value_range or ((0.0, 1.0) if floating else (0.0, 65535.0))
-    least, most = float(values.min()), float(values.max())
-    # No guess at a scale: two files of one set would get different ones, and the model would see that.
-    if value_range is None and (least < low or most > high):
-        raise BadPicture(
-            f"values {least:g}..{most:g} lie outside {low:g}..{high:g}: set images.value_range to their range"
-        )
-    scaled = (values.astype(np.float32) - low) * (255.0 / (high - low))
-    return torch.from_numpy(np.clip(np.rint(scaled), 0, 255).astype(np.uint8))
-
-
-def _to_channels(pixels: Tensor, channels: int) -> Tensor:
-    """uint8 (1 or 3, H, W) to 1 or 3 channels."""
+def _to_channels(pixels: Shaped[Tensor, "c H W"], channels: int) -> Tensor:
+    """1 or 3 channels to 1 or 3, in the same type."""
     if len(pixels) == channels:
         return pixels
     if channels == 3:
         return pixels.expand(3, -1, -1).contiguous()
     # Pillow's own weights and rounding, for what does not come through Pillow, as 16-bit PNG files.
     luma = torch.tensor([0.299, 0.587, 0.114])
-    return (luma @ pixels.float().flatten(1)).round().to(torch.uint8).view(1, *pixels.shape[1:])
-
-
-def _is_tiff(data: bytes) -> bool:
-    return data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-
-
-def _tiff(data: bytes, channels: int, value_range: tuple[float, float] | None) -> Tensor:
-    """A TIFF file through tifffile: samples or channels first, any other axis at its first place."""
-    try:
-        import tifffile
-    except ImportError:
-        raise missing_extra("reading this kind of TIFF file", "tiff") from None
-    with tifffile.TiffFile(io.BytesIO(data)) as file:
-        series = file.series[0]
-        _check_size(series.sizes.get("width", 0), series.sizes.get("height", 0))
-        values, axes, tags = series.asarray(), series.axes, file.pages.first.tags
-        alpha = _has_alpha(tags.valueof(_EXTRA_SAMPLES, 0))
-        orientation = tags.valueof(_ORIENTATION, 1)
-    if channels not in (1, 3) and series.sizes.get("other") == channels:
-        axes = axes.replace("Q", "C")  # pages without a stated meaning, as many as there should be channels
-    for position in range(len(axes) - 1, -1, -1):  # from the end: what is taken away moves no axis still to be met
-        if axes[position] not in "YXCS":
-            values, axes = values.take(0, axis=position), axes[:position] + axes[position + 1 :]
-    # Samples and channels both mean color; whichever there are become the first axis.
-    values = values.transpose([axes.index(axis) for axis in "SCYX" if axis in axes])
-    values = values.reshape(-1, *values.shape[-2:])
-    if channels in (1, 3) and alpha and len(values) in (2, 4):
-        values = values[:-1]
-    if len(values) not in ((1, 3) if channels in (1, 3) else (channels,)):
-        raise BadPicture(f"has {len(values)} channels instead of {channels}")
-    pixels = _to_bytes(np.ascontiguousarray(values), value_range)
-    return _upright(_to_channels(pixels, channels) if channels in (1, 3) else pixels, orientation)
-
-
-def _has_alpha(extra_samples: int | tuple[int, ...]) -> bool:
-    return any(kind in (1, 2) for kind in np.atleast_1d(extra_samples))
-
-
-def _tiff_header(data: bytes) -> Header | None:
-    """Size and channels of a TIFF file by tifffile; None when it is not installed, so that Pillow answers."""
-    try:
-        import tifffile
-    except ImportError:
-        return None
-    try:
-        with tifffile.TiffFile(io.BytesIO(data)) as file:
-            sizes, tags = file.series[0].sizes, file.pages.first.tags
-            samples = sizes.get("sample", 1) * sizes.get("channel", 1)  # interleaved or plane after plane
-            height, width = sizes["height"], sizes["width"]
-            alpha = _has_alpha(tags.valueof(_EXTRA_SAMPLES, 0))
-            palette_or_cmyk = tags.valueof(_PHOTOMETRIC) in (3, 5)
-            turned = tags.valueof(_ORIENTATION, 1) in (5, 6, 7, 8)
-    except Exception as error:
-        raise BadPicture("not a TIFF file that can be read") from error
-    _check_size(width, height)
-    if turned:
-        height, width = width, height
-    # Both are converted to red, green and blue when they are read.
-    if palette_or_cmyk:
-        samples = 3
-    return Header(height, width, samples - 1 if alpha and samples in (2, 4) else samples)
+    gray = (luma @ pixels.float().flatten(1)).view(1, *pixels.shape[1:])
+    return gray if pixels.dtype == torch.float32 else gray.round().to(pixels.dtype)

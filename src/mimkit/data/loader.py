@@ -1,8 +1,8 @@
 """From pictures to batches on the device: steps enter, normalized views with their random keys leave.
 
-Small sets of one size live in memory as one uint8 tensor and are cut, resized and normalized as whole
-batches; all others stream through worker processes as uint8. Both ways see the same pictures, boxes and keys, and
-colors change as whole batches on the device.
+Small sets of one size live in memory as one tensor in their own depth and are cut, resized and normalized as whole
+batches; all others stream through worker processes. Both ways see the same pictures, boxes and keys, and colors change
+as whole batches on the device. Where a pixel has no data the image is 0, the mean.
 """
 
 import time
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from mimkit.core.batch import Batch
@@ -20,6 +20,7 @@ from mimkit.core.errors import UserError
 from mimkit.core.memory import memory_budget
 from mimkit.core.randomness import rng_keys
 from mimkit.data.augment import erased
+from mimkit.data.color import ColorAugment
 from mimkit.data.decode import BadPicture
 from mimkit.data.pictures import Pictures, sample
 from mimkit.data.resize import crop_resize_many
@@ -85,9 +86,9 @@ class Loader:
             view.check(pictures.channels)
         self.skipped: dict[int, str] = {}
         """Bad pictures met so far and why."""
-        self._workers, self._log = workers, log
-        self._normalize = Normalize(settings.mean, settings.std, self.device)
-        self._pixels: UInt8[Tensor, "n C H W"] | None = None
+        self._workers, self._log, self._values = workers, log, pictures.values
+        self._mean, self._normalize = settings.mean, Normalize(settings.mean, settings.std, self.device)
+        self._pixels: Shaped[Tensor, "n C H W"] | None = None
         self._bad: Tensor | None = None
         if resident is not False:
             self._load(memory_limit or memory_budget(), insist=resident is True)
@@ -128,7 +129,7 @@ class Loader:
             crop = relative_boxes(first_boxes, heights, widths)
             for start in range(0, len(index), size):
                 here = slice(start, start + size)
-                pictures = pixels.index_select(0, index[here].to(pixels.device)).to(self.device)
+                pictures = _rows(pixels, index[here]).to(self.device)
                 images = []
                 for view, boxes, view_keys, shape in zip(self.views, boxes_by_view, rows.views, shapes, strict=True):
                     place, mirrored = boxes[0][here], boxes[1][here]
@@ -154,24 +155,36 @@ class Loader:
     ) -> Tensor:
         """One view of pictures in memory, finished."""
         if view.augment is not None:  # one by one, in the arithmetic of the workers: it sees the same whole numbers
-            return self._finish(view, cut(view, pictures.cpu(), boxes, flip, drawn, size), drawn)
+            return self._finish(view, cut(view, pictures.cpu(), boxes, flip, drawn, size, self._values), drawn)
         # Colors change values in 0..1, so normalization must wait for them; else resampling writes normalized values.
         finish = self._normalize if view.color is None else None
-        values = crop_resize_many(pictures, boxes, flip, size, view.interpolation, finish)
+        values = crop_resize_many(pictures, boxes, flip, size, view.interpolation, finish, self._values)
         return self._finish(view, values, drawn, normalized=finish is not None)
 
     def _finish(self, view: View, values: Tensor, drawn: Tensor, *, normalized: bool = False) -> Tensor:
         """Colors, normalization and erasing, on the device; from values in 0..255 if not normalized."""
         if view.color is not None:
-            values = view.color(values.to(self.device, non_blocking=True).float() / 255, drawn).mul_(255)
+            values = self._colored(view.color, values.to(self.device, non_blocking=True).float() / 255, drawn)
         images = values if normalized else self._normalize(values)
         return erased(images, drawn, view.erase) if view.erase else images
+
+    def _colored(self, change: ColorAugment, values: Tensor, drawn: Tensor) -> Tensor:
+        """Colors of values in 0..1 changed, in 0..255; holes meet the change as the mean and stay holes."""
+        if not self._values.holes:
+            return change(values, drawn).mul_(255)
+        empty = values.isnan()
+        mean = torch.tensor(self._mean, device=values.device).view(-1, 1, 1)
+        return change(torch.where(empty, mean, values), drawn).mul_(255).masked_fill_(empty, torch.nan)
 
     def _batch(self, images: list[Tensor], drawn: Drawn, skipped: tuple[tuple[int, str], ...] = ()) -> Batch:
         mask = drawn.mask.to(self.device, non_blocking=True)
         crop = drawn.crop.to(self.device, non_blocking=True)
         flip = drawn.flip.to(self.device, non_blocking=True)
-        return Batch(images[0], mask, drawn.index, skipped, crop, flip, other_views=tuple(images[1:]))
+        valid = None
+        if self._values.holes:
+            valid = ~images[0].isnan()
+            images = [image.nan_to_num(0.0) for image in images]
+        return Batch(images[0], mask, drawn.index, skipped, crop, flip, valid, other_views=tuple(images[1:]))
 
     def _substituted(self, epoch: Tensor, picture: Tensor) -> Tensor:
         """Numbers of pictures with the bad ones replaced."""
@@ -190,7 +203,7 @@ class Loader:
             shape = self._common_shape(insist)
             if shape is None:
                 return
-            total = len(self.pictures) * shape[0] * shape[1] * shape[2]
+            total = len(self.pictures) * shape[0] * shape[1] * shape[2] * self._values.dtype.itemsize
             if total > limit and not insist:
                 return
             self._log(f"loading {len(self.pictures):,} pictures into memory ({total / 1e6:,.0f} MB)")
@@ -200,7 +213,7 @@ class Loader:
         if self.device.type == "cuda":
             room = torch.cuda.get_device_properties(self.device).total_memory
             # On the GPU too if it is small there: a step then copies nothing from the CPU.
-            if pixels.numel() <= _GPU_FRACTION * room:
+            if pixels.nbytes <= _GPU_FRACTION * room:
                 pixels = pixels.to(self.device)
         self._pixels = pixels
 
@@ -227,7 +240,7 @@ class Loader:
     def _decode_all(self, shape: tuple[int, int, int], insist: bool) -> Tensor | None:
         """Every picture decoded into one tensor; None when one of another size turns up."""
         # Filled as chunks come, so the set is held once; bad pictures stay black and are never shown.
-        pixels = torch.empty(len(self.pictures), *shape, dtype=torch.uint8)
+        pixels = torch.empty(len(self.pictures), *shape, dtype=self._values.dtype)
         bad: dict[int, str] = {}
         started = last_line = time.monotonic()
         count = -(-len(pixels) // _CHUNK)
@@ -251,6 +264,13 @@ class Loader:
             if self._bad.all():
                 raise all_bad(self.pictures, bad)
         return pixels
+
+
+def _rows(pixels: Shaped[Tensor, "n C H W"], index: Int64[Tensor, " b"]) -> Shaped[Tensor, "b C H W"]:
+    """Some pictures of a set in memory."""
+    # As signed numbers of the same bits: devices know few operations on unsigned 16-bit ones.
+    signed = pixels.view(torch.int16) if pixels.dtype == torch.uint16 else pixels
+    return signed.index_select(0, index.to(pixels.device)).view(pixels.dtype)
 
 
 class Normalize:
@@ -291,12 +311,17 @@ def evaluation_batches(
 ) -> Iterator[tuple[Float[Tensor, "B C h w"], Int64[Tensor, " B"] | None, Int64[Tensor, " B"]]]:
     """Every picture once, without augmentation: normalized images on the device, labels and numbers.
 
-    Bad pictures are left out and noted in `skipped`. `limit` takes so many, spread over the set. They come in order,
-    which in a folder of classes is class by class; with `shuffle` in one by address, where each batch is a random
-    sample. Labels (None when the set has none) and numbers stay on the CPU.
+    Pixels without data are 0, the mean. Bad pictures are left out and noted in `skipped`. `limit` takes so many, spread
+    over the set. They come in order, which in a folder of classes is class by class; with `shuffle` in one by address,
+    where each batch is a random sample. Labels (None when the set has none) and numbers stay on the CPU.
     """
-    device, skipped = torch.device(device), {} if skipped is None else skipped
-    normalize = Normalize(mean, std, device)
+    device, skipped, values = torch.device(device), {} if skipped is None else skipped, pictures.values
+    normalized = Normalize(mean, std, device)
+
+    def normalize(views: Tensor, out: Tensor | None = None) -> Tensor:
+        images = normalized(views, out)
+        return images.nan_to_num_(0.0) if values.holes else images
+
     index = sample(len(pictures), len(pictures) if limit is None else limit)
     if shuffle:
         # Still by address: the same pictures come in the same order for every model, so their results can be paired.
@@ -308,7 +333,7 @@ def evaluation_batches(
             boxes, _ = view.boxes(side, side * pixels.shape[2], side * pixels.shape[3], size)
             upright = torch.zeros(len(numbers), dtype=torch.bool)
             batch = pixels[numbers].to(device)
-            images = crop_resize_many(batch, boxes, upright, size, view.interpolation, normalize)
+            images = crop_resize_many(batch, boxes, upright, size, view.interpolation, normalize, values)
             yield images, None if pictures.labels is None else pictures.labels[numbers], numbers
         return
     make = EvaluationViews(pictures, view, size, index, batch_size)
@@ -322,7 +347,12 @@ def evaluation_batches(
 def statistics(
     pictures: Pictures, seed: int = 0, sample_size: int = 1000
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel in 0..1, over all pixels of a sample of pictures."""
+    """Mean and standard deviation per channel, over all pixels with data of a sample of pictures.
+
+    In 0..1, from black to white as `pictures.values` says. Raises UserError when none can be read, or none has data.
+    """
+    if not pictures.values.plain:
+        return _statistics_of_levels(pictures, seed, sample_size)
     # A histogram has all that mean and deviation need: exact whatever the number of pixels, and no sum in float32.
     counts = torch.zeros(pictures.channels, 256, dtype=torch.int64)
     bad: dict[int, str] = {}
@@ -341,4 +371,29 @@ def statistics(
     mean = fraction @ value.double()
     variance = (fraction * (value.double() - mean[:, None]) ** 2).sum(1)
     std = variance.sqrt().clamp(min=1 / 255)  # pictures of one color
+    return tuple(round(x, 6) for x in mean.tolist()), tuple(round(x, 6) for x in std.tolist())
+
+
+def _statistics_of_levels(
+    pictures: Pictures, seed: int, sample_size: int
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """As `statistics`, of pictures of other depths and of ones with holes: by sums in float64."""
+    count = torch.zeros(pictures.channels, dtype=torch.float64)
+    total, squares, bad = count.clone(), count.clone(), dict[int, str]()
+    for number in sample(len(pictures), sample_size, seed):
+        try:
+            picture = pictures.read(number)
+        except BadPicture as error:
+            bad[number] = str(error)
+            continue
+        levels = pictures.values.levels(picture).flatten(1).double() / 255
+        count += (~levels.isnan()).sum(1)
+        total += levels.nansum(1)
+        squares += levels.square().nansum(1)
+    if len(bad) == min(len(pictures), sample_size):
+        raise all_bad(pictures, bad)
+    if not count.all():
+        raise UserError(f"{pictures.name}: a channel has no data in any of {min(len(pictures), sample_size)} pictures")
+    mean = total / count
+    std = (squares / count - mean.square()).clamp(min=0).sqrt().clamp(min=1e-4)  # pictures of one value
     return tuple(round(x, 6) for x in mean.tolist()), tuple(round(x, 6) for x in std.tolist())

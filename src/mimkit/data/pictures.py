@@ -2,22 +2,25 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64, Shaped, UInt8
 from torch import Tensor
 
 from mimkit.core.errors import UserError
 from mimkit.core.randomness import rng_keys
 from mimkit.data.decode import BadPicture, Header, decode, header
 from mimkit.data.reading import Reading
+from mimkit.data.values import STORED, Storage, Values, given_values, measured_values
 
 Split = Literal["train", "test", "all"]
+_SAMPLE = 256  # pictures whose values tell black and white, where their type does not
 
 
 class Pictures(ABC):
@@ -34,8 +37,35 @@ class Pictures(ABC):
 
     @property
     @abstractmethod
+    def storage(self) -> Storage:
+        """Channels and type of what `read` gives."""
+
+    @property
     def channels(self) -> int:
         """Color channels that `read` gives."""
+        return self.storage.channels
+
+    @cached_property
+    def values(self) -> Values:
+        """What the stored numbers mean: as the reading says, else by what a sample of the pictures uses."""
+        values = given_values(self.reading, self.storage)
+        return measured_values(self._readable(_SAMPLE), self.reading, self.storage) if values is None else values
+
+    def _readable(self, count: int) -> Iterator[Shaped[Tensor, "C H W"]]:
+        """Those of `count` pictures, spread over the set, that can be read."""
+        for i in sample(len(self), count):
+            try:
+                yield self.read(i)
+            except BadPicture:
+                continue
+
+    @property
+    def resolved(self) -> Reading:
+        """The reading with what it left open: later pictures that are read by it become what these are."""
+        storage, values = self.storage, self.values
+        value_range = None if values.plain else values.pairs
+        nodata = storage.nodata if self.reading.nodata is None else self.reading.nodata
+        return replace(self.reading, channels=storage.channels, value_range=value_range, nodata=nodata)
 
     @property
     @abstractmethod
@@ -43,8 +73,8 @@ class Pictures(ABC):
         """Changes when the content does; for caches of what was computed from it."""
 
     @abstractmethod
-    def read(self, i: int) -> UInt8[Tensor, "C H W"]:
-        """Picture `i`, upright. Raises BadPicture."""
+    def read(self, i: int) -> Shaped[Tensor, "C H W"]:
+        """Picture `i`, upright, in its own depth: `values` says what the numbers mean. Raises BadPicture."""
 
     @abstractmethod
     def size(self, i: int) -> tuple[int, int]:
@@ -56,9 +86,9 @@ class Pictures(ABC):
 
     def read_as(self, reading: Reading) -> bool:
         """Whether these pictures are already what this reading makes of their files."""
-        return replace(self.reading, channels=self.channels) == reading
+        return reading in (replace(self.reading, channels=self.channels), self.resolved)
 
-    def tensor(self) -> UInt8[Tensor, "n C H W"] | None:
+    def tensor(self) -> Shaped[Tensor, "n C H W"] | None:
         """All pictures at once when they are decoded already, else None."""
         return None
 
@@ -71,26 +101,35 @@ class Encoded(Pictures):
         """The encoded bytes of picture `i`. Raises OSError."""
 
     def read(self, i: int) -> Tensor:
-        return decode(self._bytes(i), self.channels, self.reading.value_range)
+        return decode(self._bytes(i), self.storage, self.reading)
 
     def size(self, i: int) -> tuple[int, int]:
         return self._header(i)[:2]
 
     @cached_property
-    def channels(self) -> int:
-        """As given, else from the headers of up to 64 pictures: all gray 1, N for a TIFF of N channels, else 3."""
-        if self.reading.channels is not None:
-            return self.reading.channels
-        counts = set()
+    def storage(self) -> Storage:
+        """By the headers of up to 64 pictures: all gray 1 channel, N for a TIFF of N, else 3; the usual type."""
+        headers = []
         for i in sample(len(self), 64):
             try:
-                counts.add(self._header(i).channels)
+                headers.append(self._header(i))
             except BadPicture:
                 continue
-        return counts.pop() if len(counts) == 1 else 3
+        counts = {about.channels for about in headers}
+        channels = self.reading.channels or (counts.pop() if len(counts) == 1 else 3)
+        dtypes = Counter(STORED[about.dtype] for about in headers)
+        dtype = dtypes.most_common(1)[0][0] if dtypes else torch.uint8
+        nodata = Counter(about.nodata for about in headers if about.nodata is not None).most_common(1)
+        if dtype == torch.float32:
+            return Storage(channels, dtype)
+        return Storage(
+            channels,
+            dtype,
+            self.reading.nodata if self.reading.nodata is not None else nodata[0][0] if nodata else None,
+        )
 
     def _header(self, i: int) -> Header:
-        return header(self._bytes(i))
+        return header(self._bytes(i), self.reading)
 
     def _bytes(self, i: int) -> bytes:
         try:
@@ -128,8 +167,8 @@ class Decoded(Pictures):
         return len(self._pixels)
 
     @property
-    def channels(self) -> int:
-        return self._pixels.shape[1]
+    def storage(self) -> Storage:
+        return Storage(self._pixels.shape[1])
 
     @cached_property
     def fingerprint(self) -> str:
@@ -173,8 +212,8 @@ class Joined(Pictures):
         return int(self._ends[-1])
 
     @property
-    def channels(self) -> int:
-        return self._sources[0].channels
+    def storage(self) -> Storage:
+        return self._sources[0].storage
 
     @property
     def fingerprint(self) -> str:
@@ -212,8 +251,12 @@ class Subset(Pictures):
         return len(self._index)
 
     @property
-    def channels(self) -> int:
-        return self._whole.channels
+    def storage(self) -> Storage:
+        return self._whole.storage
+
+    @property
+    def values(self) -> Values:
+        return self._whole.values
 
     @property
     def fingerprint(self) -> str:

@@ -32,6 +32,20 @@ class Reading:
     tile: int | None = None
     """Side in pixels of the tiles that large pictures are cut into; None: pictures are whole."""
 
+    def __str__(self) -> str:
+        """In words, for people who have to prepare pictures themselves; empty for plain 8-bit pictures."""
+        words = []
+        if self.value_range is not None:
+            pairs = zip(self.value_range[::2], self.value_range[1::2], strict=True)
+            words.append("values " + ", ".join(f"{low:,.6g} to {high:,.6g}" for low, high in pairs) + " become 0 to 1")
+        words += [f"then {self.transform}"] if self.transform != "none" else []
+        words += [f"{self.nodata:g} and NaN are no data"] if self.nodata is not None else []
+        words += [f"bands {', '.join(map(str, self.bands))}"] if self.bands else []
+        words += [f"axes {self.axes}"] if self.axes else []
+        words += [f"plane {self.plane}"] if self.plane is not None else []
+        words += [f"tiles of {self.tile} pixels"] if self.tile else []
+        return "; ".join(words)
+
     def to_json(self) -> dict[str, Any]:
         """What was settings, without what was not."""
         settings = {key: value for key, value in asdict(self).items() if value not in (None, "none")}

@@ -8,14 +8,17 @@ from functools import lru_cache
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int32, Int64, UInt8
+from jaxtyping import Bool, Float, Int32, Int64, Shaped, UInt8
 from torch import Tensor
 from torch.nn.functional import embedding_bag, interpolate
+
+from mimkit.data.values import Values
 
 Interpolation = Literal["bicubic", "bilinear"]
 Finish = Callable[[Tensor, Tensor | None], Tensor]
 """What is made of views in 0..255, uint8 or float32, in the second tensor if there is one: Normalize."""
 _AT_ONCE = 1 << 18  # values; a megabyte of float32
+_COVERED = 0.5  # share of a resized pixel's weights that must lie on data
 _SMALL = 56 * 56  # pixels of a picture for which the CPU multiplies matrices
 _TABLED = 64  # pixels; for longer axes a table of all weights would not pay
 
@@ -107,29 +110,63 @@ def _as_float(values: Tensor, out: Tensor | None) -> Tensor:
     return values.float() if out is None else out.copy_(values)
 
 
+def _resized_levels(
+    levels: Float[Tensor, "C H W"], size: tuple[int, int], interpolation: Interpolation, holes: bool
+) -> Float[Tensor, "C h w"]:
+    """Levels resized; holes take no part in what is beside them."""
+    if levels.shape[1:] == size:
+        return levels
+    if holes and (empty := levels.isnan()).any():
+        levels = torch.cat([levels.nan_to_num(0.0), 1.0 - empty.float()])
+        levels = interpolate(levels[None], size, mode=interpolation, antialias=True, align_corners=False)[0]
+        return _weighed(*levels.chunk(2))
+    resized = interpolate(levels[None], size, mode=interpolation, antialias=True, align_corners=False)[0]
+    return resized.clamp_(0, 255)
+
+
+def _weighed(levels: Float[Tensor, "*b C h w"], covered: Float[Tensor, "*b C h w"]) -> Float[Tensor, "*b C h w"]:
+    """Sums of weighed values over the sum of their weights, NaN where too few of these lie on data."""
+    return torch.where(covered < _COVERED, torch.nan, (levels / covered.clamp(min=_COVERED)).clamp(0, 255))
+
+
 def crop_resize_many(
-    pictures: UInt8[Tensor, "B C H W"],
+    pictures: Shaped[Tensor, "B C H W"],
     boxes: Int64[Tensor, "B 4"],
     flip: Bool[Tensor, " B"],
     size: tuple[int, int],
     interpolation: Interpolation = "bicubic",
     finish: Finish | None = None,
+    values: Values = Values(),
 ) -> UInt8[Tensor, "B C h w"] | Float[Tensor, "B C h w"]:
     """The faster of the two ways for pictures of one size.
 
-    All at once on a GPU and for small pictures, else one after the other in uint8 arithmetic.
+    All at once on a GPU and for small pictures, else one after the other as `crop_resize_one` does.
     """
-    if _whole(pictures, boxes, size):
+    whole, at_once = _whole(pictures, boxes, size), pictures.device.type != "cpu" or _small(pictures)
+    if not values.plain and (whole or at_once):
+        pictures = values.levels(pictures)
+        if values.holes and not whole:
+            # Halved: what bicubic weights give beyond the ends is needed for the ratio, and would be clipped at 255.
+            pairs = torch.cat([pictures.nan_to_num(0.0) / 2, 127.5 * ~pictures.isnan()], dim=1)
+            sums, covered = _resampled(pairs, boxes, flip, size, interpolation, _as_float).chunk(2, dim=1)
+            views = _weighed(2 * sums, covered / 127.5)
+            return views if finish is None else finish(views, None)
+    if whole:
         views = _mirrored(pictures, flip)
-    elif pictures.device.type != "cpu" or pictures.shape[2] * pictures.shape[3] <= _SMALL:
+    elif at_once:
         return _resampled(pictures, boxes, flip, size, interpolation, finish or _as_float)
     else:
         crops = [
-            crop_resize_one(picture, box, mirror, size, interpolation)
+            crop_resize_one(picture, box, mirror, size, interpolation, values)
             for picture, box, mirror in zip(pictures, boxes, flip.tolist(), strict=True)
         ]
         views = torch.stack(crops)
     return views if finish is None else finish(views, None)
+
+
+def _small(pictures: Tensor) -> bool:
+    """Whether the CPU multiplies matrices."""
+    return pictures.shape[2] * pictures.shape[3] <= _SMALL
 
 
 def _whole(pictures: Tensor, boxes: Tensor, size: tuple[int, int]) -> bool:
@@ -238,16 +275,23 @@ def _filter(
 
 
 def crop_resize_one(
-    picture: UInt8[Tensor, "C H W"],
+    picture: Shaped[Tensor, "C H W"],
     box: Int64[Tensor, " 4"],
     flip: bool,
     size: tuple[int, int],
     interpolation: Interpolation = "bicubic",
-) -> UInt8[Tensor, "C h w"]:
-    """One box of one picture on the CPU, resized with antialiasing in uint8 arithmetic: the way of the workers."""
+    values: Values = Values(),
+) -> UInt8[Tensor, "C h w"] | Float[Tensor, "C h w"]:
+    """One box of one picture on the CPU, resized with antialiasing: the way of the workers.
+
+    8-bit pictures in uint8 arithmetic; all others become `values.levels` in float32, NaN where most of what a pixel
+    sees has no data.
+    """
     top, left, height, width = box.tolist()
     # A view of memory: cutting first copies nothing, and only the box is resampled.
     view = picture[:, top : top + height, left : left + width]
-    if (height, width) != size:
+    if not values.plain:
+        view = _resized_levels(values.levels(view), size, interpolation, values.holes)
+    elif (height, width) != size:
         view = interpolate(view.unsqueeze(0), size, mode=interpolation, antialias=True, align_corners=False)[0]
     return view.flip(2) if flip else view

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Generic, NamedTuple, TypeVar
 
 import torch
-from jaxtyping import Bool, Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int64, Shaped, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -22,6 +22,7 @@ from mimkit.data.decode import BadPicture
 from mimkit.data.pictures import Pictures
 from mimkit.data.resize import crop_resize_one
 from mimkit.data.spawn import GUARD, forked, is_of_main, main_hidden
+from mimkit.data.values import Values
 from mimkit.data.views import View, relative_boxes
 
 T = TypeVar("T")
@@ -205,19 +206,25 @@ def cut(
     flip: Bool[Tensor, " b"],
     drawn: Int64[Tensor, " b"],
     size: tuple[int, int],
-) -> UInt8[Tensor, "b C h w"]:
-    """Boxes of pictures on the CPU in uint8 arithmetic, resized one by one and altered by `view.augment`."""
+    values: Values = Values(),
+) -> UInt8[Tensor, "b C h w"] | Float[Tensor, "b C h w"]:
+    """Boxes of pictures on the CPU, resized one by one as `crop_resize_one` does and altered by `view.augment`.
+
+    RandAugment sees 8 bits, and what it gives has data everywhere.
+    """
     crops = [
-        crop_resize_one(picture, box, mirror, size, view.interpolation)
+        crop_resize_one(picture, box, mirror, size, view.interpolation, values)
         for picture, box, mirror in zip(pictures, boxes, flip.tolist(), strict=True)
     ]
     views = torch.stack(crops)
-    return views if view.augment is None else view.augment(views, drawn)
+    if view.augment is None:
+        return views
+    return view.augment(views if values.plain else views.nan_to_num(127.5).round().to(torch.uint8), drawn)
 
 
 @dataclass
 class MicroBatches:
-    """Micro batch number -> its views (uint8), what is said of them, and bad pictures met. Runs in a worker."""
+    """Micro batch number -> its views (uint8 or levels), what is said of them, and bad pictures met. For workers."""
 
     pictures: Pictures
     views: tuple[View, ...]
@@ -226,10 +233,11 @@ class MicroBatches:
     first_step: int
     bad: dict[int, str] = field(default_factory=dict)
 
-    def __call__(self, i: int) -> tuple[tuple[UInt8[Tensor, "b C _ _"], ...], Drawn, list[tuple[int, str]]]:
+    def __call__(self, i: int) -> tuple[tuple[Shaped[Tensor, "b C _ _"], ...], Drawn, list[tuple[int, str]]]:
         rows = self.plan.rows(self.first_step * self.plan.accumulate + i)
         n, channels = len(rows.picture), self.pictures.channels
-        views = tuple(torch.empty(n, channels, *view.shape(self.size), dtype=torch.uint8) for view in self.views)
+        dtype = torch.uint8 if self.pictures.values.plain else torch.float32
+        views = tuple(torch.empty(n, channels, *view.shape(self.size), dtype=dtype) for view in self.views)
         drawn = Drawn(rows.mask, rows.picture.clone(), torch.empty(n, 4), torch.empty(n, dtype=torch.bool), rows.views)
         skipped: dict[int, str] = {}
         decoded: list[Tensor] = []
@@ -249,7 +257,7 @@ class MicroBatches:
         for number, (view, into) in enumerate(zip(self.views, views, strict=True)):
             size, view_keys = view.shape(self.size), drawn.views[number, here]
             boxes, mirrored = view.boxes(view_keys, heights, widths, size)
-            into[here] = cut(view, decoded, boxes, mirrored, view_keys, size)
+            into[here] = cut(view, decoded, boxes, mirrored, view_keys, size, self.pictures.values)
             if number == 0:
                 drawn.crop[here] = relative_boxes(boxes, heights, widths)
                 drawn.flip[here] = mirrored
@@ -285,10 +293,10 @@ class Chunks:
     shape: tuple[int, int, int]
     chunk: int
 
-    def __call__(self, i: int) -> tuple[UInt8[Tensor, "b C H W"], list[tuple[int, str]], int | None]:
+    def __call__(self, i: int) -> tuple[Shaped[Tensor, "b C H W"], list[tuple[int, str]], int | None]:
         """The third value is a picture of another shape, at which the chunk was given up."""
         here = range(i * self.chunk, min((i + 1) * self.chunk, len(self.pictures)))
-        pixels, bad = torch.zeros(len(here), *self.shape, dtype=torch.uint8), []
+        pixels, bad = torch.zeros(len(here), *self.shape, dtype=self.pictures.storage.dtype), []
         for row, number in enumerate(here):
             try:
                 picture = self.pictures.read(number)
@@ -304,7 +312,7 @@ class Chunks:
 
 @dataclass(frozen=True)
 class EvaluationViews:
-    """Batch number -> unaugmented views (uint8), which pictures they show, and the bad ones left out."""
+    """Batch number -> unaugmented views (uint8, or levels), which pictures they show, and the bad ones left out."""
 
     pictures: Pictures
     view: View
@@ -312,8 +320,8 @@ class EvaluationViews:
     index: list[int]
     batch_size: int
 
-    def __call__(self, i: int) -> tuple[UInt8[Tensor, "b C h w"], Int64[Tensor, " b"], list[tuple[int, str]]]:
-        views, good, bad = [], [], []
+    def __call__(self, i: int) -> tuple[Shaped[Tensor, "b C h w"], Int64[Tensor, " b"], list[tuple[int, str]]]:
+        views, good, bad, values = [], [], [], self.pictures.values
         for number in self.index[i * self.batch_size : (i + 1) * self.batch_size]:
             try:
                 picture = self.pictures.read(number)
@@ -323,8 +331,8 @@ class EvaluationViews:
             # As tensors of one entry: views draw for batches alone.
             height, width = torch.tensor(picture.shape[1:]).split(1)
             boxes, _ = self.view.boxes(torch.zeros(1, dtype=torch.int64), height, width, self.size)
-            views.append(crop_resize_one(picture, boxes[0], False, self.size, self.view.interpolation))
+            views.append(crop_resize_one(picture, boxes[0], False, self.size, self.view.interpolation, values))
             good.append(number)
         # A batch whose pictures are all bad still has a shape that can be joined.
-        empty = torch.zeros(0, self.pictures.channels, *self.size, dtype=torch.uint8)
+        empty = torch.zeros(0, self.pictures.channels, *self.size, dtype=torch.uint8 if values.plain else torch.float32)
         return torch.stack(views) if views else empty, torch.tensor(good, dtype=torch.int64), bad

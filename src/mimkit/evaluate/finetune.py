@@ -21,7 +21,7 @@ from mimkit.data.pictures import Pictures
 from mimkit.data.reading import Reading
 from mimkit.data.sources import open_pictures
 from mimkit.data.stream import all_bad
-from mimkit.evaluate.target import UNTRAINED, Extractor, export_folder
+from mimkit.evaluate.target import UNTRAINED, Extractor, export_folder, reading_of
 from mimkit.model.build import EncoderConfig
 from mimkit.train.prepare import Prepared, Pretrain
 from mimkit.train.run_folder import RunFolder, read_json, write_json
@@ -55,8 +55,8 @@ class Start:
         # A recipe's own encoder and normalization would not be those that the weights were trained with.
         config.encoder, images = self.encoder, config.images
         images.size = self.size[0] if self.size[0] == self.size[1] else self.size
-        images.channels, images.mean, images.std = self.channels, self.mean, self.std
-        images.value_range = self.reading.value_range
+        images.mean, images.std = self.mean, self.std
+        images.follow(replace(self.reading, channels=self.channels))
 
 
 def start_of(target: str) -> Start:
@@ -99,7 +99,6 @@ def start_of(target: str) -> Start:
     try:
         cfg, args = about["pretrained_cfg"], about.get("model_args", {})
         channels, *size = cfg["input_size"]
-        value_range = origin.get("images", {}).get("value_range")
         return Start(
             encoder=EncoderConfig(
                 name=about["architecture"],
@@ -113,7 +112,7 @@ def start_of(target: str) -> Start:
             channels=channels,
             mean=tuple(cfg["mean"]),
             std=tuple(cfg["std"]),
-            reading=Reading(value_range=value_range and tuple(value_range)),
+            reading=reading_of(about, origin),
         )
     except (KeyError, TypeError, IndexError) as error:
         raise UserError(f"{folder / 'config.json'} does not say {error}: export it again") from error
@@ -142,8 +141,8 @@ def unfinished(folder: Path) -> bool:
 
 def held_out(config: Pretrain, channels: int) -> Pictures:
     """The labeled pictures that are measured. Raises UserError when their classes are others than those learned."""
-    reading = replace(config.images.reading(), channels=channels)
-    train, test = open_pictures(config.data, "train", reading), open_pictures(config.data, "test", reading)
+    train = open_pictures(config.data, "train", replace(config.images.reading(), channels=channels))
+    test = open_pictures(config.data, "test", train.resolved)
     if test.labels is None or train.classes != test.classes:
         raise UserError(f"{train.name}: train and test have different classes: give both the same class folders")
     return test

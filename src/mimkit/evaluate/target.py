@@ -20,6 +20,7 @@ from mimkit.data.views import CenterCrop, Interpolation
 from mimkit.evaluate.pools import Pool, pooled, pools_of, tokens_of
 from mimkit.model.patches import sincos_positions
 from mimkit.model.vit import initialize
+from mimkit.weights.folder import READING
 from mimkit.weights.official import ENDINGS, IMAGENET, official
 
 _PIXELS = 48  # longest side at which pixels are compared; wider vectors cost much and tell no more
@@ -194,7 +195,6 @@ def _open_folder(target: str, folder: Path) -> Extractor:
         raise UserError(f"the export {folder} cannot be loaded ({_reason(error)}): export it again") from error
     if target.startswith(UNTRAINED):
         model = _initialized(model, lambda: timm.create_model(where, num_classes=0), run.get("seed", 0))
-    value_range = run.get("images", {}).get("value_range")
     extractor = _extractor(
         target,
         model,
@@ -205,11 +205,19 @@ def _open_folder(target: str, folder: Path) -> Extractor:
         config["architecture"],
         config.get("model_args"),
         interpolation=cfg["interpolation"] if cfg["interpolation"] in get_args(Interpolation) else "bicubic",
-        reading=Reading(channels=channels, value_range=value_range and tuple(value_range)),
+        reading=replace(reading_of(config, run), channels=channels),
     )
     return replace(
         extractor, headline=_trained_pool(model, config, run)
     )  # it changes no feature: not in the fingerprint
+
+
+def reading_of(export: dict[str, Any], run: dict[str, Any]) -> Reading:
+    """How the pictures of an export were read; those of versions before 0.3 say nothing of it, but their run does."""
+    if READING in export:
+        return Reading.from_json(export[READING])
+    value_range = run.get("images", {}).get("value_range")
+    return Reading(value_range=tuple(value_range) if value_range else None)
 
 
 def _trained_pool(model: nn.Module, config: dict[str, Any], run: dict[str, Any]) -> Pool:

@@ -1,10 +1,12 @@
 """Mask: which patches of each picture are hidden. Scores enter, one value that every other part understands leaves."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
+
+_SEEN = 0.5  # share of a patch that must have data, or nobody sees it
 
 
 @dataclass(frozen=True)
@@ -14,7 +16,8 @@ class Mask:
     `hidden` is the truth. `visible` lists slots for gathering, in no particular order; when `ragged`, pictures with
     fewer visible patches than slots fill the surplus with hidden positions (see `padding`). `decoded` lists the places
     that a decoder runs over, None for all: the others are thrown away, nobody sees or predicts them. Hidden, thrown
-    and visible patches are together all N.
+    and visible patches are together all N. `alike`: each picture weighs alike in a loss, since a masker hid unequally
+    many patches. `measured` is the share of each patch that has data, None where all have.
     """
 
     hidden: Bool[Tensor, "BK N"]
@@ -22,9 +25,12 @@ class Mask:
     views: int = 1
     ragged: bool = False
     decoded: Int64[Tensor, "BK M"] | None = None
+    alike: bool = False
+    measured: Float[Tensor, "BK N"] | None = None
 
     def __post_init__(self) -> None:
-        assert self.decoded is None or not self.ragged, "thrown patches have no surplus slots"
+        plain = self.measured is None
+        assert self.decoded is None or not (self.ragged and plain), "thrown patches have no surplus slots"
 
     @staticmethod
     def from_scores(
@@ -62,7 +68,25 @@ class Mask:
         # hidden ones at its end, which `padding` tells apart.
         shown = torch.arange(n, device=scores.device) < (n - hide.clamp(least, n - 1)).unsqueeze(1)
         hidden = torch.ones_like(scores, dtype=torch.bool).scatter(1, order, ~shown)
-        return Mask(hidden, order[:, : n - least], views, ragged=True)
+        return Mask(hidden, order[:, : n - least], views, ragged=True, alike=True)
+
+    def without_holes(self, measured: Float[Tensor, "B N"]) -> "Mask":
+        """The same mask with patches hidden of which less than half has data; one of each row stays visible.
+
+        Args:
+            measured: the share of each patch that has data.
+        """
+        measured = self.repeat(measured)
+        blank = measured < _SEEN
+        # The visible patch with most data stays: attention over nothing is NaN.
+        best = self.visible.gather(1, self.take(measured).masked_fill(self.padding, -1.0).argmax(dim=1, keepdim=True))
+        blank = blank.scatter(1, best, False) & ~self.thrown
+        return replace(self, hidden=self.hidden | blank, ragged=True, measured=measured)
+
+    @property
+    def counted(self) -> Bool[Tensor, "BK N"] | Float[Tensor, "BK N"]:
+        """How much each patch counts in a loss: hidden ones, as far as they have data."""
+        return self.hidden if self.measured is None else self.hidden * self.measured
 
     @property
     def padding(self) -> Bool[Tensor, "BK V"]:

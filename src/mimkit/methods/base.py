@@ -78,10 +78,12 @@ class MaskedMethod(Method):
     ) -> tuple[Float[Tensor, "B N P"], Mask, dict[str, Tensor]]:
         """The patches of a batch, which of them are hidden, and what to log about that.
 
-        `attention`: as for `MaskSampler.forward`.
+        `attention`: as for `MaskSampler.forward`. Patches without data are hidden whatever the masker says.
         """
         patches = patchify(batch.images, self.encoder.patch)
         mask, logs = self.mask_sampler(self.encoder, patches, batch, progress, attention)
+        if batch.valid is not None:
+            mask = mask.without_holes(patchify(batch.valid.float(), self.encoder.patch).mean(dim=2))
         return patches, mask, {"hidden": mask.hidden.float().mean()} | logs
 
     def exploitation(self, images: Float[Tensor, "B C H W"]) -> Exploitation:

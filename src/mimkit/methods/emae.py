@@ -7,7 +7,7 @@ from mimkit.core.errors import UserError, at_least
 from mimkit.masks import ComplementaryMasker, Masker, PartitionMasker
 from mimkit.masks.informed import choice
 from mimkit.methods.base import MaskedConfig
-from mimkit.methods.losses import DISTANCES, disagreement, squared_error
+from mimkit.methods.losses import DISTANCES, disagreement
 from mimkit.methods.mae import MAE
 from mimkit.methods.targets.pixels import PatchTarget, Pixels
 from mimkit.model.decoder import Decoder, DecoderConfig
@@ -67,14 +67,13 @@ class EMAE(MAE):
     def forward(self, batch: Batch, progress: float) -> Step:
         patches, mask, logs = self.sample(batch, progress)
         prediction = self.predict(patches, mask)
-        target = mask.repeat(self.target(patches))
-        reconstruction = squared_error(prediction, target, mask.hidden, per_picture=mask.ragged)
+        reconstruction = self.reconstruction(prediction, patches, batch, mask)
         logs |= {"reconstruction": reconstruction.detach()}
         if self.config.weight == 0:
             return Step(reconstruction, logs)
         consistency = disagreement(
             prediction.unflatten(0, (-1, mask.views)),
-            mask.hidden.unflatten(0, (-1, mask.views)),
+            (mask.counted > 0).unflatten(0, (-1, mask.views)),
             self.config.distance,
             stop_gradient=self.config.stop_gradient,
             ordered=self.config.pairs == "ordered",

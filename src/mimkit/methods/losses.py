@@ -17,26 +17,40 @@ DISTANCES = {
 
 
 def mean_where(
-    values: Float[Tensor, "B N"], where: Bool[Tensor, "B N"], per_picture: bool = False, epsilon: float = 0.0
+    values: Float[Tensor, "B N"],
+    where: Bool[Tensor, "B N"] | Float[Tensor, "B N"],
+    per_picture: bool = False,
+    epsilon: float = 0.0,
 ) -> Float[Tensor, ""]:
-    """Mean of `values` over the places where `where` holds, over the whole batch at once.
+    """Mean of `values` over the places where `where` holds, or with these weights, over the whole batch at once.
 
     With `per_picture` the mean of the pictures' means: where they count unequally many places, each weighs alike.
     `epsilon` is added to the number of places, as SimMIM does: where there are none the mean is 0.
     """
+    weighed, total = values * where, where.sum(dim=1)
     if per_picture:
-        return ((values * where).sum(dim=1) / where.sum(dim=1).clamp(min=1)).mean()
-    return (values * where).sum() / (where.sum() + epsilon)
+        # Less than one place counts where holes leave but a part of a patch.
+        return (weighed.sum(dim=1) / total.clamp(min=1e-6 if where.is_floating_point() else 1)).mean()
+    if where.is_floating_point():
+        epsilon = max(epsilon, 1e-6)  # a batch without any data
+    return weighed.sum() / (where.sum() + epsilon)
 
 
 def squared_error(
     prediction: Float[Tensor, "B N P"],
     target: Float[Tensor, "B N P"],
-    where: Bool[Tensor, "B N"],
+    where: Bool[Tensor, "B N"] | Float[Tensor, "B N"],
     per_picture: bool = False,
+    valid: Bool[Tensor, "B N P"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Mean squared error of each patch, averaged over the chosen patches (He et al. 2022: the hidden ones)."""
-    return mean_where((prediction.float() - target.float()).square().mean(dim=-1), where, per_picture)
+    """Mean squared error of each patch, averaged over the chosen patches (He et al. 2022: the hidden ones).
+
+    With `valid`, over the numbers that have data alone; `where` is then the share of a chosen patch that has some.
+    """
+    errors = (prediction.float() - target.float()).square()
+    if valid is None:
+        return mean_where(errors.mean(dim=-1), where, per_picture)
+    return mean_where((errors * valid).sum(dim=-1) / valid.sum(dim=-1).clamp(min=1), where, per_picture)
 
 
 def disagreement(

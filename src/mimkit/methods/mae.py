@@ -48,8 +48,22 @@ class MAE(MaskedMethod):
     def forward(self, batch: Batch, progress: float) -> Step:
         patches, mask, logs = self.sample(batch, progress)
         prediction = self.predict(patches, mask)
-        loss = squared_error(prediction, mask.repeat(self.target(patches)), mask.hidden, per_picture=mask.ragged)
-        return Step(loss, logs)
+        return Step(self.reconstruction(prediction, patches, batch, mask), logs)
+
+    def reconstruction(
+        self, prediction: Float[Tensor, "BK N O"], patches: Float[Tensor, "B N P"], batch: Batch, mask: Mask
+    ) -> Float[Tensor, ""]:
+        """Mean squared error of hidden patches; of pixels that have data, where some have none."""
+        if batch.valid is None:
+            target = mask.repeat(self.target(patches))
+            return squared_error(prediction, target, mask.counted, per_picture=mask.alike)
+        valid = patchify(batch.valid, self.encoder.patch)
+        target = mask.repeat(self.target(patches, valid))
+        if target.shape[2] == valid.shape[2]:
+            return squared_error(prediction, target, mask.counted, mask.alike, mask.repeat(valid))
+        # Other numbers than pixels are known of whole patches alone.
+        whole = mask.counted * mask.repeat(valid.all(dim=2))
+        return squared_error(prediction, target, whole, mask.alike)
 
     @torch.no_grad()
     def exploitation(self, images: Float[Tensor, "B C H W"]) -> Exploitation:

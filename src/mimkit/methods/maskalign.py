@@ -102,7 +102,7 @@ class MaskAlign(MaskedMethod):
         pairs = zip(predictions, targets, strict=True)
         distances = [2 * F.smooth_l1_loss(p.float(), t, reduction="none").mean(dim=2) for p, t in pairs]
         where = F.pad(~mask.padding, (int(self.with_class), 0), value=True)
-        loss = mean_where(torch.stack(distances).mean(dim=0), where, per_picture=mask.ragged)
+        loss = mean_where(torch.stack(distances).mean(dim=0), where, per_picture=mask.alike)
         return Step(loss, logs)
 
     def agreement(self, batch: Batch, progress: float) -> tuple[Float[Tensor, "BK N"], Mask]:

@@ -76,8 +76,18 @@ class SimMIM(MaskedMethod):
         target = mask.repeat(self.target(batch.images))
         errors = pixel_errors(self.predict(patches, mask), target, self.loss)
         # The mean over the pixels of the whole batch, and with SimMIM's 1e-5 in the denominator.
-        loss = mean_where(errors, self.where(mask), per_picture=mask.ragged, epsilon=1e-5)
+        where = self.where(mask)
+        if batch.valid is not None:
+            where = where & mask.repeat(self.measured(batch.valid))
+        loss = mean_where(errors, where, per_picture=mask.alike, epsilon=1e-5)
         return Step(loss, logs)
+
+    def measured(self, valid: Bool[Tensor, "B C H W"]) -> Bool[Tensor, "B T"]:
+        """Which squares of the target have data; of several pixels all must, and their neighbors, that edges reach."""
+        holes = (~valid).any(dim=1, keepdim=True).float()
+        if self.target.cell > 1:
+            holes = F.max_pool2d(F.max_pool2d(holes, 3, stride=1, padding=1), self.target.cell)
+        return (holes == 0).flatten(1)
 
     def where(self, mask: Mask) -> Bool[Tensor, "BK T"]:
         """Which squares of the target count: those of whose pixels all are hidden, or all but thrown ones."""

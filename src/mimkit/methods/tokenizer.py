@@ -65,13 +65,20 @@ class VQVAE(Method):
         ids = self.tokenizer.nearest(vectors.detach())
         codes = self.tokenizer.codes[ids]
         pictures = self.tokenizer.decode(vectors + (codes - vectors).detach())
-        error = F.mse_loss(pictures.float(), batch.images.float())
+        error = self.error(pictures.float(), batch)
         distance = (vectors - codes).square().sum(dim=3).mean()
         self.note(vectors.detach(), ids, batch.rng_keys)
         ones = torch.ones_like(ids, dtype=torch.float32).flatten()
         use = torch.zeros_like(self.average[:, 0]).index_add(0, ids.flatten(), ones) / len(ones)
         logs = {"reconstruction": error, "distance": distance, "perplexity": torch.special.entr(use).sum().exp()}
         return Step(error + self.commitment * distance, logs)
+
+    def error(self, pictures: Float[Tensor, "B C H W"], batch: Batch) -> Float[Tensor, ""]:
+        """Mean squared error of the pixels that have data."""
+        if batch.valid is None:
+            return F.mse_loss(pictures, batch.images.float())
+        errors = (pictures - batch.images.float()).square() * batch.valid
+        return errors.sum() / batch.valid.sum().clamp(min=1)
 
     @torch.no_grad()
     def note(

@@ -2,11 +2,11 @@
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 
-def patchify(images: Float[Tensor, "B C H W"], patch: tuple[int, int]) -> Float[Tensor, "B N P"]:
+def patchify(images: Shaped[Tensor, "B C H W"], patch: tuple[int, int]) -> Shaped[Tensor, "B N P"]:
     """Cut images into patches: row-major patches, and in a patch (row, column, channel), channel fastest.
 
     The layout of MAE (facebookresearch/mae:models_mae.py), for any number of channels and rectangular patches.

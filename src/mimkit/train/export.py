@@ -16,7 +16,7 @@ def export_encoder(
     prepared: Prepared, folder: Path, *, recipe: str, step: int, measured: Mapping[str, float], to: str = "timm"
 ) -> None:
     """Write the model as it stands after `step` steps; `to` is `timm` or `huggingface` (MAE alone)."""
-    config, (mean, std) = prepared.config, prepared.statistics
+    config, (mean, std), reading = prepared.config, prepared.statistics, prepared.resolved_reading
     card = model_card(
         architecture=config.encoder.name,
         recipe=recipe,
@@ -28,6 +28,7 @@ def export_encoder(
         mean=mean,
         std=std,
         measured=measured,
+        reading=str(reading),
         library="timm" if to == "timm" else "transformers",
         supervised=config.method.supervised,
         masked=isinstance(config.method, MaskedConfig),
@@ -40,10 +41,11 @@ def export_encoder(
             mean=mean,
             std=std,
             card=card,
+            reading=reading,
             name=config.encoder.name,
             crop_pct=0.875 if min(prepared.size) >= 128 else 1.0,
         )
         return
     if not isinstance(prepared.task, MAE):
         raise UserError(f"{type(prepared.task).__name__} cannot be written for Hugging Face, an MAE can: use --to timm")
-    export_huggingface(prepared.task, folder, mean=mean, std=std, card=card)
+    export_huggingface(prepared.task, folder, mean=mean, std=std, card=card, reading=reading)

@@ -15,10 +15,12 @@ from mimkit.core.batch import Batch
 from mimkit.core.errors import UserError, at_least
 from mimkit.core.memory import free_memory
 from mimkit.core.randomness import integer, rng_keys
+from mimkit.data.decode import SMALLEST
 from mimkit.data.labels import label_subset
 from mimkit.data.loader import Loader, Plan, ViewSettings, statistics
-from mimkit.data.reading import Reading
+from mimkit.data.reading import Reading, Transform
 from mimkit.data.sources import Pictures, open_pictures
+from mimkit.data.values import FULL
 from mimkit.data.views import RandomResizedCrop, View
 from mimkit.methods.base import Method, MethodConfig
 from mimkit.methods.mae import MAEConfig
@@ -48,8 +50,24 @@ class Images:
     """Per channel, of pixels in 0..1; by default computed from the data."""
     std: tuple[float, ...] | None = None
     """Per channel, of pixels in 0..1; by default computed from the data."""
-    value_range: tuple[float, float] | None = None
-    """What becomes black and white in 16-bit and float pictures; by default the full range, and 0 to 1."""
+    value_range: tuple[float, ...] | None = None
+    """What becomes black and white in 16-bit and float pictures: a pair, or a pair for each channel in turn; by default
+    what nearly all of a sample lies between."""
+    value_transform: Transform = "none"
+    """Of values between black and white: none, log, or sqrt."""
+    window: tuple[float, float] | None = None
+    """Center and width of the values that are seen, as for CT; instead of value_range."""
+    nodata: float | None = None
+    """The value of pixels where nothing was measured, besides NaN and what a GeoTIFF says of itself: they are the mean,
+    and count in no statistic and no loss."""
+    bands: tuple[int, ...] | None = None
+    """Which bands of a file are seen, in this order, counted from 1; by default all."""
+    axes: str | None = None
+    """Letters of a TIFF's axes where its own notes are wrong or missing, as ZCYX."""
+    plane: int | None = None
+    """Which plane of a stack is the picture, counted from 0."""
+    tile: int | None = None
+    """Cut pictures into tiles of this side, each of which is a picture; by default they are whole."""
     bad_fraction: float = 0.01
     """The run stops when more than this share of the pictures cannot be read."""
 
@@ -62,12 +80,40 @@ class Images:
             )
         if not 0 <= self.bad_fraction <= 1:
             raise UserError(f"images.bad_fraction is a share between 0 and 1, got {self.bad_fraction}")
-        if self.value_range is not None and not self.value_range[0] < self.value_range[1]:
-            raise UserError(f"images.value_range must be two rising numbers, got {self.value_range}")
+        at_least(0, **{"images.plane": self.plane})
+        at_least(SMALLEST, **{"images.tile": self.tile})
+        pairs = self.value_range or (0.0, 1.0)
+        if len(pairs) % 2 or not all(low < high for low, high in zip(pairs[::2], pairs[1::2], strict=True)):
+            raise UserError(f"images.value_range must be pairs of rising numbers, got {self.value_range}")
+        if self.window is not None and (self.value_range is not None or not self.window[1] > 0):
+            raise UserError("images.window is a center and a width above 0, and stands instead of images.value_range")
+        if self.bands is not None and min(self.bands, default=0) < 1:
+            raise UserError(f"images.bands are counted from 1, got {self.bands}")
+        if self.bands is not None and self.channels not in (None, len(self.bands)):
+            raise UserError(f"{len(self.bands)} images.bands are as many channels: leave images.channels away")
 
     def reading(self) -> Reading:
         """How files become pictures, as far as the settings say."""
-        return Reading(channels=self.channels, value_range=self.value_range)
+        value_range = self.value_range
+        if self.window is not None:
+            center, width = self.window
+            value_range = (center - width / 2, center + width / 2)
+        return Reading(
+            channels=self.channels if self.bands is None else len(self.bands),
+            value_range=value_range,
+            transform=self.value_transform,
+            nodata=self.nodata,
+            bands=self.bands,
+            axes=self.axes,
+            plane=self.plane,
+            tile=self.tile,
+        )
+
+    def follow(self, reading: Reading) -> None:
+        """Read files as a model was taught that learned from others."""
+        self.channels, self.value_range, self.window = reading.channels, reading.value_range, None
+        self.value_transform, self.nodata, self.bands = reading.transform, reading.nodata, reading.bands
+        self.axes, self.plane, self.tile = reading.axes, reading.plane, reading.tile
 
     def shape(self) -> tuple[int, int]:
         """Height and width."""
@@ -124,12 +170,31 @@ class Prepared:
         """All pictures to learn from."""
         if self.open_pictures is not None:
             return self.open_pictures
-        images, method = self.config.images, self.config.method
+        method = self.config.method
         split = "train" if method.supervised else "all"
-        pictures = open_pictures(self.config.data, split, images.reading())
+        pictures = open_pictures(self.config.data, split, self.reading)
         if not method.supervised:
             return pictures
         return label_subset(pictures, method.label_fraction, self.config.seed)
+
+    @cached_property
+    def reading(self) -> Reading:
+        """How files become pictures: as the settings say, or as an earlier part of the run completed them."""
+        if self.before.reading:
+            return Reading.from_json(self.before.reading)
+        reading = self.config.images.reading()
+        if self.before.pictures is None or reading.value_range is not None:
+            return reading
+        # A run of a version before 0.3: black and white of other depths than 8 bits were those of the type.
+        dtype = open_pictures(self.config.data, "all", reading).storage.dtype
+        return reading if dtype == torch.uint8 else replace(reading, value_range=FULL[dtype])
+
+    @property
+    def resolved_reading(self) -> Reading:
+        """The reading that an export carries; the pictures of a run that has begun need not be there any more."""
+        if self.before.pictures is None:
+            return self.pictures.resolved
+        return self.reading if self.before.reading else self.config.images.reading()
 
     @property
     def name(self) -> str:
@@ -151,7 +216,7 @@ class Prepared:
         """A bank and pictures to classify, when there are labels and enough of them: they only measure."""
         if self.pictures.labels is None:
             return None
-        data, reading = self.config.data, replace(self.config.images.reading(), channels=self.pictures.channels)
+        data, reading = self.config.data, self.pictures.resolved
         try:
             train, test = open_pictures(data, "train", reading), open_pictures(data, "test", reading)
         except UserError:

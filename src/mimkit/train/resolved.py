@@ -18,6 +18,8 @@ class Resolved:
     size: tuple[int, int] | None = None
     """Height and width of the images in pixels."""
     channels: int | None = None
+    reading: dict[str, Any] = field(default_factory=dict)
+    """How files became pictures (`data.reading.Reading`): black and white as the data have them, for one."""
     mean: tuple[float, ...] | None = None
     """Per channel, of pixels in [0, 1]."""
     std: tuple[float, ...] | None = None

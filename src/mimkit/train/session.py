@@ -84,6 +84,7 @@ class Session:
             fingerprint=prepared.pictures.fingerprint,
             size=prepared.size,
             channels=prepared.pictures.channels,
+            reading=prepared.pictures.resolved.to_json(),
             mean=tuple(mean),
             std=tuple(std),
             steps=prepared.steps,

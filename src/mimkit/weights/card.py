@@ -25,6 +25,7 @@ def model_card(
     mean: Sequence[float],
     std: Sequence[float],
     measured: Mapping[str, float | tuple[float, float, float]],
+    reading: str = "",
     library: str = "timm",
     supervised: bool = False,
     masked: bool = True,
@@ -35,6 +36,7 @@ def model_card(
         data, pictures: name and number of the pictures it learned from; any text, it is escaped.
         size: height and width in pixels; `mean` and `std` of pixels in [0, 1], one a channel.
         measured: what was measured, as a value or (value, low, high).
+        reading: how values of files become pixels in [0, 1], in words; empty for 8-bit pictures.
         library: `timm` or `transformers`, which loads the folder.
         supervised: it learned the labels of the pictures, and has a classifier.
         masked: it learned by masked image modeling.
@@ -45,6 +47,7 @@ def model_card(
         "Data": f"{data}, {pictures:,} pictures, {'with' if supervised else 'no'} labels",
         "Training": f"{steps:,} steps, {epochs:.4g} epochs",
         "Images": f"{size[0]} x {size[1]} pixels, {len(mean)} channel{'s' if len(mean) > 1 else ''}",
+        **({"Values": reading} if reading else {}),
         "Mean": ", ".join(f"{value:.4f}" for value in mean),
         "Standard deviation": ", ".join(f"{value:.4f}" for value in std),
         "Made with": f"mimkit {__version__}",

@@ -16,6 +16,7 @@ FILES = {"config.json", "model.safetensors", "preprocessor_config.json", "README
 
 
 MARK = "pre-trained with mimkit"  # in config.json: this folder is ours to replace
+READING = "reading"  # in config.json: how files became pictures
 
 
 @contextmanager

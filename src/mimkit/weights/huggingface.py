@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mimkit import __version__
 from mimkit.core.errors import UserError
+from mimkit.data.reading import Reading
 from mimkit.masks.masker import at
 from mimkit.methods.mae import MAE
 from mimkit.methods.targets.pixels import Pixels
@@ -20,7 +21,15 @@ from mimkit.weights.folder import MARK, replaced
 from mimkit.weights.load import HUGGING_FACE
 
 
-def export_huggingface(method: MAE, folder: Path, *, mean: Sequence[float], std: Sequence[float], card: str) -> None:
+def export_huggingface(
+    method: MAE,
+    folder: Path,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    card: str,
+    reading: Reading = Reading(),
+) -> None:
     """Write an MAE so that `transformers.ViTMAEForPreTraining.from_pretrained(FOLDER)` gives equal outputs.
 
     The names are those of the released checkpoints, which transformers 4 and 5 read.
@@ -29,6 +38,8 @@ def export_huggingface(method: MAE, folder: Path, *, mean: Sequence[float], std:
         folder: as in `export_timm`.
         mean, std: per channel, of pixels in [0, 1], for `preprocessor_config.json`.
         card: the README, see `model_card`.
+        reading: how files became pictures; black and white go into the mean and std of `preprocessor_config.json`, so
+            that a processor takes raw values, without clipping them.
 
     Raises:
         UserError: Hugging Face's ViTMAE cannot express this model (with the reasons), or the folder cannot be
@@ -39,6 +50,10 @@ def export_huggingface(method: MAE, folder: Path, *, mean: Sequence[float], std:
             f"Hugging Face's ViTMAE cannot express this model: {'; '.join(reasons)}. Export it with --to timm"
         )
     height, width = method.encoder.size
+    pairs = reading.value_range or (0.0, 255.0)
+    black, white = (torch.tensor(ends).double().expand(len(mean)) for ends in (pairs[::2], pairs[1::2]))
+    raw_mean = (black + (white - black) * torch.tensor(mean).double()) / 255
+    raw_std = (white - black) * torch.tensor(std).double() / 255
     preprocessor = {
         "image_processor_type": "ViTImageProcessor",
         "do_resize": True,
@@ -47,8 +62,8 @@ def export_huggingface(method: MAE, folder: Path, *, mean: Sequence[float], std:
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": list(mean),
-        "image_std": list(std),
+        "image_mean": list(mean) if reading.value_range is None else raw_mean.tolist(),
+        "image_std": list(std) if reading.value_range is None else raw_std.tolist(),
     }
     with replaced(folder) as partial:
         save_file(huggingface_state(method), partial / "model.safetensors", metadata={"format": "pt"})

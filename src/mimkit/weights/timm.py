@@ -8,8 +8,9 @@ from timm.models import save_for_hf
 from torch import nn
 
 from mimkit import __version__
+from mimkit.data.reading import Reading
 from mimkit.model.backbone import Backbone
-from mimkit.weights.folder import MARK, replaced
+from mimkit.weights.folder import MARK, READING, replaced
 
 
 def export_timm(
@@ -21,6 +22,7 @@ def export_timm(
     std: Sequence[float],
     card: str,
     name: str,
+    reading: Reading = Reading(),
     interpolation: str = "bicubic",
     crop_pct: float = 0.875,
 ) -> None:
@@ -29,8 +31,9 @@ def export_timm(
     Args:
         folder: replaced when it holds an earlier export; refused when it holds something else.
         model_args: what `timm.create_model(name, ...)` needs to build this ViT (`EncoderConfig.timm_args`).
-        mean, std: per channel, of pixels in [0, 1].
+        mean, std: per channel, of pixels in [0, 1], from black to white.
         card: the README, see `model_card`.
+        reading: how files became the pictures that it learned from, for who reads others.
         name: the timm architecture.
         interpolation: resizing that the pictures were prepared with, as timm calls it.
         crop_pct: share of the resized picture that evaluation crops; MAE's evaluation has 0.875.
@@ -55,7 +58,7 @@ def export_timm(
     # What the architecture's released weights say about themselves is not true of these.
     about = dict.fromkeys(("tag", "license", "origin_url", "paper_name", "paper_ids", "notes"))
     about["description"] = f"{MARK} {__version__}"
-    config = {"architecture": name.split(".")[0], "pretrained_cfg": about}
+    config = {"architecture": name.split(".")[0], "pretrained_cfg": about, READING: reading.to_json()}
     with replaced(folder) as partial:
         save_for_hf(vit, str(partial), model_config=config, model_args=args, safe_serialization=True, data_config=data)
         (partial / "README.md").write_text(card, encoding="utf-8")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 EPSILON = 1e-6  # added to the variance, as in facebookresearch/mae:models_mae.py
@@ -20,8 +20,10 @@ class PatchTarget:
         """How many numbers are predicted for a patch of these sides, O; by default its pixels."""
         return patch[0] * patch[1] * channels
 
-    def __call__(self, patches: Float[Tensor, "B N P"]) -> Float[Tensor, "B N O"]:
-        """The numbers to predict, in float32."""
+    def __call__(
+        self, patches: Float[Tensor, "B N P"], valid: Bool[Tensor, "B N P"] | None = None
+    ) -> Float[Tensor, "B N O"]:
+        """The numbers to predict, in float32; `valid` says which pixels have data, by default all."""
         raise NotImplementedError(f"{type(self).__name__} is no target until it defines __call__")
 
     def restore(
@@ -42,10 +44,17 @@ class Pixels(PatchTarget):
     norm: bool = True
     """Standardize each patch; off predicts plain normalized pixels."""
 
-    def __call__(self, patches: Float[Tensor, "B N P"]) -> Float[Tensor, "B N P"]:
+    def __call__(
+        self, patches: Float[Tensor, "B N P"], valid: Bool[Tensor, "B N P"] | None = None
+    ) -> Float[Tensor, "B N P"]:
         patches = patches.float()
         if not self.norm:
             return patches
+        if valid is not None:
+            count = valid.sum(dim=-1, keepdim=True)
+            mean = (patches * valid).sum(dim=-1, keepdim=True) / count.clamp(min=1)
+            variance = ((patches - mean) * valid).square().sum(dim=-1, keepdim=True) / (count - 1).clamp(min=1)
+            return (patches - mean) / (variance + EPSILON).sqrt()
         variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
         return (patches - mean) / (variance + EPSILON).sqrt()
 

@@ -1,0 +1,32 @@
+"""What a picture's header says, and why a picture is refused: what every decoder shares."""
+
+from typing import NamedTuple
+
+from PIL import Image
+
+SMALLEST = 8  # pixels on a side; anything smaller is an icon, a tracking pixel or damage
+
+
+class BadPicture(Exception):
+    """A picture that cannot be read right. The message is a short reason, such as 'truncated'."""
+
+
+class Header(NamedTuple):
+    """What a picture says before any pixel is decoded; height and width after EXIF orientation."""
+
+    height: int
+    width: int
+    channels: int
+    """Alpha not counted: 1 gray, 3 color, N bands."""
+    dtype: str = "uint8"
+    """NumPy's name of the type of its values."""
+    nodata: float | None = None
+    """The value that stands for no data, where the file says so."""
+
+
+def check_size(width: int, height: int) -> None:
+    """Refuse icons, and what is larger than Pillow's limit against decompression bombs."""
+    if min(width, height) < SMALLEST:
+        raise BadPicture(f"{width}x{height}: smaller than {SMALLEST} pixels")
+    if Image.MAX_IMAGE_PIXELS and width * height > 2 * Image.MAX_IMAGE_PIXELS:
+        raise BadPicture(f"larger than {2 * Image.MAX_IMAGE_PIXELS:,} pixels")

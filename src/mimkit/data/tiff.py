@@ -1,0 +1,153 @@
+"""TIFF files through tifffile: bytes enter, their size, planes and values (channels first) leave."""
+
+import io
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from mimkit.core.errors import missing_extra
+from mimkit.data.header import BadPicture, Header, check_size
+from mimkit.data.reading import Reading
+
+_ORIENTATION, _EXTRA_SAMPLES, _PHOTOMETRIC, GDAL_NODATA = 0x0112, 338, 262, 42113  # tags
+_PALETTE, _SEPARATED = 3, 5  # photometric kinds that are converted to red, green and blue when they are read
+LARGEST = 1 << 32  # bytes of the pages that one picture needs
+
+
+def is_tiff(data: bytes) -> bool:
+    """Whether these bytes begin like a TIFF file, classic or big."""
+    return data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+class Layout:
+    """Which pages of an opened file are the picture, and which of their axes are what.
+
+    Y and X are the picture, C and S its channels. Any other axis is a stack, of which `reading.plane` is one plane;
+    planes are counted through all such axes in order. Axes are those of the file's own notes (OME, ImageJ), or of
+    `reading.axes` where those are wrong.
+
+    Raises BadPicture for a stack of which nobody said which plane is meant, and for axes that do not fit.
+    """
+
+    def __init__(self, file: Any, reading: Reading) -> None:
+        self.file, self.series = file, file.series[0]
+        self.page, self.tags = file.pages.first, file.pages.first.tags
+        self.shape, self.axes = tuple(self.series.shape), self.series.axes
+        if reading.axes is not None:
+            if len(reading.axes) != len(self.shape) or not {"Y", "X"} <= set(reading.axes):
+                raise BadPicture(
+                    f"has {len(self.shape)} axes {self.shape}, which images.axes {reading.axes} does not fit"
+                )
+            self.axes = reading.axes
+        if not {"Y", "X"} <= set(self.axes):
+            raise BadPicture(f"has the axes {self.axes}: none of them are Y and X; say which with --images.axes")
+        # Pages without a stated meaning are channels where so many channels were asked for.
+        if reading.channels not in (None, 1, 3):
+            for letter in "QI":
+                if letter in self.axes and self.shape[self.axes.index(letter)] == reading.channels:
+                    self.axes = self.axes.replace(letter, "C")
+        self.stacked = [i for i, axis in enumerate(self.axes) if axis not in "YXCS" and self.shape[i] > 1]
+        self.planes = int(np.prod([self.shape[i] for i in self.stacked]))
+        self.alpha = _has_alpha(self.tags.valueof(_EXTRA_SAMPLES, 0))
+        self.plane = reading.plane or 0
+        if self.planes > 1 and reading.plane is None:
+            raise BadPicture(
+                f"is a stack of {self.planes} planes (axes {self.axes}): give --images.plane 0, or "
+                f"--images.axes {self.axes.replace(self.axes[self.stacked[0]], 'C')} if they are channels"
+            )
+        if self.plane >= self.planes:
+            raise BadPicture(f"has {self.planes} planes, none is number {self.plane}: lower --images.plane")
+
+    def side(self, axis: str) -> int:
+        """Length of an axis, 1 where there is none."""
+        return self.shape[self.axes.index(axis)] if axis in self.axes else 1
+
+    @property
+    def samples(self) -> int:
+        """Channels of the picture, alpha not counted."""
+        if self.tags.valueof(_PHOTOMETRIC) in (_PALETTE, _SEPARATED):
+            return 3
+        samples = self.side("S") * self.side("C")
+        return samples - 1 if self.alpha and samples in (2, 4) else samples
+
+    @property
+    def orientation(self) -> int:
+        """EXIF's number, 1 to 8."""
+        return self.tags.valueof(_ORIENTATION, 1)
+
+    @property
+    def nodata(self) -> float | None:
+        """What GDAL's tag says stands for no data."""
+        text = self.tags.valueof(GDAL_NODATA)
+        try:
+            return None if text is None else float(str(text).strip().rstrip("\0"))
+        except ValueError:
+            return None
+
+    def values(self) -> np.ndarray:
+        """The samples (C, H, W) of the plane, alpha dropped; of many pages only those that it needs are read."""
+        outer = len(self.shape) - len(self.page.shape)
+        places = list(np.unravel_index(self.plane, [self.shape[i] for i in self.stacked])) if self.stacked else []
+        index: list[Any] = [slice(None)] * len(self.shape)
+        for i, axis in enumerate(self.axes):
+            if axis not in "YXCS":
+                index[i] = int(places[self.stacked.index(i)]) if i in self.stacked else 0
+        paged = (
+            outer > 0
+            and self.shape[outer:] == tuple(self.page.shape)
+            and len(self.series) == np.prod(self.shape[:outer])
+        )
+        if paged:
+            numbers = np.arange(len(self.series)).reshape(self.shape[:outer])[tuple(index[:outer])]
+            self._bound(max(1, numbers.size) * self.page.nbytes)
+            pages = [self.series.pages[int(number)].asarray() for number in numbers.flat]
+            values = np.stack(pages).reshape(*numbers.shape, *self.page.shape)
+            values = values[(slice(None),) * numbers.ndim + tuple(index[outer:])]
+        else:
+            self._bound(self.series.nbytes)
+            values = self.series.asarray()[tuple(index)]
+        axes = [axis for axis in self.axes if axis in "YXCS"]
+        # Samples and channels both mean color; whichever there are become the first axis.
+        values = values.transpose([axes.index(axis) for axis in "SCYX" if axis in axes])
+        values = values.reshape(-1, *values.shape[-2:])
+        return values[:-1] if self.alpha and len(values) in (2, 4) else values
+
+    def _bound(self, size: int) -> None:
+        if size > LARGEST:
+            raise BadPicture(f"takes {size / 1e9:.1f} GB of memory: cut it into smaller pictures")
+
+
+@contextmanager
+def opened(data: bytes, reading: Reading) -> Generator[Layout]:
+    """The layout of a file. Raises BadPicture; UserError when tifffile is not installed."""
+    try:
+        import tifffile
+    except ImportError:
+        raise missing_extra("reading this kind of TIFF file", "tiff") from None
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        yield Layout(file, reading)
+
+
+def tiff_header(data: bytes, reading: Reading) -> Header | None:
+    """What a TIFF file says about itself; None when tifffile is not installed, so that Pillow answers."""
+    try:
+        import tifffile  # noqa: F401
+    except ImportError:
+        return None
+    try:
+        with opened(data, reading) as layout:
+            height, width = layout.side("Y"), layout.side("X")
+            turned = layout.orientation in (5, 6, 7, 8)
+            about = Header(height, width, layout.samples, layout.series.dtype.name, layout.nodata)
+    except BadPicture:
+        raise
+    except Exception as error:
+        raise BadPicture("not a TIFF file that can be read") from error
+    check_size(width, height)
+    return about._replace(height=width, width=height) if turned else about
+
+
+def _has_alpha(extra_samples: int | tuple[int, ...]) -> bool:
+    return any(kind in (1, 2) for kind in np.atleast_1d(extra_samples))
