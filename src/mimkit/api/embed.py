@@ -18,6 +18,7 @@ from mimkit.data.loader import memory_budget, statistics
 from mimkit.data.pictures import Pictures, Split, sample
 from mimkit.data.sources import open_pictures
 from mimkit.data.stream import all_bad
+from mimkit.data.tiles import Tiled
 from mimkit.evaluate.features import batches_for
 from mimkit.evaluate.run import choose_pools, usual_size
 from mimkit.evaluate.target import Extractor, export_folder, open_target
@@ -194,7 +195,11 @@ class _Work:
             yield images, numbers.numpy()
 
     def vectors(self) -> Iterator[_Block]:
-        """A row of each picture."""
+        """A row of each picture; of tiles, the mean of those of a picture."""
+        blocks = self._rows()
+        yield from blocks if self.pictures.owners is None else _of_pictures(blocks, self.pictures.owners.numpy())
+
+    def _rows(self) -> Iterator[_Block]:
         for images, numbers in self._batches():
             with torch.inference_mode():
                 values = self.extractor(images)[self.about.pool]
@@ -215,11 +220,32 @@ class _Work:
 
     def paths(self, numbers: np.ndarray) -> list[str]:
         """Where these pictures lie."""
+        if isinstance(self.pictures, Tiled) and self.about.pool != "tokens":
+            owners = self.pictures.owners[torch.from_numpy(numbers)]
+            return [self.pictures.whole.where(number) for number in owners.tolist()]
         return [self.pictures.where(number) for number in numbers.tolist()]
 
     def labels(self, numbers: np.ndarray) -> np.ndarray | None:
         """Their labels, if the set has some."""
         return None if self.pictures.labels is None else self.pictures.labels.numpy()[numbers]
+
+
+def _of_pictures(blocks: Iterator[_Block], owners: np.ndarray) -> Iterator[_Block]:
+    """Means over the tiles of each picture, which come one after the other, with the number of the first of them."""
+    total, count, first = np.zeros(0), 0, -1
+    for block in blocks:
+        values, numbers = [], []
+        for row, number in zip(block.values, block.numbers.tolist(), strict=True):
+            if count and owners[number] != owners[first]:
+                values.append(total / count)
+                numbers.append(first)
+                count = 0
+            total, first = (total + row, first) if count else (row.astype(np.float64), number)
+            count += 1
+        if values:
+            yield _Block(np.stack(values).astype(np.float32), np.array(numbers))
+    if count:
+        yield _Block((total / count).astype(np.float32)[None], np.array([first]))
 
 
 def _refuse_too_large(pictures: int, width: int) -> None:

@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from io import BufferedIOBase
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,9 @@ class Files(Encoded):
     def data(self, i: int) -> bytes:
         with open(self.path(i), "rb", buffering=0) as file:
             return file.read()
+
+    def file(self, i: int) -> BufferedIOBase:
+        return open(os.fsdecode(self.path(i)), "rb")
 
     def where(self, i: int) -> str:
         return os.fsdecode(self.path(i))

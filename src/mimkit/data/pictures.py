@@ -1,11 +1,14 @@
 """A set of pictures, whatever holds them: a number enters, a uint8 picture or its label leaves."""
 
 import hashlib
+import io
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
+from io import BufferedIOBase
 from typing import Literal
 
 import numpy as np
@@ -15,11 +18,13 @@ from torch import Tensor
 
 from mimkit.core.errors import UserError
 from mimkit.core.randomness import rng_keys
-from mimkit.data.decode import BadPicture, Header, decode, header
+from mimkit.data.decode import BadPicture, Header, decode, decode_box, header
 from mimkit.data.reading import Reading
+from mimkit.data.tiff import Box, is_tiff
 from mimkit.data.values import STORED, Storage, Values, given_values, measured_values
 
 Split = Literal["train", "test", "all"]
+_DECODED = 1 << 29  # bytes of whole pictures that a process keeps for further boxes of them
 _SAMPLE = 256  # pictures whose values tell black and white, where their type does not
 
 
@@ -31,6 +36,7 @@ class Pictures(ABC):
     classes: tuple[str, ...] | None = None  # names of the labels, when they have names
     has_test: bool = False  # whether the source has a test split of its own
     reading: Reading = Reading()  # how files become pictures
+    owners: Int64[Tensor, " n"] | None = None  # of tiles: which picture each is of
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -88,6 +94,11 @@ class Pictures(ABC):
         """Whether these pictures are already what this reading makes of their files."""
         return reading in (replace(self.reading, channels=self.channels), self.resolved)
 
+    def read_box(self, i: int, box: Box) -> Shaped[Tensor, "C h w"]:
+        """A box (top, left, height, width) of picture `i`. Raises BadPicture."""
+        top, left, height, width = box
+        return self.read(i)[:, top : top + height, left : left + width]
+
     def tensor(self) -> Shaped[Tensor, "n C H W"] | None:
         """All pictures at once when they are decoded already, else None."""
         return None
@@ -128,8 +139,42 @@ class Encoded(Pictures):
             self.reading.nodata if self.reading.nodata is not None else nodata[0][0] if nodata else None,
         )
 
+    def file(self, i: int) -> BufferedIOBase:
+        """Picture `i` as a file, of which one can read a part. Raises OSError."""
+        return io.BytesIO(self.data(i))
+
+    def read_box(self, i: int, box: Box) -> Tensor:
+        # Of a TIFF the part that is needed; whatever else is decoded as a whole is worth keeping for its other boxes.
+        whole = self._decoded.get(i)
+        if whole is None:
+            with self._opened(i) as file:
+                tiff = is_tiff(file.read(4))
+                file.seek(0)
+                if tiff:
+                    return decode_box(file, box, self.storage, self.reading)
+            whole = self.read(i)
+            while self._decoded and sum(picture.nbytes for picture in self._decoded.values()) > _DECODED:
+                self._decoded.pop(next(iter(self._decoded)))
+            self._decoded[i] = whole
+        top, left, height, width = box
+        return whole[:, top : top + height, left : left + width]
+
     def _header(self, i: int) -> Header:
-        return header(self._bytes(i), self.reading)
+        with self._opened(i) as file:
+            return header(file, self.reading)
+
+    @cached_property
+    def _decoded(self) -> dict[int, Tensor]:
+        """Pictures of which boxes were read, the latest last."""
+        return {}
+
+    @contextmanager
+    def _opened(self, i: int) -> Generator[BufferedIOBase]:
+        try:
+            with self.file(i) as file:
+                yield file
+        except OSError as error:
+            raise BadPicture(f"cannot be opened: {error.strerror or error}") from error
 
     def _bytes(self, i: int) -> bytes:
         try:
@@ -229,6 +274,10 @@ class Joined(Pictures):
         source, place = self._locate(i)
         return source.read(place)
 
+    def read_box(self, i: int, box: Box) -> Tensor:
+        source, place = self._locate(i)
+        return source.read_box(place, box)
+
     def size(self, i: int) -> tuple[int, int]:
         source, place = self._locate(i)
         return source.size(place)
@@ -245,6 +294,7 @@ class Subset(Pictures):
         self._whole, self._index = whole, index
         self.name, self.classes, self.has_test = whole.name, whole.classes, whole.has_test
         self.reading = whole.reading
+        self.owners = None if whole.owners is None else whole.owners[index]
         self.labels = None if whole.labels is None else whole.labels[index]
 
     def __len__(self) -> int:
@@ -264,6 +314,9 @@ class Subset(Pictures):
 
     def read(self, i: int) -> Tensor:
         return self._whole.read(int(self._index[i]))
+
+    def read_box(self, i: int, box: Box) -> Tensor:
+        return self._whole.read_box(int(self._index[i]), box)
 
     def size(self, i: int) -> tuple[int, int]:
         return self._whole.size(int(self._index[i]))

@@ -11,6 +11,8 @@ from mimkit.data.named import NAMES, open_named
 from mimkit.data.parquet import open_parquet, parquet_files
 from mimkit.data.pictures import Joined, Pictures, Split
 from mimkit.data.reading import Reading
+from mimkit.data.tiles import Tiled
+from mimkit.data.values import DEPTHS
 
 __all__ = ["Pictures", "Split", "open_pictures"]
 
@@ -47,7 +49,7 @@ def open_pictures(
     reading = reading if channels is None else replace(reading, channels=channels)
     opened = [_open(source, split, reading) for source in sources]
     if len(opened) == 1:
-        return opened[0]
+        return _cut(opened[0], reading)
     counts = sorted({pictures.channels for pictures in opened})
     if counts == [1, 3]:
         # Gray becomes color: nothing is lost.
@@ -55,7 +57,15 @@ def open_pictures(
     elif len(counts) > 1:
         listed = " and ".join(map(str, counts))
         raise UserError(f"{' + '.join(data)}: pictures with {listed} channels do not go together; set images.channels")
-    return Joined(opened)
+    depths = sorted({DEPTHS[pictures.storage.dtype] for pictures in opened})
+    if len(depths) > 1:
+        raise UserError(f"{' + '.join(data)}: {' and '.join(depths)} pictures do not go together: give them one depth")
+    return _cut(Joined(opened), reading)
+
+
+def _cut(pictures: Pictures, reading: Reading) -> Pictures:
+    """In tiles, where the reading says so."""
+    return pictures if reading.tile is None else Tiled(pictures, reading.tile)
 
 
 def _is_parquet(source: str) -> bool:

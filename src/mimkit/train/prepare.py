@@ -15,7 +15,7 @@ from mimkit.core.batch import Batch
 from mimkit.core.errors import UserError, at_least
 from mimkit.core.memory import free_memory
 from mimkit.core.randomness import integer, rng_keys
-from mimkit.data.decode import SMALLEST
+from mimkit.data.header import SMALLEST
 from mimkit.data.labels import label_subset
 from mimkit.data.loader import Loader, Plan, ViewSettings, statistics
 from mimkit.data.reading import Reading, Transform
