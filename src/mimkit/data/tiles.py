@@ -19,6 +19,8 @@ class Tiled(Pictures):
     A picture smaller than a tile is one. Labels are those of the picture.
     """
 
+    owners: Int64[Tensor, " n"]  # type: ignore[bad-override]
+
     def __init__(self, whole: Pictures, side: int) -> None:
         self.whole, self.side = whole, side
         self.name, self.classes, self.has_test, self.reading = whole.name, whole.classes, whole.has_test, whole.reading
