@@ -10,6 +10,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from rich.console import Console
 from sklearn.metrics import confusion_matrix
 from timm.data.mixup import Mixup
 from timm.models import VisionTransformer
@@ -19,10 +20,11 @@ from commandline import FAST, mimkit, refused
 from mimkit.core.batch import Batch, DatasetView
 from mimkit.core.config import from_dict, to_dict
 from mimkit.core.errors import UserError
+from mimkit.core.metrics import confusion_counts
 from mimkit.core.randomness import rng_keys
 from mimkit.data.labels import label_subset
 from mimkit.data.pictures import Decoded
-from mimkit.evaluate.finetune import Start, confusion_counts, draw_confusion, start_of
+from mimkit.evaluate.finetune import Start, draw_confusion, start_of, table
 from mimkit.methods.finetune import FineTune, FineTuneConfig, set_drop_path
 from mimkit.model.build import EncoderConfig
 from mimkit.recipes import find_recipe, recipes
@@ -233,6 +235,24 @@ def test_confusion_is_scikit_learn_s_and_can_be_drawn():
     assert max(draw_confusion(torch.ones(1000, 1000, dtype=torch.int64), ["x"] * 1000).size) < 1100
 
 
+def test_the_table_says_what_an_unbalanced_accuracy_is_worth(finished):
+    result = finished[1] | {
+        "largest_class": {"name": "[b]", "share": 0.9},
+        "unseen_classes": list("abcdefg"),
+        "untested_classes": [],
+    }
+    console = Console(width=160)
+    with console.capture() as captured:
+        console.print(table(result))
+    text = captured.get()
+    assert f"{result['balanced_accuracy']:.1%}, the mean over the classes" in text
+    assert "90.0% of the measured pictures are '[b]'" in text
+    assert "always wrong: a, b, c, d, e and 2 more" in text and "no measured picture" not in text
+    for key in ("largest_class", "unseen_classes", "untested_classes"):
+        del result[key]
+    table(result)  # of version 0.2
+
+
 SHEET = {  # epochs, base rate, layer decay, drop path, warm-up epochs, batch, rate at the end
     "finetune_mae_vit_b16": (100, 5e-4, 0.65, 0.1, 5, 1024, 1e-6),
     "finetune_mae_vit_l16": (50, 1e-3, 0.75, 0.2, 5, 1024, 1e-6),
@@ -348,6 +368,9 @@ def test_a_run_is_fine_tuned_and_measured(finished, data, run):
     assert result["top5"] == (logits.topk(5).indices == truth[:, None]).any(1).double().mean().item()
     assert np.array_equal(result["confusion"], confusion_matrix(truth, predicted, labels=range(6)))
     assert {one["pictures"] for one in result["per_class"].values()} == {5}
+    assert result["balanced_accuracy"] == pytest.approx(result["accuracy"])  # five of each
+    assert result["largest_class"]["share"] == 5 / 30 and not result["unseen_classes"] and "largest class" in said
+    assert "balanced" not in said
     assert Image.open(folder / "confusion.png").size[0] > 200
     own, trained = RunFolder(run).read_config(), RunFolder(folder).read_config()
     assert trained["resolved"]["mean"] == own["resolved"]["mean"]

@@ -490,4 +490,4 @@ def test_wrong_words_are_answered_in_a_line(folder, words, message):
 def test_the_table_says_how(folder):
     found = evaluate("probe", "pixels", [str(folder)], device="cpu", method="simclr")
     cells = [list(column.cells) for column in table([found]).columns]
-    assert cells[1] == ["linear probe"] and cells[5][0].startswith("simclr, base rate ")
+    assert cells[1] == ["linear probe", "largest class"] and cells[5][0].startswith("simclr, base rate ")
