@@ -133,8 +133,8 @@ def _measure_pools(
 def table(results: Iterable[dict[str, Any]]) -> Table:
     """Accuracies in percent with intervals: a part for each target, a row for each kind and pool; headlines in bold.
 
-    Below those of a target what always naming the largest class would score. Where that is much, a column has the
-    balanced accuracy, the mean over the classes.
+    The last row is what always naming the largest class would score. Where that is much, a column has the balanced
+    accuracy, the mean over the classes.
     """
     results, names = list(results), {}
     balanced = any(needs_balance(result, result["classes"]) for result in results)
@@ -155,21 +155,21 @@ def table(results: Iterable[dict[str, Any]]) -> Table:
                     _with(result, scores),
                     style="bold" if pool == result["headline"] else None,
                 )
-        _add_largest(grid, target, measurements, balanced)
         grid.add_section()
+    _add_largest(grid, results, balanced)
     return grid
 
 
-def _add_largest(grid: Table, target: str, measurements: list[dict[str, Any]], balanced: bool) -> None:
-    """A row for the largest class of the tested pictures; of several tests of a target that differ one each."""
+def _add_largest(grid: Table, results: list[dict[str, Any]], balanced: bool) -> None:
+    """What always naming the largest class of the tested pictures scores: a row, several where the tests differ."""
     rows = {}
-    for result in measurements:
+    for result in results:
         largest = result["largest_class"]
         tested = len(next(iter(result["results"].values()))["per_class"])
-        share = f"{largest['share']:.1%}"
-        rows[largest["name"], share] = (share, "", *([f"{1 / tested:.1%}"] if balanced else []))
-    for (name, _), cells in rows.items():
-        grid.add_row(escape(target), "largest class", "", *cells, f"always '{escape(name)}'", style="dim")
+        cells = (f"{largest['share']:.1%}", "", *([f"{1 / tested:.1%}"] if balanced else []))
+        rows["", "largest class", "", *cells, f"always '{escape(largest['name'])}'"] = None
+    for row in rows:
+        grid.add_row(*row)
 
 
 def _missing(results: list[dict[str, Any]]) -> list[str]:
