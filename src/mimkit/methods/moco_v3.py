@@ -11,7 +11,7 @@ from mimkit.core.errors import at_least
 from mimkit.methods.base import Method, MethodConfig
 from mimkit.methods.losses import in_batch
 from mimkit.methods.moco import check_momentum
-from mimkit.methods.simclr import check_temperature, describe, second_view
+from mimkit.methods.simclr import check_temperature, describe, picture_numbers, second_view
 from mimkit.model.backbone import Backbone
 from mimkit.model.convolutional import ConvolutionalEncoder
 from mimkit.model.projector import Embedder, Pool, SlowCopy, mlp, synchronized
@@ -81,8 +81,9 @@ class MoCoV3(Method):
         views = batch.images, second_view(batch)
         features, momentum_keys = [self.embedder.features(view) for view in views], [self.slow(view) for view in views]
         queries = [self.predictor(self.embedder.projector(feature)) for feature in features]
-        first = in_batch(queries[0], momentum_keys[1], self.temperature)
-        second = in_batch(queries[1], momentum_keys[0], self.temperature)
+        index = picture_numbers(batch)
+        first = in_batch(queries[0], momentum_keys[1], self.temperature, index)
+        second = in_batch(queries[1], momentum_keys[0], self.temperature, index)
         return Step(first.loss + second.loss, describe(first, features[0]))
 
     def after_step(self, progress: float) -> None:
