@@ -374,6 +374,12 @@ def test_a_run_is_fine_tuned_and_measured(finished, data, run):
     assert Image.open(folder / "confusion.png").size[0] > 200
     own, trained = RunFolder(run).read_config(), RunFolder(folder).read_config()
     assert trained["resolved"]["mean"] == own["resolved"]["mean"]
+    names = [f"kind{number}" for number in range(6)]
+    assert (
+        json.loads((folder / "export" / "config.json").read_text())["label_names"] == names == list(result["per_class"])
+    )
+    assert "| 5 | kind5 |" in (folder / "export" / "README.md").read_text()
+    assert "label_names" not in (run / "export" / "config.json").read_text()
     assert "image-classification" in (folder / "export" / "README.md").read_text()
     assert "holds a finished run" in refused(f"evaluate finetune {run} finetune_mini_32 --data {data} --run {folder}")
 

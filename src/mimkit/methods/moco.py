@@ -16,7 +16,7 @@ from mimkit.methods.base import Method, MethodConfig
 from mimkit.methods.losses import info_nce
 from mimkit.methods.simclr import check_temperature, describe, picture_numbers, second_view
 from mimkit.model.backbone import Backbone
-from mimkit.model.projector import Embedder, Pool, SlowCopy, mlp
+from mimkit.model.projector import Embedder, Pool, SlowCopy, check_momentum, mlp
 
 
 @dataclass(kw_only=True, slots=True)
@@ -127,9 +127,3 @@ class MoCo(Method):
         self.queue.index_copy_(0, places, self.fresh)
         self.queue_index.index_copy_(0, places, self.fresh_index)
         self.place.copy_((self.place + count) % size)
-
-
-def check_momentum(momentum: float) -> None:
-    """Refuse what is no share."""
-    if not 0 <= momentum <= 1:
-        raise UserError(f"method.momentum is a share between 0 and 1, got {momentum:g}; 0.99 to 0.999 is usual")

@@ -10,11 +10,10 @@ from mimkit.core.batch import Batch, DatasetView, Step
 from mimkit.core.errors import at_least
 from mimkit.methods.base import Method, MethodConfig
 from mimkit.methods.losses import in_batch
-from mimkit.methods.moco import check_momentum
 from mimkit.methods.simclr import check_temperature, describe, picture_numbers, second_view
 from mimkit.model.backbone import Backbone
 from mimkit.model.convolutional import ConvolutionalEncoder
-from mimkit.model.projector import Embedder, Pool, SlowCopy, mlp, synchronized
+from mimkit.model.projector import Embedder, Pool, SlowCopy, check_momentum, mlp, synchronized
 from mimkit.model.vit import Encoder
 
 
