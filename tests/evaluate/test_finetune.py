@@ -28,7 +28,7 @@ from mimkit.evaluate.finetune import Start, draw_confusion, start_of, table
 from mimkit.methods.finetune import FineTune, FineTuneConfig, set_drop_path
 from mimkit.model.build import EncoderConfig
 from mimkit.recipes import find_recipe, recipes
-from mimkit.recipes.finetune import choose_finetuning
+from mimkit.recipes.finetune import LEAST_STEPS, choose_finetuning, fit_to_labels
 from mimkit.train.checkpoint import checkpoints, load_checkpoint
 from mimkit.train.prepare import Prepared
 from mimkit.train.run_folder import RunFolder
@@ -409,6 +409,48 @@ def test_an_unfinished_run_goes_on_to_the_same_end(finished, run, data, tmp_path
     (folder / "result.json").write_text(json.dumps(result))
     assert mimkit(f"evaluate finetune {folder}").status == 0
     assert json.loads((folder / "result.json").read_text())["accuracy"] == finished[1]["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("pictures", "before", "after"),
+    [
+        (40, (20, 128), (60, 8)),  # 300 steps of 8
+        (120, (20, 128), (40, 16)),
+        (3, (20, 128), (800, 8)),
+        (1_000, (20, 128), (39, 128)),
+        (5_000, (20, 128), (20, 128)),
+        (2_000, (100, 1024), (100, 256)),
+        (1_000_000, (100, 1024), (100, 1024)),
+        (40, (20, 4), (30, 4)),
+    ],
+)
+def test_a_plan_fits_the_labels(pictures, before, after):
+    config = find_recipe("finetune_mini_32", finetuning=True)
+    config.epochs, config.batch_size = before
+    line = fit_to_labels(config, pictures)
+    assert (config.epochs, config.batch_size) == after
+    assert config.epochs * pictures >= LEAST_STEPS * config.batch_size
+    assert (line == "") == (before == after)
+    assert not line or all(f"{number}" in line for number in (*before, *after, "--batch-size"))
+    assert fit_to_labels(config, pictures) == "", "what fits stays"
+
+
+def test_few_labels_get_steps_enough_unless_the_person_says_how_many(run, data, tmp_path):
+    words = f"evaluate finetune {run} --data {data} --label-fraction 0.1 --max-steps 1 {FAST}"
+    plans = {
+        "": (200, 8),
+        "--epochs=7": (7, 128),
+        "--batch_size 20": (20, 20),
+        "--epochs 20 --batch-size 128": (20, 128),
+    }
+    for number, (flags, plan) in enumerate(plans.items()):
+        said = mimkit(f"{words} {flags} --run {tmp_path / str(number)}")
+        assert said.status == 0, said.err
+        config = RunFolder(tmp_path / str(number)).read_config()["config"]
+        assert (config.epochs, config.batch_size) == plan
+        assert ("12 pictures with labels are few: 200 epochs of batches of 8" in said.err) == (not flags)
+    said = mimkit(f"{words} --run {tmp_path / '0'}")  # the same command goes on with the same plan
+    assert said.status == 0 and "goes on" not in said.out, said.err
 
 
 def test_few_labels_and_no_training_before(run, data, tmp_path):

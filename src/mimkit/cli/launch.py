@@ -57,7 +57,8 @@ def finetune(words: list[str], args: list[str]) -> tuple[dict[str, Any], str, st
     if target:
         start = start_finetuning(target, recipe)
         options = read_finetuning(args, prog, start.config)
-        start = start._replace(config=options.config)
+        plan = {word.partition("=")[0].replace("_", "-") for word in args} & {"--epochs", "--batch-size"}
+        start = start._replace(config=options.config, fits=start.fits and not plan)
     else:  # for --help
         read_finetuning(args, prog, find_recipe("finetune_mini_32", finetuning=True))
         raise UserError(f"name a target: {prog} --data DATA")
