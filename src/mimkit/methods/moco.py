@@ -28,6 +28,7 @@ class MoCoConfig(MethodConfig):
     """
 
     windows = convolutions = needs_whole_batch = True
+    against_collapse = ("temperature", "momentum")
 
     head: Literal["linear", "mlp"] = "mlp"
     """`linear`: one layer (v1); `mlp`: two with ReLU between, without BatchNorm (v2)."""

@@ -26,6 +26,7 @@ class MoCoV3Config(MethodConfig):
     """
 
     windows = convolutions = needs_whole_batch = True
+    against_collapse = ("temperature", "momentum")
 
     temperature: float = 0.2
     """Cosines are divided by it before the softmax; ResNets have 1.0."""

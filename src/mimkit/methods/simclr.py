@@ -22,6 +22,7 @@ class SimCLRConfig(MethodConfig):
     """
 
     windows = convolutions = needs_whole_batch = True
+    against_collapse = ("temperature",)
 
     temperature: float = 0.1
     """Cosines are divided by it before the softmax; the paper has 0.1, and 0.5 for CIFAR-10."""
