@@ -58,7 +58,7 @@ class OnlineEvaluation:
         def measure() -> dict[str, float]:
             if self.monitor is None:
                 return {}
-            return self.monitor.evaluate(self.task, self.encoder, classify=False)
+            return self.monitor.evaluate_start(self.task, self.encoder)
 
         self.start = remembered or distributed.on_main(measure, self.device)
 
