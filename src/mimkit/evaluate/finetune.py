@@ -15,12 +15,13 @@ from torch import Tensor
 
 from mimkit.core.errors import UserError, unknown
 from mimkit.core.grids import RAMP, colorize, save_picture
-from mimkit.core.metrics import accuracy_interval
+from mimkit.core.metrics import class_balance, class_names, class_scores, confusion_counts
 from mimkit.data.loader import evaluation_batches
 from mimkit.data.pictures import Pictures
 from mimkit.data.reading import Reading
 from mimkit.data.sources import open_pictures
 from mimkit.data.stream import all_bad
+from mimkit.evaluate.balance import missing_classes, needs_balance
 from mimkit.evaluate.target import UNTRAINED, Extractor, export_folder, reading_of
 from mimkit.model.build import EncoderConfig
 from mimkit.train.prepare import Prepared, Pretrain
@@ -152,9 +153,9 @@ def held_out(config: Pretrain, channels: int) -> Pictures:
 def measure(folder: Path, *, device: torch.device, workers: int = 0) -> dict[str, Any]:
     """Scores of a finished fine-tuning on the test pictures: its export, as timm loads it, on whole pictures.
 
-    Returns what it adds to the run's result.json: accuracy with its 95 % interval (low, high), top5 where there are
-    more classes, test (pictures), skipped_test, pictures_per_second of training, per_class {name: {accuracy, pictures,
-    taken_for}} and confusion (a row of counts for each true class). Writes confusion.png beside it.
+    Returns what it adds to the run's result.json: what `core.metrics.class_scores` and `class_balance` give, top5 where
+    there are more classes, test (pictures), skipped_test, pictures_per_second of training and confusion (a row of
+    counts for each true class). Writes confusion.png beside it.
     """
     run = RunFolder(folder)
     saved = run.read_config()
@@ -176,13 +177,13 @@ def measure(folder: Path, *, device: torch.device, workers: int = 0) -> dict[str
     if not true_classes:
         raise all_bad(test, skipped)
     predicted, truth = torch.cat(top_classes), torch.cat(true_classes)
-    confusion = confusion_counts(truth, predicted[:, 0], config.method.classes)
-    accuracy, low, high = accuracy_interval(predicted[:, 0] == truth)
-    # Data sets without names have numbers.
-    names = list(test.classes or map(str, range(config.method.classes)))
+    learned: Any = prepared.pictures.labels
+    names = class_names(test.classes, torch.tensor([config.method.classes - 1]), truth)
+    confusion = confusion_counts(truth, predicted[:, 0], len(names))
     result = read_json(run.result_path)
     top5 = {"top5": (predicted == truth.unsqueeze(1)).any(dim=1).double().mean().item()} if len(confusion) > 5 else {}
-    result |= {"accuracy": accuracy, "low": low, "high": high, **top5}
+    scores = class_scores(truth, predicted[:, 0], names)
+    result |= scores | top5 | class_balance(learned, truth, names)
     result |= {
         "architecture": config.encoder.name,
         "weights": config.encoder.weights,
@@ -192,30 +193,11 @@ def measure(folder: Path, *, device: torch.device, workers: int = 0) -> dict[str
         "skipped_test": len(skipped),
         "epochs": config.epochs,
         "pictures_per_second": round(result["steps"] * config.batch_size / max(1e-3, result["seconds"]), 1),
-        "per_class": _per_class(confusion, names),
         "confusion": confusion.tolist(),
     }
     save_picture(draw_confusion(confusion, names), folder / "confusion.png")
     write_json(run.result_path, result)
     return result
-
-
-def confusion_counts(true: Int64[Tensor, " N"], predicted: Int64[Tensor, " N"], classes: int) -> Int64[Tensor, "K K"]:
-    """How many pictures of each class (rows) were taken for each (columns)."""
-    pairs = true * classes + predicted  # each pair of classes as one number, that bincount can count
-    return torch.bincount(pairs, minlength=classes**2).view(classes, classes)
-
-
-def _per_class(confusion: Int64[Tensor, "K K"], names: list[str]) -> dict[str, Any]:
-    """Of classes that were tested: share right, how many pictures, and what the others were most often taken for."""
-    scores = {}
-    for i, (name, row) in enumerate(zip(names, confusion, strict=True)):
-        if count := int(row.sum()):
-            mistakes = row.clone()
-            mistakes[i] = 0
-            mistaken = names[int(mistakes.argmax())] if mistakes.any() else None
-            scores[name] = {"accuracy": int(row[i]) / count, "pictures": count, "taken_for": mistaken}
-    return scores
 
 
 def draw_confusion(confusion: Int64[Tensor, "K K"], names: list[str]) -> Image.Image:
@@ -261,6 +243,7 @@ def table(result: dict[str, Any]) -> Table:
     rows = [
         ("fine-tuned", f"{result['architecture']}, from {result['weights'] or 'new weights'}, by {result['recipe']}"),
         ("accuracy", f"{result['accuracy']:.1%} ({result['low']:.1%} to {result['high']:.1%})"),
+        *_balance_rows(result),
         *([("top 5", f"{result['top5']:.1%}")] if "top5" in result else []),
         ("pictures", f"{result['train']:,} to learn from, {result['test']:,} measured, of {result['data']}"),
         ("training", f"{result['epochs']} epochs, {result['steps']:,} steps, {result['seconds']:,.0f} s"),
@@ -276,6 +259,17 @@ def table(result: dict[str, Any]) -> Table:
     for row in rows:
         grid.add_row(*map(escape, row))
     return grid
+
+
+def _balance_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """What the accuracy has to be read against; nothing of a result of version 0.2, which does not say it."""
+    if "largest_class" not in result:
+        return []
+    largest = result["largest_class"]
+    rows = [("largest class", f"{largest['share']:.1%} of the measured pictures are '{largest['name']}'")]
+    if needs_balance(result, len(result["confusion"])):
+        rows.insert(0, ("balanced", f"{result['balanced_accuracy']:.1%}, the mean over the classes"))
+    return rows + [("", line) for line in missing_classes(result)]
 
 
 def _taken(name: str | None) -> str:

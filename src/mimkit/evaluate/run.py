@@ -8,12 +8,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from mimkit.core.errors import UserError, at_least, unknown
+from mimkit.core.metrics import class_balance, class_names
 from mimkit.data.decode import BadPicture
 from mimkit.data.loader import statistics
 from mimkit.data.pictures import Pictures, Split, sample
 from mimkit.data.reading import Reading
 from mimkit.data.sources import open_pictures
 from mimkit.evaluate.attentive import evaluate_attentive
+from mimkit.evaluate.balance import missing_classes, needs_balance
 from mimkit.evaluate.features import extract
 from mimkit.evaluate.knn import evaluate_knn
 from mimkit.evaluate.pools import Pool
@@ -60,8 +62,8 @@ def evaluate(
 
     Returns:
         JSON: kind, target, data, train and test (pictures used), classes, skipped (pictures that cannot be
-        read), split_note (empty when the data have a test split), headline (a pool), results {pool:
-        {accuracy, low, high, ...}} with accuracies in 0..1, and settings.
+        read), split_note (empty when the data have a test split), headline (a pool), results {pool: scores} (see
+        `core.metrics.class_scores`, accuracies in 0..1), what `core.metrics.class_balance` gives, and settings.
 
     Raises:
         UserError: anything a person can mend.
@@ -119,17 +121,26 @@ def _measure_pools(
         raise UserError(
             f"{train.name}: all {len(bank)} pictures to learn from have one label: give two classes or more"
         )
+    assert queries.labels is not None
+    names = class_names(train.classes, bank.labels, queries.labels)
     if "k" in settings:
         settings["k"] = min(settings["k"], len(bank))  # reported so: there are no more neighbors
     measure: Any = evaluate_probe if "method" in settings else evaluate_knn
-    results = measure(bank, queries, pools=pools, device=device, **settings)
-    skipped = bank.skipped + queries.skipped
-    return {"train": len(bank), "test": len(queries), "skipped": skipped, "results": results}
+    results = measure(bank, queries, pools=pools, device=device, classes=names, **settings)
+    counts = {"train": len(bank), "test": len(queries), "skipped": bank.skipped + queries.skipped}
+    return {**counts, **class_balance(bank.labels, queries.labels, names), "results": results}
 
 
 def table(results: Iterable[dict[str, Any]]) -> Table:
-    """Accuracies in percent with intervals: a part for each target, a row for each kind and pool; headlines in bold."""
-    grid, names = Table("target", "measure", "features", "accuracy", "95 % interval", "with"), {}
+    """Accuracies in percent with intervals: a part for each target, a row for each kind and pool; headlines in bold.
+
+    The last row is what always naming the largest class would score. Where that is much, a column has the balanced
+    accuracy, the mean over the classes.
+    """
+    results, names = list(results), {}
+    balanced = any(needs_balance(result, result["classes"]) for result in results)
+    heads = ("target", "measure", "features", "accuracy", "95 % interval", *(["balanced"] if balanced else []), "with")
+    grid = Table(*heads, caption="\n".join(map(escape, _missing(results))), caption_justify="left")
     for result in results:
         names.setdefault(result["target"], []).append(result)
     for target, measurements in names.items():
@@ -141,11 +152,30 @@ def table(results: Iterable[dict[str, Any]]) -> Table:
                     pool,
                     f"{scores['accuracy']:.1%}",
                     f"{scores['low']:.1%} to {scores['high']:.1%}",
+                    *([f"{scores['balanced_accuracy']:.1%}"] if balanced else []),
                     _with(result, scores),
                     style="bold" if pool == result["headline"] else None,
                 )
         grid.add_section()
+    _add_largest(grid, results, balanced)
     return grid
+
+
+def _add_largest(grid: Table, results: list[dict[str, Any]], balanced: bool) -> None:
+    """What always naming the largest class of the tested pictures scores: a row, several where the tests differ."""
+    rows = {}
+    for result in results:
+        largest = result["largest_class"]
+        tested = len(next(iter(result["results"].values()))["per_class"])
+        cells = (f"{largest['share']:.1%}", "", *([f"{1 / tested:.1%}"] if balanced else []))
+        rows["", "largest class", "", *cells, f"always '{escape(largest['name'])}'"] = None
+    for row in rows:
+        grid.add_row(*row)
+
+
+def _missing(results: list[dict[str, Any]]) -> list[str]:
+    """Lines about classes that are on one side alone, each once."""
+    return list(dict.fromkeys(line for result in results for line in missing_classes(result)))
 
 
 def _with(result: dict[str, Any], scores: dict[str, Any]) -> str:

@@ -32,7 +32,7 @@ class Resolved:
     engine: dict[str, Any] = field(default_factory=dict)
     """Precision, attention path, threads and compilation (`train.machine.Engine`)."""
     start: dict[str, float] = field(default_factory=dict)
-    """What the online evaluation measured before the first step."""
+    """What the online evaluation measured before the first step, with knn_start, knn_pixels and chance of labels."""
 
     def to_json(self) -> dict[str, Any]:
         """As config.json holds it."""

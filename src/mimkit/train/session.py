@@ -72,7 +72,16 @@ class Session:
         monitor = None
         if distributed.is_main() and self.config.machine.evals > 0:
             monitor = Monitor(self.prepared, self.engine, workers=self.workers)
-        evaluation = OnlineEvaluation(monitor, self.prepared.task, self.run, self.device)
+        config, total = self.config, self.prepared.steps
+        evaluation = OnlineEvaluation(
+            monitor,
+            self.prepared.task,
+            self.run,
+            self.device,
+            warmup=config.schedule.warmup * total,
+            total=total,
+            settings=config.method.against_collapse,
+        )
         evaluation.measure_start(before.start)
         return evaluation
 
