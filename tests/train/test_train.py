@@ -363,6 +363,7 @@ NO_CURVE = {
     "images.bad_fraction": "decides whether a run stops: test_too_many_bad_pictures_stop_the_run",
     "images.view.size": "is refused for the first view: test_images_refuse_views_that_cannot_be_meant",
     "images.other_views": "MAE looks at one view: test_further_views_have_addresses_too",
+    "label_column": "labels measure only: test_a_column_of_labels_can_be_named_for_every_command",
 }
 
 

@@ -81,7 +81,7 @@ class Monitor:
         bank = self.features(encoder, self.bank)
         record = {"effective_rank": float(effective_rank(bank)), "feature_spread": float(losses.feature_spread(bank))}
         if classify and self.test is not None and self.bank_labels is not None and self.queries is not None:
-            classes = len(self.test.classes or ()) or int(self.bank_labels.max()) + 1
+            classes = len(self.test.classes or ())
             predicted = knn(bank, self.bank_labels, self.features(encoder, self.queries), classes=classes)
             record["knn"] = torch.eq(predicted, torch.as_tensor(self.query_labels)).float().mean().item()
         method.train(training)

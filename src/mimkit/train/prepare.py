@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import timm
 import torch
@@ -18,7 +18,7 @@ from mimkit.core.randomness import integer, rng_keys
 from mimkit.data.labels import label_subset
 from mimkit.data.loader import Loader, Plan, ViewSettings, statistics
 from mimkit.data.reading import Reading
-from mimkit.data.sources import Pictures, open_pictures
+from mimkit.data.sources import Pictures, open_measured, open_pictures
 from mimkit.data.views import RandomResizedCrop, View
 from mimkit.methods.base import Method, MethodConfig
 from mimkit.methods.mae import MAEConfig
@@ -92,6 +92,12 @@ class Pretrain:
     seed: int = 0
     """Where all randomness of the run starts."""
     machine: Machine = field(default_factory=Machine)
+    label_column: str | None = None
+    """The column of labels in Parquet files, lists and metadata; by default label, labels, fine_label, class, ..."""
+
+    def reading(self) -> Reading:
+        """How files become pictures with labels, as far as the settings say."""
+        return replace(self.images.reading(), label_column=self.label_column)
 
 
 class Prepared:
@@ -124,12 +130,27 @@ class Prepared:
         """All pictures to learn from."""
         if self.open_pictures is not None:
             return self.open_pictures
-        images, method = self.config.images, self.config.method
-        split = "train" if method.supervised else "all"
-        pictures = open_pictures(self.config.data, split, images.reading())
+        method, reading = self.config.method, self.config.reading()
         if not method.supervised:
-            return pictures
+            return open_pictures(self.config.data, "all", reading)
+        pictures = open_measured(self.config.data, reading, purpose="fine-tuning", by_class=self.by_class).train
+        self._refuse_renumbered(pictures)
         return label_subset(pictures, method.label_fraction, self.config.seed)
+
+    @property
+    def by_class(self) -> bool:
+        """Whether pictures that are set apart for a test are so of each class: not so in runs of before version 0.3."""
+        return bool(self.before.by_class) if self.before.pictures else True
+
+    def _refuse_renumbered(self, pictures: Pictures) -> None:
+        """Refuse to go on with a fine-tuning whose classes an earlier version numbered otherwise."""
+        names, method = pictures.classes or (), cast(Any, self.config.method)  # a FineTuneConfig
+        resorted = pictures.named and all(name.isdecimal() for name in names) and tuple(sorted(names)) != names
+        if not self.by_class and (resorted or method.classes != len(names)):
+            raise UserError(
+                f"an earlier version of mimkit began this run and numbered the {len(names)} classes of {pictures.name} "
+                "otherwise: start anew with another --run"
+            )
 
     @property
     def name(self) -> str:
@@ -151,9 +172,9 @@ class Prepared:
         """A bank and pictures to classify, when there are labels and enough of them: they only measure."""
         if self.pictures.labels is None:
             return None
-        data, reading = self.config.data, replace(self.config.images.reading(), channels=self.pictures.channels)
+        reading = replace(self.config.reading(), channels=self.pictures.channels)
         try:
-            train, test = open_pictures(data, "train", reading), open_pictures(data, "test", reading)
+            train, test, _ = open_measured(self.config.data, reading, by_class=self.by_class)
         except UserError:
             return None
         train = self.pictures if self.config.method.supervised else train
