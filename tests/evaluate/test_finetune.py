@@ -208,7 +208,9 @@ def test_swins_and_resnets_learn_too(name, tmp_path):
 def test_a_share_of_the_labels_holds_every_class():
     labels = torch.tensor([0] * 200 + [2] * 100 + [3] * 4)[torch.randperm(304)]
     n = torch.arange(304)
-    pictures = Decoded("x", torch.stack([n // 256, n % 256], 1).view(-1, 1, 1, 2).to(torch.uint8), labels)
+    pictures = Decoded(
+        "x", torch.stack([n // 256, n % 256], 1).view(-1, 1, 1, 2).to(torch.uint8), labels, tuple("abcd")
+    )
     parts = {fraction: label_subset(pictures, fraction, 5) for fraction in (0.02, 0.1, 0.5, 1.0)}
     for fraction, part in parts.items():
         counts = torch.bincount(part.labels).tolist()

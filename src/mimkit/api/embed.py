@@ -1,7 +1,7 @@
 """Embed: a target and pictures enter; a vector of each picture or patch leaves, in memory or written to a file."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from mimkit.api.results import Result
 from mimkit.core.errors import UserError, at_least
 from mimkit.data.loader import memory_budget, statistics
 from mimkit.data.pictures import Pictures, Split, sample
+from mimkit.data.reading import Reading
 from mimkit.data.sources import open_pictures
 from mimkit.data.stream import all_bad
 from mimkit.data.tiles import Tiled
@@ -27,14 +28,16 @@ from mimkit.train.machine import Machine
 BATCH = 256  # pictures at once
 
 
-def open_for(target: str, data: Sequence[str], split: Split = "all") -> tuple[Extractor, Pictures]:
+def open_for(
+    target: str, data: Sequence[str], split: Split = "all", label_column: str | None = None
+) -> tuple[Extractor, Pictures]:
     """A target as evaluation opens it for these data, and their pictures as it wants them. Raises UserError."""
     export = export_folder(target)  # before pictures are opened, which can take long
-    pictures = open_pictures(data, "all")
+    pictures = open_pictures(data, "all", Reading(label_column=label_column))
     mean, std = statistics(pictures) if export is None else ((), ())
     extractor = open_target(target, size=usual_size(pictures), channels=pictures.channels, mean=mean, std=std)
     if not pictures.read_as(extractor.reading) or split != "all":
-        pictures = open_pictures(data, split, extractor.reading)
+        pictures = open_pictures(data, split, replace(extractor.reading, label_column=label_column))
     return extractor, pictures
 
 
@@ -48,6 +51,7 @@ def embed(
     device: str = "auto",
     workers: int = 0,
     batch_size: int = BATCH,
+    label_column: str | None = None,
 ) -> Embeddings:
     """A vector of each picture that can be read, in memory.
 
@@ -60,11 +64,12 @@ def embed(
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         workers: processes that read pictures; 0 reads here.
         batch_size: pictures at once.
+        label_column: of labels in Parquet files, lists and metadata; by default the first with a usual name.
 
     Raises:
         UserError: anything a person can mend, as vectors that half of the memory does not hold.
     """
-    work = _Work.open(target, data, pool, split, limit, device, workers, batch_size)
+    work = _Work.open(target, data, pool, split, limit, device, workers, batch_size, label_column)
     total, done = work.count, 0
     vectors, numbers = np.empty((0, 0), np.float32), np.empty(total, np.int64)
     for block in work.vectors():
@@ -100,11 +105,12 @@ def embed_to_file(
     device: str = "auto",
     workers: int = 0,
     batch_size: int = BATCH,
+    label_column: str | None = None,
 ) -> Result:
     """A vector of each picture, or of each patch, written as pictures are read: a set is never held whole.
 
     Args:
-        target, data, pool, split, limit, device, workers, batch_size: see `embed`.
+        target, data, pool, split, limit, device, workers, batch_size, label_column: see `embed`.
         out: a .parquet, .npz or .csv file, complete or absent at any moment.
         tokens: a row of each patch token of the last block behind its norm: picture, row, column and vector. Class and
             register tokens are left out.
@@ -119,7 +125,7 @@ def embed_to_file(
     if tokens and pool != "auto":
         raise UserError(f"tokens are not pooled: leave out tokens or the pool '{pool}'")
     with open_writer(out) as writer:  # refuses a wrong ending before the work
-        work = _Work.open(target, data, pool, split, limit, device, workers, batch_size, tokens)
+        work = _Work.open(target, data, pool, split, limit, device, workers, batch_size, label_column, tokens)
         writer.about = work.about
         pictures, rows, width = 0, 0, 0
         for block in work.tokens() if tokens else work.vectors():
@@ -168,12 +174,13 @@ class _Work:
         device: str,
         workers: int,
         batch_size: int,
+        label_column: str | None,
         tokens: bool = False,
     ) -> "_Work":
         at_least(1, limit=limit, batch_size=batch_size)
         at_least(0, workers=workers)
         where = Machine(device=device).find_device()
-        extractor, pictures = open_for(target, data, split)
+        extractor, pictures = open_for(target, data, split, label_column)
         if pool == "all":
             raise UserError("a picture has one vector: name one pool, or 'auto' for the one that was trained")
         name = "tokens" if tokens else choose_pools(extractor, [pool])[0]  # type: ignore[bad-argument-type]

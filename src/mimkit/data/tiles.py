@@ -23,14 +23,14 @@ class Tiled(Pictures):
 
     def __init__(self, whole: Pictures, side: int) -> None:
         self.whole, self.side = whole, side
-        self.name, self.classes, self.has_test, self.reading = whole.name, whole.classes, whole.has_test, whole.reading
+        self.name, self.notes, self.has_test, self.reading = whole.name, whole.notes, whole.has_test, whole.reading
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # headers wait for the disk
             sizes = list(pool.map(self._size, range(len(whole))))
         boxes = [tiles(height, width, side) for height, width in sizes]
         counts = torch.tensor([len(places) for places in boxes])
         self.owners = torch.arange(len(whole)).repeat_interleave(counts)
         self._boxes = torch.cat(boxes)
-        self.labels = None if whole.labels is None else whole.labels[self.owners]
+        self.set_labels(whole.get_labels().at(self.owners))
 
     def _size(self, i: int) -> tuple[int, int]:
         try:

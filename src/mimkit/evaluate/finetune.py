@@ -15,11 +15,11 @@ from torch import Tensor
 
 from mimkit.core.errors import UserError, unknown
 from mimkit.core.grids import RAMP, colorize, save_picture
-from mimkit.core.metrics import class_balance, class_names, class_scores, confusion_counts
+from mimkit.core.metrics import class_balance, class_scores, confusion_counts
 from mimkit.data.loader import evaluation_batches
 from mimkit.data.pictures import Pictures
 from mimkit.data.reading import Reading
-from mimkit.data.sources import open_pictures
+from mimkit.data.sources import open_measured
 from mimkit.data.stream import all_bad
 from mimkit.evaluate.balance import missing_classes, needs_balance
 from mimkit.evaluate.target import UNTRAINED, Extractor, export_folder, reading_of
@@ -120,16 +120,15 @@ def start_of(target: str) -> Start:
 
 
 def count_classes(config: Pretrain) -> int:
-    """How many classes the pictures to learn from have.
+    """How many classes the pictures have, those to learn from and those to be measured together.
 
-    Raises UserError when they have no labels or but one, and when the pictures to measure have other ones.
+    Raises UserError when there are no labels, or but one to learn.
     """
     pictures = Prepared(config).pictures
     labels: Any = pictures.labels
     if len(labels.unique()) < 2:
         raise UserError(f"{pictures.name}: all pictures have one label: give two classes or more")
-    held_out(config, pictures.channels)
-    return len(pictures.classes) if pictures.classes else int(labels.max()) + 1
+    return len(pictures.classes or ())
 
 
 def unfinished(folder: Path) -> bool:
@@ -140,13 +139,10 @@ def unfinished(folder: Path) -> bool:
     return not run.finished or "accuracy" not in read_json(run.result_path)
 
 
-def held_out(config: Pretrain, channels: int) -> Pictures:
-    """The labeled pictures that are measured. Raises UserError when their classes are others than those learned."""
-    train = open_pictures(config.data, "train", replace(config.images.reading(), channels=channels))
-    test = open_pictures(config.data, "test", train.resolved)
-    if test.labels is None or train.classes != test.classes:
-        raise UserError(f"{train.name}: train and test have different classes: give both the same class folders")
-    return test
+def held_out(prepared: Prepared) -> Pictures:
+    """The labeled pictures that are measured."""
+    reading = replace(prepared.reading, channels=prepared.channels)
+    return open_measured(prepared.config.data, reading, purpose="fine-tuning", by_class=prepared.by_class).test
 
 
 @torch.inference_mode()
@@ -161,7 +157,7 @@ def measure(folder: Path, *, device: torch.device, workers: int = 0) -> dict[str
     saved = run.read_config()
     config, resolved = saved["config"], saved["resolved"]
     prepared = Prepared(config, resolved, begun=True)
-    test = held_out(config, prepared.channels)
+    test = held_out(prepared)
     mean, std = prepared.statistics
     model: Any = timm.create_model(f"local-dir:{(folder / 'export').resolve()}", pretrained=True).eval().to(device)
     # The view of every other evaluation, so that numbers before and after fine-tuning compare.
@@ -178,7 +174,8 @@ def measure(folder: Path, *, device: torch.device, workers: int = 0) -> dict[str
         raise all_bad(test, skipped)
     predicted, truth = torch.cat(top_classes), torch.cat(true_classes)
     learned: Any = prepared.pictures.labels
-    names = class_names(test.classes, torch.tensor([config.method.classes - 1]), truth)
+    # As many as the head has, which may be given as more than there are.
+    names = [*(test.classes or ()), *map(str, range(len(test.classes or ()), config.method.classes))]
     confusion = confusion_counts(truth, predicted[:, 0], len(names))
     result = read_json(run.result_path)
     top5 = {"top5": (predicted == truth.unsqueeze(1)).any(dim=1).double().mean().item()} if len(confusion) > 5 else {}

@@ -1,6 +1,7 @@
 """Evaluate: a target and data enter, accuracies with intervals leave, as a dict and as a table for people."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -11,9 +12,9 @@ from mimkit.core.errors import UserError, at_least, unknown
 from mimkit.core.metrics import class_balance, class_names
 from mimkit.data.decode import BadPicture
 from mimkit.data.loader import statistics
-from mimkit.data.pictures import Pictures, Split, sample
+from mimkit.data.pictures import Pictures, sample
 from mimkit.data.reading import Reading
-from mimkit.data.sources import open_pictures
+from mimkit.data.sources import Measured, open_measured
 from mimkit.evaluate.attentive import evaluate_attentive
 from mimkit.evaluate.balance import missing_classes, needs_balance
 from mimkit.evaluate.features import extract
@@ -26,6 +27,7 @@ from mimkit.train.machine import Machine
 Kind = Literal["knn", "probe", "attentive"]
 Choice = Pool | Literal["auto", "all"]
 NAMES = {"knn": "kNN", "probe": "linear probe", "attentive": "attentive probe"}
+SPLIT_NOTE = "no test split with labels: of each class 80 % train, 20 % test, by address"
 _LARGE = 256  # pixels; pictures beyond it, or of several sizes, are looked at in MAE's size
 _USUAL = (224, 224)
 
@@ -43,6 +45,7 @@ def evaluate(
     temperature: float = 0.07,
     method: str = "auto",
     pools: Sequence[Choice] = ("auto",),
+    label_column: str | None = None,
 ) -> dict[str, Any]:
     """Measure a target on pictures with labels.
 
@@ -56,14 +59,14 @@ def evaluate(
         k, temperature: of kNN.
         method: of the probe.
         pools: of kNN and probe, see `evaluate.pools`; the first is the headline. `auto` is what the target was trained
-            for: the class token where its method trained that one (SimCLR, MoCo, DINO, fine-tuning by it), else the
-            mean of the patch tokens. `all` is this one and all others that the target has. `pixels` have but
-            themselves; an attentive probe sees all tokens.
+            for, class token or mean of the patch tokens. `all` is this one and all others that the target has.
+        label_column: of labels in Parquet files, lists and metadata; by default the first with a usual name.
 
     Returns:
-        JSON: kind, target, data, train and test (pictures used), classes, skipped (pictures that cannot be
-        read), split_note (empty when the data have a test split), headline (a pool), results {pool: scores} (see
-        `core.metrics.class_scores`, accuracies in 0..1), what `core.metrics.class_balance` gives, and settings.
+        JSON: kind, target, data, train and test (pictures used), classes, skipped (pictures that cannot be read),
+        unlabeled (pictures without a label, which no measure sees), notes (lines about the data), split_note (empty
+        when the data have a test split), headline (a pool), results {pool: scores} (see `core.metrics.class_scores`,
+        accuracies in 0..1), what `core.metrics.class_balance` gives, and settings.
 
     Raises:
         UserError: anything a person can mend.
@@ -71,7 +74,7 @@ def evaluate(
     at_least(1, k=k, limit_train=limit_train, limit_test=limit_test)
     _refuse_unknown(kind, method, temperature)
     where = Machine(device=device).find_device()
-    train, test, extractor = _open(target, [data] if isinstance(data, str) else list(data))
+    (train, test, unlabeled), extractor = _open(target, [data] if isinstance(data, str) else list(data), label_column)
     reading: Any = dict(device=where, workers=workers, limit_train=limit_train, limit_test=limit_test)
     settings: dict[str, Any] = {}
     if kind == "attentive":
@@ -84,8 +87,10 @@ def evaluate(
         "kind": kind,
         "target": target,
         "data": train.name,
-        "classes": len(train.classes) if train.classes else int(train.labels.max()) + 1,  # type: ignore[union-attr]
-        "split_note": "" if train.has_test else "no test split of its own: 80 % train, 20 % test, by address",
+        "classes": len(train.classes or ()),
+        "unlabeled": unlabeled,
+        "notes": list(dict.fromkeys((*train.notes, *test.notes))),
+        "split_note": "" if train.has_test else SPLIT_NOTE,
         "headline": next(iter(measured["results"])),
         "settings": {"size": list(extractor.size), **assumed, **settings},
         **measured,
@@ -140,7 +145,7 @@ def table(results: Iterable[dict[str, Any]]) -> Table:
     results, names = list(results), {}
     balanced = any(needs_balance(result, result["classes"]) for result in results)
     heads = ("target", "measure", "features", "accuracy", "95 % interval", *(["balanced"] if balanced else []), "with")
-    grid = Table(*heads, caption="\n".join(map(escape, _missing(results))), caption_justify="left")
+    grid = Table(*heads, caption_justify="left")
     for result in results:
         names.setdefault(result["target"], []).append(result)
     for target, measurements in names.items():
@@ -158,6 +163,7 @@ def table(results: Iterable[dict[str, Any]]) -> Table:
                 )
         grid.add_section()
     _add_largest(grid, results, balanced)
+    grid.caption = escape("\n".join(_caption(results))) or None
     return grid
 
 
@@ -173,9 +179,14 @@ def _add_largest(grid: Table, results: list[dict[str, Any]], balanced: bool) -> 
         grid.add_row(*row)
 
 
-def _missing(results: list[dict[str, Any]]) -> list[str]:
-    """Lines about classes that are on one side alone, each once."""
-    return list(dict.fromkeys(line for result in results for line in missing_classes(result)))
+def _caption(results: Iterable[dict[str, Any]]) -> list[str]:
+    """What the data are like, each line once."""
+    lines = []
+    for result in results:
+        if result["unlabeled"]:
+            lines.append(f"{result['unlabeled']:,} pictures of {result['data']} have no label: no measure sees them")
+        lines += [f"{result['data']}: {note}" for note in result["notes"]] + missing_classes(result)
+    return list(dict.fromkeys(lines))
 
 
 def _with(result: dict[str, Any], scores: dict[str, Any]) -> str:
@@ -189,32 +200,18 @@ def _with(result: dict[str, Any], scores: dict[str, Any]) -> str:
     return f"{'LARS' if scores['method'] == 'lars' else scores['method']}, base rate {scores['rate']:g}"
 
 
-def _open(target: str, data: list[str]) -> tuple[Pictures, Pictures, Extractor]:
+def _open(target: str, data: list[str], label_column: str | None) -> tuple[Measured, Extractor]:
     """Pictures to learn from and to be tested on, as the target wants them, and the target."""
     own = export_folder(target)  # before pictures are opened, which can take long
-    train = labeled(data, "train")
+    measured = open_measured(data, Reading(label_column=label_column))
+    train = measured.train
     # A folder brings its own; for others they are computed, which reads a thousand pictures.
     mean, std = statistics(train) if own is None else ((), ())
     extractor = open_target(target, size=usual_size(train), channels=train.channels, mean=mean, std=std)
     # The pictures were opened as they are, to tell a timm model their channels; a run wants them as it was trained.
-    if not train.read_as(extractor.reading):
-        train = labeled(data, "train", extractor.reading)
-    test = labeled(data, "test", extractor.reading)
-    if train.classes != test.classes:
-        raise UserError(f"{train.name}: train and test have different classes: give both the same class folders")
-    return train, test, extractor
-
-
-def labeled(data: list[str], split: Split, reading: Reading = Reading()) -> Pictures:
-    """As `open_pictures`. Raises UserError for pictures without labels."""
-    pictures = open_pictures(data, split, reading)
-    if pictures.labels is None:
-        raise UserError(
-            f"measuring needs labels, and {pictures.name} has none: put the pictures of each class into a "
-            "folder of its own (DATA/cat/1.jpg, DATA/dog/2.jpg), or give a list of paths with a tab and a "
-            "label a line"
-        )
-    return pictures
+    if not (train.read_as(extractor.reading) and measured.test.read_as(extractor.reading)):
+        measured = open_measured(data, replace(extractor.reading, label_column=label_column))
+    return measured, extractor
 
 
 def usual_size(pictures: Pictures) -> tuple[int, int]:

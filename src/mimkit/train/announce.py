@@ -76,9 +76,13 @@ def announce_pictures(session: "Session", log: Callable[[str], None]) -> None:
     pictures, size = prepared.pictures, prepared.size
     use = "to learn" if session.config.method.supervised else "used to measure only"
     labels = f"labels of {len(pictures.classes)} classes, {use}" if pictures.classes else "no labels"
+    if pictures.unlabeled_count:
+        labels += f"; {pictures.unlabeled_count:,} have no label"
     place = "in memory" if session.loader.resident else "streamed"
     log(f"  pictures   {len(pictures):,} from {pictures.name}, {place}; {labels}")
     mean, std = prepared.statistics
+    for note in pictures.notes:
+        log(f"  note       {note}")
     log(f"  images     {size[0]}x{size[1]}, {pictures.channels} channels; mean {first_few(mean)}, std {first_few(std)}")
 
 

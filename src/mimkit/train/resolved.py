@@ -29,6 +29,8 @@ class Resolved:
     """Pictures that a process handles at once."""
     resident: bool | None = None
     """Whether the pictures live in memory."""
+    by_class: bool | None = None
+    """Whether pictures that are set apart for a test are so of each class; not so before version 0.3."""
     engine: dict[str, Any] = field(default_factory=dict)
     """Precision, attention path, threads and compilation (`train.machine.Engine`)."""
     start: dict[str, float] = field(default_factory=dict)

@@ -99,6 +99,7 @@ class Session:
             steps=prepared.steps,
             micro_batch=micro_batch,
             resident=self.loader.resident,
+            by_class=prepared.by_class,
             engine=self.engine.describe(),
             start=self.evaluation.start,
         )
