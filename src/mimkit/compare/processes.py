@@ -169,18 +169,13 @@ class Work:
         data = ["--data", *self.data, *([] if column is None else ["--label-column", column])]
         for kind in self.measurement.kinds:
             name, _, words = kind.partition(" ")
-<<<<<<< HEAD
             tuned = name == "finetune"
-            result = self._fine_tuned(words, target, folder, seed) if tuned else self._frozen(kind, target, folder)
+            if tuned:
+                result = self._fine_tuned(words, target, data, folder, seed)
+            else:
+                result = self._frozen(kind, target, data, folder)
             accuracies[kind] = (result if tuned else result["results"][result["headline"]])["accuracy"]
             contender.largest = contender.largest or result.get("largest_class")  # not of version 0.2
-=======
-            accuracies[kind] = (
-                self._fine_tuned(words, target, data, folder, seed)
-                if name == "finetune"
-                else self._frozen(kind, target, data, folder)
-            )
->>>>>>> labels
         contender.results[seed] = accuracies
         self.children.log(f"measured  {contender.words}, seed {seed}: {', '.join(accuracies)}")
         if contender.before is None:
@@ -190,32 +185,19 @@ class Work:
     def _run(self, words: list[str], folder: Path) -> None:
         self.children.run(words, folder.with_name(f"{folder.name}.log"))
 
-<<<<<<< HEAD
-    def _fine_tuned(self, line: str, target: str, folder: Path, seed: int) -> dict[str, Any]:
+    def _fine_tuned(self, line: str, target: str, data: list[str], folder: Path, seed: int) -> dict[str, Any]:
         """Scores after fine-tuning with labels, in a run beside that of the target."""
-=======
-    def _fine_tuned(self, line: str, target: str, data: list[str], folder: Path, seed: int) -> float:
-        """Accuracy after fine-tuning with labels, in a run beside that of the target."""
->>>>>>> labels
         tuned = folder.with_name("-".join(filter(None, [folder.name, "finetuned", slug(line)])))
         if not RunFolder(tuned).finished or unfinished(tuned):
             words = shlex.split(line)
             recipe = words[:1] if words and not words[0].startswith("-") else []
             ours = ["--seed", str(seed), "--run", str(tuned), "--machine.threads", str(self.children.threads)]
             own = [*ours, *words[len(recipe) :]]
-<<<<<<< HEAD
-            self._run(["evaluate", "finetune", target, *recipe, "--data", *self.data, *own], folder)
+            self._run(["evaluate", "finetune", target, *recipe, *data, *own], folder)
         return read_json(RunFolder(tuned).result_path)
 
-    def _frozen(self, kind: str, target: str, folder: Path) -> dict[str, Any]:
+    def _frozen(self, kind: str, target: str, data: list[str], folder: Path) -> dict[str, Any]:
         """Scores of kNN or a probe on frozen features; the result is kept beside the run."""
-=======
-            self._run(["evaluate", "finetune", target, *recipe, *data, *own], folder)
-        return read_json(RunFolder(tuned).result_path)["accuracy"]
-
-    def _frozen(self, kind: str, target: str, data: list[str], folder: Path) -> float:
-        """Accuracy of kNN or a probe on frozen features; the result is kept beside the run."""
->>>>>>> labels
         limits = self.measurement.limits
         name = "-".join(["measured", kind, *(word.removeprefix("--limit-") for word in limits)])
         file = folder / f"{name}.json"
