@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mimkit.api.target import Model
     from mimkit.core.errors import UserError
     from mimkit.core.names import trust
+    from mimkit.data.reading import Reading
     from mimkit.recipes import find_recipe as recipe
     from mimkit.train.prepare import Pretrain
 
@@ -24,6 +25,7 @@ __all__ = [
     "Embeddings",
     "Model",
     "Pretrain",
+    "Reading",
     "Run",
     "UserError",
     "compare",
@@ -40,6 +42,7 @@ _PLACES = {
     "Embeddings": "mimkit.api.embeddings:Embeddings",
     "Model": "mimkit.api.target:Model",
     "Pretrain": "mimkit.train.prepare:Pretrain",
+    "Reading": "mimkit.data.reading:Reading",
     "Run": "mimkit.api.run:Run",
     "UserError": "mimkit.core.errors:UserError",
     "finetune": "mimkit.api.run:finetune",

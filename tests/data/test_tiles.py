@@ -11,6 +11,7 @@ from PIL import Image
 
 from mimkit.data.decode import decode_box
 from mimkit.data.loader import Loader, Plan, ViewSettings
+from mimkit.data.pictures import Subset
 from mimkit.data.reading import Reading
 from mimkit.data.sources import open_pictures
 from mimkit.data.tiles import Tiled, tiles
@@ -148,9 +149,11 @@ def test_a_picture_has_the_mean_of_its_tiles(slides, tmp_path):
     extractor = open_target("pixels", size=(8, 8), channels=1, mean=mean, std=std)
     features = extract(extractor, pictures, device="cpu", batch_size=5)
     assert len(features) == 4 and features.labels.tolist() == [0, 0, 1, 1]
-    pictures.owners, owners = None, pictures.owners
-    alone = extract(extractor, pictures, device="cpu").values["pixels"]
+    each = Subset(pictures, torch.arange(len(pictures)))
+    each.owners = None  # pictures of their own
+    alone = extract(extractor, each, device="cpu").values["pixels"]
     for number in range(4):
-        assert torch.allclose(features.values["pixels"][number], alone[owners == number].mean(0), atol=1e-5)
+        mean_of_tiles = alone[pictures.owners == number].mean(0)
+        assert torch.allclose(features.values["pixels"][number], mean_of_tiles, atol=1e-5)
     embeddings = embed("pixels", [str(folder)], reading=reading, batch_size=5)
     assert [path.removeprefix(str(folder) + "/") for path in embeddings.paths] == sorted(raw)

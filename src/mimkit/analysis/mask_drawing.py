@@ -28,6 +28,7 @@ from mimkit.core.randomness import integer, rng_keys
 from mimkit.data.loader import evaluation_batches, statistics
 from mimkit.data.objects import object_fractions
 from mimkit.data.pictures import Pictures
+from mimkit.data.reading import Reading
 from mimkit.data.sources import open_pictures
 from mimkit.data.views import CenterCrop
 from mimkit.evaluate.target import export_folder, open_target
@@ -55,6 +56,8 @@ class MaskDrawing:
     data: tuple[str, ...] = ("photos",)
     """Pictures, as for pretrain."""
     masker: Masker = field(default_factory=RandomMasker)
+    images: Reading = field(default_factory=Reading)
+    """How files become pictures; a run or an export reads them as it was trained, but for what is said here."""
     model: str | None = None
     """The model that the masker asks: a run folder, an export folder, or a timm model with released weights. By
     default the teacher of a recipe whose masker asks it, the recipe's encoder before any training, or a small ViT."""
@@ -182,7 +185,7 @@ def open_scene(drawing: MaskDrawing, masker: Masker, reads: Signal, recipe: Pret
         raise UserError("--size and --patch must be at least 1")
     scorer = masker.guide.scorer if isinstance(masker.guide, ModelMasker) else "online"
     teacher = None if scorer in ("online", "ema") else scorer
-    pictures = open_pictures(drawing.data, "all")
+    pictures = open_pictures(drawing.data, "all", drawing.images)
     if drawing.model is not None:
         if teacher and reads is not Signal.NONE:
             raise UserError(f"the masker asks its own teacher '{teacher}': leave --from away, or use --scorer online")
@@ -244,8 +247,9 @@ def with_model(target: str, pictures: Pictures, drawing: MaskDrawing, fixed_size
     sides = f"images of {encoder.size[0]}x{encoder.size[1]} in patches of {encoder.patch[0]}"
     if fixed_size not in (None, encoder.size) or drawing.patch not in (None, encoder.patch[0]):
         raise UserError(f"the model of {target} sees {sides}: leave --size and --patch away")
-    if not pictures.read_as(extractor.reading):
-        pictures = open_pictures(drawing.data, "all", extractor.reading)
+    reading = extractor.reading.changed_by(drawing.images)
+    if not pictures.read_as(reading):
+        pictures = open_pictures(drawing.data, "all", reading)
     return Scene(
         pictures=pictures,
         size=encoder.size,

@@ -22,7 +22,7 @@ from mimkit.data.sources import open_pictures
 from mimkit.data.stream import all_bad
 from mimkit.evaluate.features import batches_for
 from mimkit.evaluate.run import usual_size
-from mimkit.evaluate.target import Extractor, export_folder, open_target
+from mimkit.evaluate.target import Extractor, export_folder, open_target, reading_for
 from mimkit.methods.base import Method
 from mimkit.train.checkpoint import checkpoints, load_checkpoint
 from mimkit.train.machine import Machine
@@ -50,7 +50,7 @@ def analyze(
     film: bool = False,
     device: str = "auto",
     workers: int = 0,
-    label_column: str | None = None,
+    reading: Reading = Reading(),
 ) -> dict[str, Any]:
     """Measure what each layer and head of the targets does with pictures.
 
@@ -62,7 +62,7 @@ def analyze(
         film: of one run, all checkpoints that it kept, and its weights before the first step.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         workers: processes that read pictures; 0 reads here.
-        label_column: of labels in Parquet files, lists and metadata; by default the first with a usual name.
+        reading: how files become pictures, where that is another way than the target's, and their column of labels.
 
     Returns:
         JSON: targets, data, pictures, skipped, metrics {name: {group, unit, heading, says}}, refused [{target, metrics,
@@ -78,7 +78,7 @@ def analyze(
     result: dict[str, Any] = {"targets": list(targets), "rows": [], "cka": [], "spectrum": [], "refused": []}
     studies: list[tuple[str, Study]] = []
     reference: Relations | None = None
-    for name, subject, shown in _subjects(targets, data, film, "decoder" in groups, label_column):
+    for name, subject, shown in _subjects(targets, data, film, "decoder" in groups, reading):
         study, refused = _begin(subject, groups, where, keep=film and reference is None, reference=reference)
         skipped = _look(study, subject, shown, pictures, where, workers)
         reference = study.relations if study.keep else reference
@@ -131,16 +131,16 @@ def appearance(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _subjects(
-    targets: Sequence[str], data: Sequence[str], film: bool, decoder: bool, label_column: str | None
+    targets: Sequence[str], data: Sequence[str], film: bool, decoder: bool, reading: Reading
 ) -> Iterator[tuple[str, Subject, Pictures]]:
     """Each target's models, one after the other, and the pictures as they want them."""
     for name in dict.fromkeys(targets):
         own = export_folder(name)
-        shown = shown_pictures(data, Reading(label_column=label_column))
+        shown = shown_pictures(data, reading_for(name, reading))
         mean, std = statistics(shown) if own is None else ((), ())
         extractor = open_target(name, size=usual_size(shown), channels=shown.channels, mean=mean, std=std)
-        if not shown.read_as(extractor.reading):
-            shown = shown_pictures(data, replace(extractor.reading, label_column=label_column))
+        if extractor.channels != shown.channels:
+            shown = shown_pictures(data, replace(shown.resolved, channels=extractor.channels))
         run = RunFolder(Path(name).expanduser())
         saves = checkpoints(run.folder) if run.exists else []
         if film:

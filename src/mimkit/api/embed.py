@@ -22,22 +22,24 @@ from mimkit.data.stream import all_bad
 from mimkit.data.tiles import Tiled
 from mimkit.evaluate.features import batches_for
 from mimkit.evaluate.run import choose_pools, usual_size
-from mimkit.evaluate.target import Extractor, export_folder, open_target
+from mimkit.evaluate.target import Extractor, export_folder, open_target, reading_for
 from mimkit.train.machine import Machine
 
 BATCH = 256  # pictures at once
 
 
 def open_for(
-    target: str, data: Sequence[str], split: Split = "all", label_column: str | None = None
+    target: str, data: Sequence[str], split: Split = "all", reading: Reading = Reading()
 ) -> tuple[Extractor, Pictures]:
     """A target as evaluation opens it for these data, and their pictures as it wants them. Raises UserError."""
     export = export_folder(target)  # before pictures are opened, which can take long
-    pictures = open_pictures(data, "all", Reading(label_column=label_column))
+    reading = reading_for(target, reading)
+    pictures = open_pictures(data, "all", reading)
     mean, std = statistics(pictures) if export is None else ((), ())
     extractor = open_target(target, size=usual_size(pictures), channels=pictures.channels, mean=mean, std=std)
-    if not pictures.read_as(extractor.reading) or split != "all":
-        pictures = open_pictures(data, split, replace(extractor.reading, label_column=label_column))
+    if extractor.channels != pictures.channels or split != "all":
+        # Black and white stay those of all pictures, whichever part is embedded.
+        pictures = open_pictures(data, split, replace(pictures.resolved, channels=extractor.channels))
     return extractor, pictures
 
 
@@ -51,7 +53,7 @@ def embed(
     device: str = "auto",
     workers: int = 0,
     batch_size: int = BATCH,
-    label_column: str | None = None,
+    reading: Reading = Reading(),
 ) -> Embeddings:
     """A vector of each picture that can be read, in memory.
 
@@ -64,12 +66,12 @@ def embed(
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         workers: processes that read pictures; 0 reads here.
         batch_size: pictures at once.
-        label_column: of labels in Parquet files, lists and metadata; by default the first with a usual name.
+        reading: how files become pictures, where that is another way than the target's, and their column of labels.
 
     Raises:
         UserError: anything a person can mend, as vectors that half of the memory does not hold.
     """
-    work = _Work.open(target, data, pool, split, limit, device, workers, batch_size, label_column)
+    work = _Work.open(target, data, pool, split, limit, device, workers, batch_size, reading)
     total, done = work.count, 0
     vectors, numbers = np.empty((0, 0), np.float32), np.empty(total, np.int64)
     for block in work.vectors():
@@ -105,12 +107,12 @@ def embed_to_file(
     device: str = "auto",
     workers: int = 0,
     batch_size: int = BATCH,
-    label_column: str | None = None,
+    reading: Reading = Reading(),
 ) -> Result:
     """A vector of each picture, or of each patch, written as pictures are read: a set is never held whole.
 
     Args:
-        target, data, pool, split, limit, device, workers, batch_size, label_column: see `embed`.
+        target, data, pool, split, limit, device, workers, batch_size, reading: see `embed`.
         out: a .parquet, .npz or .csv file, complete or absent at any moment.
         tokens: a row of each patch token of the last block behind its norm: picture, row, column and vector. Class and
             register tokens are left out.
@@ -125,7 +127,7 @@ def embed_to_file(
     if tokens and pool != "auto":
         raise UserError(f"tokens are not pooled: leave out tokens or the pool '{pool}'")
     with open_writer(out) as writer:  # refuses a wrong ending before the work
-        work = _Work.open(target, data, pool, split, limit, device, workers, batch_size, label_column, tokens)
+        work = _Work.open(target, data, pool, split, limit, device, workers, batch_size, reading, tokens)
         writer.about = work.about
         pictures, rows, width = 0, 0, 0
         for block in work.tokens() if tokens else work.vectors():
@@ -174,13 +176,13 @@ class _Work:
         device: str,
         workers: int,
         batch_size: int,
-        label_column: str | None,
+        reading: Reading,
         tokens: bool = False,
     ) -> "_Work":
         at_least(1, limit=limit, batch_size=batch_size)
         at_least(0, workers=workers)
         where = Machine(device=device).find_device()
-        extractor, pictures = open_for(target, data, split, label_column)
+        extractor, pictures = open_for(target, data, split, reading)
         if pool == "all":
             raise UserError("a picture has one vector: name one pool, or 'auto' for the one that was trained")
         name = "tokens" if tokens else choose_pools(extractor, [pool])[0]  # type: ignore[bad-argument-type]

@@ -18,6 +18,7 @@ from mimkit.api.pretrain import Data, Resolved, places, plan_epochs, resolve, st
 from mimkit.api.results import FineTuning, Masks, Page, Rows, html_table, picture_tag
 from mimkit.api.target import Target
 from mimkit.core.errors import UserError, missing_extra, unknown
+from mimkit.data.reading import Reading
 from mimkit.data.spawn import GUARD
 from mimkit.evaluate.finetune import unfinished
 from mimkit.evaluate.target import export_folder
@@ -41,7 +42,7 @@ class Run(Target):
             raise UserError(f"{self.folder} holds no run of mimkit: give the folder that pretraining wrote")
         self._saved = self._files.read_config()
         super().__init__(str(self.folder), self.config.data)
-        self.label_column = self.config.label_column
+        self.reading = Reading(label_column=self.config.label_column)
 
     @property
     def name(self) -> str:

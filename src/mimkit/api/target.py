@@ -16,6 +16,7 @@ from mimkit.api.preprocess import Preprocess
 from mimkit.api.pretrain import Data, places
 from mimkit.api.results import Analysis, Evaluation, Result, html_table
 from mimkit.core.errors import UserError
+from mimkit.data.reading import Reading
 from mimkit.evaluate.run import evaluate
 from mimkit.evaluate.target import Extractor, open_target
 from mimkit.model.backbone import Backbone
@@ -33,7 +34,7 @@ class Target:
         """As the command line takes it."""
         self.data = data
         """The pictures that are looked at where none are named."""
-        self.label_column: str | None = None
+        self.reading = Reading()
         """Their column of labels, where one was named."""
         self._opened: Extractor | None = None
 
@@ -92,7 +93,7 @@ class Target:
         Args:
             data: see `open_pictures`; by default a run's own.
             settings: see `mimkit.api.embed.embed`: pool, split, limit, device, workers, batch_size,
-                label_column.
+                reading.
 
         Raises:
             UserError: anything a person can mend, as vectors that half of the memory does not hold.
@@ -106,7 +107,7 @@ class Target:
             out: a .parquet, .npz or .csv file; `Embeddings.load` reads those of pictures.
             data: see `open_pictures`; by default a run's own.
             settings: see `mimkit.api.embed.embed_to_file`: tokens, pool, split, limit, device, workers,
-                batch_size, label_column.
+                batch_size, reading.
 
         Raises:
             UserError: anything a person can mend.
@@ -122,7 +123,7 @@ class Target:
             kind: `knn`, `probe` (linear) or `attentive`.
             data: see `open_pictures`, with labels; by default a run's own.
             settings: see `mimkit.evaluate.run.evaluate`: k, pools, method, limit_train, limit_test, device, workers,
-                label_column.
+                reading.
 
         Raises:
             UserError: anything a person can mend.
@@ -135,7 +136,7 @@ class Target:
         Args:
             data: see `open_pictures`; by default a run's own.
             metrics: some of attention, cka, fourier, variance, clusters, rank, drop, decoder and swap.
-            settings: see `mimkit.analysis.run.analyze`: pictures (how many), film, device, workers, label_column.
+            settings: see `mimkit.analysis.run.analyze`: pictures (how many), film, device, workers, reading.
 
         Raises:
             UserError: anything a person can mend.
@@ -144,8 +145,7 @@ class Target:
 
     def _labels(self, data: Data, settings: dict[str, Any]) -> dict[str, Any]:
         """The settings, with the column of labels of one's own pictures where no others are named."""
-        own = {} if places(data) or self.label_column is None else {"label_column": self.label_column}
-        return own | settings
+        return settings if places(data) else {"reading": self.reading} | settings
 
     def _data(self, data: Data) -> tuple[str, ...]:
         """The pictures that are named, or else one's own. Raises UserError when there are none."""

@@ -1,6 +1,6 @@
 """`mimkit analyze`: words enter, metrics of every layer and head of one target or several leave."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +9,7 @@ from rich.markup import escape
 from tyro.conf import Positional, arg
 
 from mimkit.cli.console import show
+from mimkit.cli.reading import ReadingFlags
 from mimkit.core.flags import Arguments, parse, refuse_unwritable
 
 
@@ -22,6 +23,8 @@ class AnalyzeArguments(Arguments):
     """Pictures, as for pretrain; of those with a test split, that."""
     label_column: str | None = None
     """The column of labels in Parquet files, lists and metadata; by default label, labels, fine_label, class, ..."""
+    images: ReadingFlags = field(default_factory=ReadingFlags)
+    """How files become pictures; a run or an export reads them as it was trained, but for what is said here."""
     metrics: tuple[str, ...] = ()
     """Some of attention, cka, fourier, variance, clusters, rank, drop, decoder and swap; by default all but swap."""
     pictures: int = 500
@@ -59,7 +62,7 @@ def run(args: list[str]) -> int:
         film=arguments.film,
         device=arguments.device,
         workers=arguments.workers,
-        label_column=arguments.label_column,
+        reading=arguments.images.reading(arguments.label_column),
     )
     answer = [tables(result)]
     if out is not None:

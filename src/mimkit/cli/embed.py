@@ -1,7 +1,7 @@
 """`mimkit embed`: a target and pictures enter, a file of vectors leaves."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,6 +10,7 @@ from rich.markup import escape
 from tyro.conf import Positional, arg
 
 from mimkit.cli.console import show
+from mimkit.cli.reading import ReadingFlags
 from mimkit.core.flags import Arguments, parse
 
 
@@ -23,6 +24,8 @@ class EmbedArguments(Arguments):
     """Pictures, as for pretrain."""
     label_column: str | None = None
     """The column of labels in Parquet files, lists and metadata; by default label, labels, fine_label, class, ..."""
+    images: ReadingFlags = field(default_factory=ReadingFlags)
+    """How files become pictures; a run or an export reads them as it was trained, but for what is said here."""
     out: Annotated[Path, arg(metavar="FILE")]
     """File to write: .parquet, .npz or .csv."""
     pool: Literal["auto", "mean", "class", "both", "grid", "blocks", "pixels"] = "auto"
@@ -63,7 +66,7 @@ def run(args: list[str]) -> int:
         device=options.device,
         workers=options.workers,
         batch_size=options.batch_size,
-        label_column=options.label_column,
+        reading=options.images.reading(options.label_column),
     )
     unit = "patches" if options.tokens else "pictures"
     lines = [f"wrote {result['out']}: {result['rows']:,} {unit}, {result['width']} numbers each ({result['pool']})"]

@@ -1,6 +1,6 @@
 """`mimkit evaluate`: words enter, accuracies of frozen features or of a fine-tuned model leave."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal, get_args
 
 from rich.markup import escape
@@ -8,6 +8,7 @@ from tyro.conf import Positional, arg
 
 from mimkit.cli.console import show
 from mimkit.cli.overview import wanted
+from mimkit.cli.reading import ReadingFlags
 from mimkit.core.errors import UserError, at_least, unknown
 from mimkit.core.flags import HELP, Arguments, flag_kinds, parse, split_words
 
@@ -27,6 +28,8 @@ class EvaluateArguments(Arguments):
     """Pictures with labels: as for pretrain."""
     label_column: str | None = None
     """The column of labels in Parquet files, lists and metadata; by default label, labels, fine_label, class, ..."""
+    images: ReadingFlags = field(default_factory=ReadingFlags)
+    """How files become pictures; a run or an export reads them as it was trained, but for what is said here."""
     pool: Literal["auto", "mean", "class", "both", "grid", "blocks", "all"] = "auto"
     """Features (knn, probe): mean of the patch tokens, class token, both side by side, means of 2 x 2 cells, class
     token and mean of each of the last 4 blocks, or all of these; `auto`: what was trained, class token or mean."""
@@ -90,7 +93,7 @@ def run(args: list[str]) -> int:
             temperature=arguments.temperature,
             method=arguments.method,
             pools=[arguments.pool],
-            label_column=arguments.label_column,
+            reading=arguments.images.reading(arguments.label_column),
         )
         for target in arguments.target
         for kind in kinds

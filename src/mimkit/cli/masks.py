@@ -1,7 +1,7 @@
 """`mimkit masks`: a masker's or recipe's name and pictures enter, a picture of the masks and their statistics leave."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +10,7 @@ from tyro.conf import Positional, arg
 from mimkit.analysis.mask_drawing import MaskDrawing, draw_masks, masker_of
 from mimkit.cli.console import show
 from mimkit.cli.overview import wanted
+from mimkit.cli.reading import ReadingFlags
 from mimkit.core.declaration import Takes
 from mimkit.core.errors import UserError, unknown
 from mimkit.core.flags import HELP, Arguments, flag_kinds, parse, split_words
@@ -27,6 +28,8 @@ class MaskArguments(MaskDrawing, Arguments):
     name: Positional[Annotated[str, arg(metavar="MASKER|RECIPE")]]
     """One of our maskers, a recipe that has one, or package.module:Class (or :function) of your own."""
     masker: Annotated[Masker, arg(name="")] = field(default_factory=RandomMasker)
+    images: ReadingFlags = field(default_factory=ReadingFlags)  # type: ignore[bad-override-mutable-attribute]
+    """How files become pictures; a run or an export reads them as it was trained, but for what is said here."""
     model: Annotated[str | None, arg(name="from")] = None
     """The model that the masker asks: a run folder, an export folder, or a timm model with released weights. By
     default the teacher of a recipe whose masker asks it, the recipe's encoder before any training, or a small ViT."""
@@ -46,7 +49,8 @@ def run(args: list[str]) -> int:
     words = [] if name is None else [name]
     default = MaskArguments(name=name or "random", masker=masker)
     arguments = parse(MaskArguments, [*words, *flags], "mimkit masks", default, " ".join(["mimkit masks", *words]))
-    result, table = draw_masks(arguments, recipe)
+    settings = {entry.name: getattr(arguments, entry.name) for entry in fields(MaskDrawing)}
+    result, table = draw_masks(MaskDrawing(**settings | {"images": arguments.images.reading()}), recipe)
     show(result, arguments.json, table)
     return 0
 

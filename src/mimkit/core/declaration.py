@@ -74,6 +74,8 @@ def declarations(cls: type, default: Any = None, prefix: str = "") -> Iterator[D
         hint, marks = hints[field.name], ()
         if typing.get_origin(hint) is typing.Annotated:
             hint, *marks = typing.get_args(hint)
+        if tyro.conf.Suppress in marks:
+            continue
         value = getattr(default, field.name) if default is not None else _default(field)
         naming = next((mark for mark in marks if hasattr(mark, "metavar")), None)
         label = getattr(naming, "name", None)

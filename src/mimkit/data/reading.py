@@ -4,7 +4,7 @@ It travels from `images.*` through training into exports, so that a model sees l
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 Transform = Literal["none", "log", "sqrt"]
@@ -19,7 +19,7 @@ class Reading:
     """1 gray, 3 color, N bands."""
     value_range: tuple[float, ...] | None = None
     """Raw values that are black and white in 16-bit and float pictures: a pair, or a pair for each channel in turn."""
-    transform: Transform = "none"
+    value_transform: Transform = "none"
     """Of values between black and white: none, log, or sqrt."""
     nodata: float | None = None
     """The raw value of pixels where nothing was measured, besides NaN."""
@@ -40,7 +40,7 @@ class Reading:
         if self.value_range is not None:
             pairs = zip(self.value_range[::2], self.value_range[1::2], strict=True)
             words.append("values " + ", ".join(f"{low:,.6g} to {high:,.6g}" for low, high in pairs) + " become 0 to 1")
-        words += [f"then {self.transform}"] if self.transform != "none" else []
+        words += [f"then {self.value_transform}"] if self.value_transform != "none" else []
         words += [f"{self.nodata:g} and NaN are no data"] if self.nodata is not None else []
         words += [f"bands {', '.join(map(str, self.bands))}"] if self.bands else []
         words += [f"axes {self.axes}"] if self.axes else []
@@ -48,8 +48,13 @@ class Reading:
         words += [f"tiles of {self.tile} pixels"] if self.tile else []
         return "; ".join(words)
 
+    def changed_by(self, later: "Reading") -> "Reading":
+        """This reading, but for what a later one says."""
+        settings = {key: value for key, value in asdict(later).items() if value not in (None, "none")}
+        return replace(self, **settings)
+
     def to_json(self) -> dict[str, Any]:
-        """What was settings, without what was not."""
+        """The settings, without those that say nothing."""
         settings = {key: value for key, value in asdict(self).items() if value not in (None, "none")}
         settings.pop("label_column", None)  # of these data, not of the pictures that an export will see
         return {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}

@@ -140,7 +140,7 @@ def given_values(reading: Reading, storage: Storage) -> Values | None:
         )
     nodata = reading.nodata if storage.nodata is None else storage.nodata
     nodata = None if dtype == torch.float32 else nodata  # it became NaN when the file was read
-    return Values(dtype=dtype, low=pairs[::2], high=pairs[1::2], transform=reading.transform, nodata=nodata)
+    return Values(dtype=dtype, low=pairs[::2], high=pairs[1::2], transform=reading.value_transform, nodata=nodata)
 
 
 def measured_values(raw: Iterable[Shaped[Tensor, "C H W"]], reading: Reading, storage: Storage) -> Values:
@@ -164,4 +164,6 @@ def measured_values(raw: Iterable[Shaped[Tensor, "C H W"]], reading: Reading, st
         low.append(float(f"{black:.6g}"))
         high.append(float(f"{white:.6g}") if white > black else float(f"{black:.6g}") + 1)
     nodata = None if storage.dtype == torch.float32 else storage.nodata
-    return Values(dtype=storage.dtype, low=tuple(low), high=tuple(high), transform=reading.transform, nodata=nodata)
+    return Values(
+        dtype=storage.dtype, low=tuple(low), high=tuple(high), transform=reading.value_transform, nodata=nodata
+    )

@@ -22,7 +22,7 @@ from mimkit.evaluate.features import extract
 from mimkit.evaluate.knn import evaluate_knn
 from mimkit.evaluate.pools import Pool
 from mimkit.evaluate.probe import ProbeMethod, evaluate_probe
-from mimkit.evaluate.target import Extractor, export_folder, open_target
+from mimkit.evaluate.target import Extractor, export_folder, open_target, reading_for
 from mimkit.train.machine import Machine
 from mimkit.train.run_folder import read_json
 
@@ -47,7 +47,7 @@ def evaluate(
     temperature: float = 0.07,
     method: str = "auto",
     pools: Sequence[Choice] = ("auto",),
-    label_column: str | None = None,
+    reading: Reading = Reading(),
 ) -> dict[str, Any]:
     """Measure a target on pictures with labels.
 
@@ -62,7 +62,7 @@ def evaluate(
         method: of the probe.
         pools: of kNN and probe, see `evaluate.pools`; the first is the headline. `auto` is what the target was trained
             for, class token or mean of the patch tokens. `all` is this one and all others that the target has.
-        label_column: of labels in Parquet files, lists and metadata; by default the first with a usual name.
+        reading: how files become pictures, where that is another way than the target's, and their column of labels.
 
     Returns:
         JSON: kind, target, data, train and test (pictures used), classes, skipped (pictures that cannot be read),
@@ -76,14 +76,14 @@ def evaluate(
     at_least(1, k=k, limit_train=limit_train, limit_test=limit_test)
     _refuse_unknown(kind, method, temperature)
     where = Machine(device=device).find_device()
-    (train, test, unlabeled), extractor = _open(target, [data] if isinstance(data, str) else list(data), label_column)
-    reading: Any = dict(device=where, workers=workers, limit_train=limit_train, limit_test=limit_test)
+    (train, test, unlabeled), extractor = _open(target, [data] if isinstance(data, str) else list(data), reading)
+    machine: Any = dict(device=where, workers=workers, limit_train=limit_train, limit_test=limit_test)
     settings: dict[str, Any] = {}
     if kind == "attentive":
-        measured: dict[str, Any] = evaluate_attentive(extractor, train, test, **reading)
+        measured: dict[str, Any] = evaluate_attentive(extractor, train, test, **machine)
     else:
         settings = {"k": k, "temperature": temperature} if kind == "knn" else {"method": method}
-        measured = _measure_pools(extractor, train, test, choose_pools(extractor, pools), settings, **reading)
+        measured = _measure_pools(extractor, train, test, choose_pools(extractor, pools), settings, **machine)
     assumed = {"assumed": extractor.assumed} if extractor.assumed else {}
     return {
         "kind": kind,
@@ -91,7 +91,7 @@ def evaluate(
         "data": train.name,
         "classes": len(train.classes or ()),
         "unlabeled": unlabeled,
-        "notes": list(dict.fromkeys((*train.notes, *test.notes))),
+        "notes": list(dict.fromkeys((*train.notes, *test.notes, *described(train)))),
         "split_note": "" if train.has_test else SPLIT_NOTE,
         "headline": next(iter(measured["results"])),
         "settings": {"size": list(extractor.size), **assumed, **settings},
@@ -202,19 +202,24 @@ def _with(result: dict[str, Any], scores: dict[str, Any]) -> str:
     return f"{'LARS' if scores['method'] == 'lars' else scores['method']}, base rate {scores['rate']:g}"
 
 
-def _open(target: str, data: list[str], label_column: str | None) -> tuple[Measured, Extractor]:
+def described(pictures: Pictures) -> list[str]:
+    """What pictures of other depths than 8 bits are taken for, in a line."""
+    return [] if pictures.values.plain else [str(pictures.values)]
+
+
+def _open(target: str, data: list[str], reading: Reading) -> tuple[Measured, Extractor]:
     """Pictures to learn from and to be tested on, as the target wants them, and the target."""
     own = export_folder(target)  # before pictures are opened, which can take long
     by_class = splits_by_class(own)
-    measured = open_measured(data, Reading(label_column=label_column), by_class=by_class)
+    reading = reading_for(target, reading)
+    measured = open_measured(data, reading, by_class=by_class)
     train = measured.train
     # A folder brings its own; for others they are computed, which reads a thousand pictures.
     mean, std = statistics(train) if own is None else ((), ())
     extractor = open_target(target, size=usual_size(train), channels=train.channels, mean=mean, std=std)
-    # The pictures were opened as they are, to tell a timm model their channels; a run wants them as it was trained.
-    if not (train.read_as(extractor.reading) and measured.test.read_as(extractor.reading)):
-        reading = replace(extractor.reading, label_column=label_column)
-        measured = open_measured(data, reading, by_class=by_class)
+    # The pictures were opened as they are, to tell a timm model their channels; released weights want their own.
+    if extractor.channels != train.channels:
+        measured = open_measured(data, replace(reading, channels=extractor.channels), by_class=by_class)
     return measured, extractor
 
 

@@ -220,6 +220,16 @@ def reading_of(export: dict[str, Any], run: dict[str, Any]) -> Reading:
     return Reading(value_range=tuple(value_range) if value_range else None)
 
 
+def reading_for(target: str, reading: Reading) -> Reading:
+    """How a target wants files read: as it was trained, but for what `reading` says. Raises UserError."""
+    folder = export_folder(target)
+    if folder is None:
+        return reading
+    export, run = _json(folder / "config.json"), _json(folder.parent / "config.json").get("config", {})
+    channels = (export.get("pretrained_cfg") or {}).get("input_size", (None,))[0]
+    return replace(reading_of(export, run), channels=channels).changed_by(reading)
+
+
 def _trained_pool(model: nn.Module, config: dict[str, Any], run: dict[str, Any]) -> Pool:
     """`class` if an export says that the class token is pooled, by timm's `global_pool`, else `mean`.
 

@@ -81,6 +81,8 @@ class Images:
         if not 0 <= self.bad_fraction <= 1:
             raise UserError(f"images.bad_fraction is a share between 0 and 1, got {self.bad_fraction}")
         at_least(0, **{"images.plane": self.plane})
+        if self.nodata is not None and math.isnan(self.nodata):
+            self.nodata = None  # NaN is no data anyway, and equals no other setting
         at_least(SMALLEST, **{"images.tile": self.tile})
         pairs = self.value_range or (0.0, 1.0)
         if len(pairs) % 2 or not all(low < high for low, high in zip(pairs[::2], pairs[1::2], strict=True)):
@@ -101,7 +103,7 @@ class Images:
         return Reading(
             channels=self.channels if self.bands is None else len(self.bands),
             value_range=value_range,
-            transform=self.value_transform,
+            value_transform=self.value_transform,
             nodata=self.nodata,
             bands=self.bands,
             axes=self.axes,
@@ -112,7 +114,7 @@ class Images:
     def follow(self, reading: Reading) -> None:
         """Read files as a model was taught that learned from others."""
         self.channels, self.value_range, self.window = reading.channels, reading.value_range, None
-        self.value_transform, self.nodata, self.bands = reading.transform, reading.nodata, reading.bands
+        self.value_transform, self.nodata, self.bands = reading.value_transform, reading.nodata, reading.bands
         self.axes, self.plane, self.tile = reading.axes, reading.plane, reading.tile
 
     def shape(self) -> tuple[int, int]:
@@ -187,7 +189,7 @@ class Prepared:
     def reading(self) -> Reading:
         """How files become pictures: as the settings say, or as an earlier part of the run completed them."""
         if self.before.reading:
-            return Reading.from_json(self.before.reading)
+            return replace(Reading.from_json(self.before.reading), label_column=self.config.label_column)
         reading = self.config.reading()
         if self.before.pictures is None or reading.value_range is not None:
             return reading
