@@ -96,6 +96,19 @@ def test_black_and_white_are_those_of_the_pixels_with_data(tmp_path):
     assert "signed 16-bit" in str(pictures.values) and "no data: -9999" in str(pictures.values)
 
 
+def test_a_value_that_lies_apart_is_named(tmp_path):
+    """Nobody said that -9999 is no data: it is taken for a value, with a word. Black borders and peaks are none."""
+    values, holes = scenes()
+    data = write(tmp_path / "set", values, holes, -9999, np.float32)
+    assert "-9999 lies far from all others: if it is no data, give --images.nodata -9999" in str(
+        open_pictures([data], "all").values
+    )
+    told = open_pictures([data], "all", Reading(nodata=-9999.0)).values
+    assert told.apart is None and told.low[0] >= 0
+    ordinary = write(tmp_path / "ordinary", values, holes, 0, np.uint16)
+    assert open_pictures([ordinary], "all").values.apart is None
+
+
 def test_a_hole_does_not_reach_into_what_lies_beside_it(tmp_path):
     """Resized pixels near a hole are means of what was measured alone."""
     values, holes = np.full((COUNT, SIDE, SIDE), 700, np.float32), scenes()[1]

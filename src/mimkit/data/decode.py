@@ -88,7 +88,7 @@ def decode(data: bytes, storage: Storage, reading: Reading = Reading()) -> Shape
 
 
 def decode_box(file: BufferedIOBase, box: Box, storage: Storage, reading: Reading) -> Shaped[Tensor, "C h w"]:
-    """A box (top, left, height, width) of a TIFF file, as `decode`; no more is read than the box needs.
+    """A box (row, column, height, width) of a TIFF file, as `decode`; no more is read than the box needs.
 
     Raises BadPicture, UserError.
     """
@@ -97,8 +97,8 @@ def decode_box(file: BufferedIOBase, box: Box, storage: Storage, reading: Readin
             if layout.orientation == 1:
                 return _stored(layout.values(box), storage, reading, layout.nodata)
             whole = _upright(_stored(layout.values(), storage, reading, layout.nodata), layout.orientation)
-            top, left, height, width = box
-            return whole[:, top : top + height, left : left + width]
+            row, column, height, width = box
+            return whole[:, row : row + height, column : column + width]
     except (BadPicture, UserError):
         raise
     except Exception as error:

@@ -121,9 +121,9 @@ class Pictures(ABC):
         return reading in (replace(self.reading, channels=self.channels), self.resolved)
 
     def read_box(self, i: int, box: Box) -> Shaped[Tensor, "C h w"]:
-        """A box (top, left, height, width) of picture `i`. Raises BadPicture."""
-        top, left, height, width = box
-        return self.read(i)[:, top : top + height, left : left + width]
+        """A box (row, column, height, width) of picture `i`. Raises BadPicture."""
+        row, column, height, width = box
+        return self.read(i)[:, row : row + height, column : column + width]
 
     def tensor(self) -> Shaped[Tensor, "n C H W"] | None:
         """All pictures at once when they are decoded already, else None."""
@@ -182,8 +182,8 @@ class Encoded(Pictures):
             while self._decoded and sum(picture.nbytes for picture in self._decoded.values()) > _DECODED:
                 self._decoded.pop(next(iter(self._decoded)))
             self._decoded[i] = whole
-        top, left, height, width = box
-        return whole[:, top : top + height, left : left + width]
+        row, column, height, width = box
+        return whole[:, row : row + height, column : column + width]
 
     def _header(self, i: int) -> Header:
         with self._handle(i) as file:

@@ -15,7 +15,7 @@ from mimkit.data.reading import Reading
 _ORIENTATION, _EXTRA_SAMPLES, _PHOTOMETRIC, GDAL_NODATA = 0x0112, 338, 262, 42113  # tags
 _PALETTE, _SEPARATED = 3, 5  # photometric kinds that are converted to red, green and blue when they are read
 _JPEG = (6, 7, 33007, 34892)  # compressions
-Box = tuple[int, int, int, int]  # top, left, height, width in pixels
+Box = tuple[int, int, int, int]  # row, column, height, width in pixels
 LARGEST = 1 << 32  # bytes of the pages that one picture needs
 
 
@@ -165,14 +165,14 @@ def tiff_header(data: bytes | BufferedIOBase, reading: Reading) -> Header | None
 
 def _boxed(axes: str, box: Box | None) -> tuple[slice, ...]:
     """What cuts a box out of an array with these axes."""
-    top, left, height, width = box or (0, 0, None, None)
-    spans = {"Y": slice(top, height and top + height), "X": slice(left, width and left + width)}
+    row, column, height, width = box or (0, 0, None, None)
+    spans = {"Y": slice(row, height and row + height), "X": slice(column, width and column + width)}
     return tuple(spans.get(axis, slice(None)) for axis in axes)
 
 
 def page_box(page: Any, box: Box) -> np.ndarray:
     """A box of a page, (H, W), (H, W, S) or, of samples in planes, (S, H, W); no other tile or strip is decoded."""
-    top, left, height, width = box
+    row, column, height, width = box
     file, shape = page.parent.filehandle, page.shaped  # separate samples, depth, length, width, samples
     raw = page.compression == page.predictor == page.fillorder == 1 and page.bitspersample % 8 == 0
     if raw and page.is_contiguous:  # one stretch of numbers, of which rows are read
@@ -180,24 +180,24 @@ def page_box(page: Any, box: Box) -> np.ndarray:
         size = shape[3] * shape[4] * dtype.itemsize
         values = np.empty((shape[0], height, width, shape[4]), dtype)
         for plane in range(shape[0]):
-            file.seek(page.dataoffsets[0] + (plane * shape[2] + top) * size)
+            file.seek(page.dataoffsets[0] + (plane * shape[2] + row) * size)
             rows = np.frombuffer(file.read(height * size), dtype).reshape(height, shape[3], shape[4])
-            values[plane] = rows[:, left : left + width]
+            values[plane] = rows[:, column : column + width]
         return _squeezed(values.astype(page.dtype), page)
     down, across = page.chunks[:2] if shape[0] == 1 or page.planarconfig == 1 else page.chunks[-2:]
     lines, columns = -(-shape[2] // down), -(-shape[3] // across)
     values = np.zeros((shape[0], height, width, shape[4]), page.dtype)
     tables = {"jpegtables": page.jpegtables, "jpegheader": page.jpegheader} if page.compression in _JPEG else {}
     for plane in range(shape[0]):
-        for line in range(top // down, -(-(top + height) // down)):
-            for column in range(left // across, -(-(left + width) // across)):
-                number = (plane * lines + line) * columns + column
+        for line in range(row // down, -(-(row + height) // down)):
+            for piece_column in range(column // across, -(-(column + width) // across)):
+                number = (plane * lines + line) * columns + piece_column
                 file.seek(page.dataoffsets[number])
                 piece, (_, _, y, x, _), size = page.decode(file.read(page.databytecounts[number]), number, **tables)
-                y0, x0 = max(y, top), max(x, left)
-                y1, x1 = min(y + size[1], top + height), min(x + size[2], left + width)
+                y0, x0 = max(y, row), max(x, column)
+                y1, x1 = min(y + size[1], row + height), min(x + size[2], column + width)
                 if piece is not None and y0 < y1 and x0 < x1:
-                    into = values[plane, y0 - top : y1 - top, x0 - left : x1 - left]
+                    into = values[plane, y0 - row : y1 - row, x0 - column : x1 - column]
                     into[:] = piece[0, y0 - y : y1 - y, x0 - x : x1 - x]
     return _squeezed(values, page)
 

@@ -54,20 +54,20 @@ class Tiled(Pictures):
         return digest("tiles", self.side, self.whole.fingerprint)
 
     def read(self, i: int) -> Tensor:
-        top, left, height, width = self._boxes[i].tolist()
-        return self.whole.read_box(int(self.owners[i]), (top, left, height, width))
+        row, column, height, width = self._boxes[i].tolist()
+        return self.whole.read_box(int(self.owners[i]), (row, column, height, width))
 
     def size(self, i: int) -> tuple[int, int]:
         _, _, height, width = self._boxes[i].tolist()
         return height, width
 
     def where(self, i: int) -> str:
-        top, left, _, _ = self._boxes[i].tolist()
-        return f"{self.whole.where(int(self.owners[i]))} at {left},{top}"
+        row, column, _, _ = self._boxes[i].tolist()
+        return f"{self.whole.where(int(self.owners[i]))} at {column},{row}"
 
 
 def tiles(height: int, width: int, side: int) -> Int64[Tensor, "n 4"]:
-    """Boxes (top, left, height, width) of the tiles of a picture."""
+    """Boxes (row, column, height, width) of the tiles of a picture."""
     tops, lefts = (_starts(length, side) for length in (height, width))
     places = torch.cartesian_prod(tops, lefts)
     sides = torch.tensor([min(side, height), min(side, width)]).expand(len(places), 2)

@@ -35,6 +35,7 @@ DEPTHS = {torch.uint8: "8-bit", torch.uint16: "16-bit", torch.int16: "signed 16-
 FULL = {torch.uint8: (0.0, 255.0), torch.uint16: (0.0, 65535.0), torch.int16: (0.0, 32767.0), torch.float32: (0.0, 1.0)}
 """Black and white of a type where nobody looked at the data: of single pictures, and of runs of versions before 0.3."""
 PERCENTILES = (0.1, 99.9)  # of the values of a sample: what lies outside is a hot pixel or a fleck, and is clipped
+_FREQUENT = 1e-3  # share of the values from which one that lies apart is no accident
 _PIXELS = 4096  # values of a channel that a picture of the sample gives
 
 
@@ -57,6 +58,8 @@ class Values:
     high: tuple[float, ...] = (255.0,)
     transform: Transform = "none"
     nodata: float | None = None
+    apart: float | None = None
+    """A frequent value far below or above all others, if there is one: it may well stand for no data."""
 
     @property
     def plain(self) -> bool:
@@ -117,7 +120,11 @@ class Values:
         words += f"; scaled by {shown}"
         if self.transform != "none":
             words += f", {self.transform}"
-        return words + (f"; no data: {self.nodata:g}" if self.nodata is not None else "")
+        words += f"; no data: {self.nodata:g}" if self.nodata is not None else ""
+        if self.apart is None:
+            return words
+        advice = f"if it is no data, give --images.nodata {self.apart:g}"
+        return f"{words}; {self.apart:g} lies far from all others: {advice}"
 
 
 def given_values(reading: Reading, storage: Storage) -> Values | None:
@@ -154,9 +161,10 @@ def measured_values(raw: Iterable[Shaped[Tensor, "C H W"]], reading: Reading, st
         empty = blank.empty(picture).expand(picture.shape).flatten(1)[:, places]
         for channel, (row, hole) in enumerate(zip(values.numpy(), empty.numpy(), strict=True)):
             channels[channel].append(row[~hole])
-    low, high = [], []
+    low, high, apart = [], [], None
     for values in channels:
         every = np.concatenate(values) if values else np.zeros(0)
+        apart = lonely_value(every) if apart is None else apart
         black, white = np.percentile(every, PERCENTILES) if len(every) else (0.0, 1.0)
         if storage.dtype != torch.float32:
             black, white = np.floor(black), np.ceil(white)
@@ -165,5 +173,23 @@ def measured_values(raw: Iterable[Shaped[Tensor, "C H W"]], reading: Reading, st
         high.append(float(f"{white:.6g}") if white > black else float(f"{black:.6g}") + 1)
     nodata = None if storage.dtype == torch.float32 else storage.nodata
     return Values(
-        dtype=storage.dtype, low=tuple(low), high=tuple(high), transform=reading.value_transform, nodata=nodata
+        dtype=storage.dtype,
+        low=tuple(low),
+        high=tuple(high),
+        transform=reading.value_transform,
+        nodata=nodata,
+        apart=apart,
     )
+
+
+def lonely_value(values: np.ndarray) -> float | None:
+    """The least or largest value, if it is frequent and lies far from all others; NaN left out before."""
+    for end in (values.min, values.max) if len(values) else ():
+        lone = values == end()
+        others = values[~lone]
+        if lone.mean() < _FREQUENT or not len(others):
+            continue
+        gap = np.abs(others - end()).min()
+        if gap > np.ptp(others):
+            return float(end())
+    return None

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int64
 from rich.markup import escape
 from torch import Tensor, nn
 
+from mimkit.core.errors import UserError
 from mimkit.core.memory import memory_budget
 from mimkit.core.metrics import class_balance, class_names, class_scores
 from mimkit.core.randomness import integer
@@ -113,6 +114,8 @@ def evaluate_attentive(
     Raises:
         UserError: the target has no tokens, they do not fit into a quarter of the memory, or there are too few.
     """
+    if train.owners is not None:
+        raise UserError("an attentive probe sees the tokens of one image, and these are tiles: measure knn or a probe")
     device = torch.device(device)
     reading: Any = dict(device=device, workers=workers, batch_size=AT_ONCE)
     tokens, labels, bad = _tokens(extractor, train, limit_train, **reading)

@@ -81,23 +81,27 @@ def extract(
     count = len(pictures) if limit is None else min(limit, len(pictures))
     skipped = count - len(index)
     if pictures.owners is not None:
-        rows, index = _of_pictures(rows, pictures.owners[index])
+        means = {key: mean_of_tiles(rows[key], pictures.owners[index]) for key in rows if key != "index"}
+        rows = {key: mean for key, (mean, _) in means.items()}
+        index = index[next(iter(means.values()))[1]]
     labels = None if pictures.labels is None else pictures.labels[index]
     pooled = with_both(rows) if "both" in names else rows
     return Features({pool: pooled[pool] for pool in names}, labels, skipped)
 
 
-def _of_pictures(rows: dict[str, Tensor], owners: Int64[Tensor, " N"]) -> tuple[dict[str, Tensor], Int64[Tensor, " M"]]:
-    """The mean over the tiles of each picture, and the number of one of its tiles, for the label."""
+def mean_of_tiles(
+    values: Float[Tensor, "N *shape"], owners: Int64[Tensor, " N"]
+) -> tuple[Float[Tensor, "M *shape"], Int64[Tensor, " M"]]:
+    """The mean over the tiles of each picture, and the place of its first one.
+
+    Args:
+        owners: which picture each tile is of.
+    """
     _, group = owners.unique(return_inverse=True)
-    first = torch.full((int(group.max()) + 1,), len(owners)).scatter_reduce(0, group, torch.arange(len(owners)), "amin")
-    count = group.bincount().float()
-    means = {}
-    for name, values in rows.items():
-        if name != "index":
-            total = values.new_zeros(len(count), *values.shape[1:]).index_add_(0, group, values)
-            means[name] = total / count.view(-1, *[1] * (values.ndim - 1))
-    return means, rows["index"][first]
+    count = group.bincount()
+    total = values.new_zeros(len(count), *values.shape[1:]).index_add_(0, group, values)
+    first = torch.full_like(count, len(owners)).scatter_reduce(0, group, torch.arange(len(owners)), "amin")
+    return total / count.view(-1, *[1] * (values.ndim - 1)), first
 
 
 def batches_for(

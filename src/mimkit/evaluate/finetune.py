@@ -22,6 +22,7 @@ from mimkit.data.reading import Reading
 from mimkit.data.sources import open_measured
 from mimkit.data.stream import all_bad
 from mimkit.evaluate.balance import missing_classes, needs_balance
+from mimkit.evaluate.features import mean_of_tiles
 from mimkit.evaluate.target import UNTRAINED, Extractor, export_folder, reading_of
 from mimkit.model.build import EncoderConfig
 from mimkit.train.prepare import Prepared, Pretrain
@@ -166,13 +167,17 @@ def measure(folder: Path, *, device: torch.device, workers: int = 0) -> dict[str
     reading: Any = dict(
         size=prepared.size, mean=mean, std=std, device=device, view=view, workers=workers, skipped=skipped
     )
-    top_classes, true_classes = [], []
-    for images, labels, _ in evaluation_batches(test, **reading):
-        top_classes.append(model(images).topk(min(5, config.method.classes), dim=1).indices.cpu())
-        true_classes.append(labels)
-    if not true_classes:
+    rows = [
+        (model(images).float().softmax(dim=1).cpu(), labels, numbers)
+        for images, labels, numbers in evaluation_batches(test, **reading)
+    ]
+    if not rows:
         raise all_bad(test, skipped)
-    predicted, truth = torch.cat(top_classes), torch.cat(true_classes)
+    likely, truth, numbers = map(torch.cat, zip(*rows, strict=True))
+    if test.owners is not None:
+        likely, first = mean_of_tiles(likely, test.owners[numbers])
+        truth = truth[first]
+    predicted = likely.topk(min(5, config.method.classes), dim=1).indices
     learned: Any = prepared.pictures.labels
     # As many as the head has, which may be given as more than there are.
     names = [*(test.classes or ()), *map(str, range(len(test.classes or ()), config.method.classes))]

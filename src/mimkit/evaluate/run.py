@@ -58,8 +58,7 @@ def evaluate(
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         workers: processes that read pictures; 0 reads here.
         limit_train, limit_test: how many pictures to take, spread over the set; all by default.
-        k, temperature: of kNN.
-        method: of the probe.
+        k, temperature, method: of kNN; of the probe.
         pools: of kNN and probe, see `evaluate.pools`; the first is the headline. `auto` is what the target was trained
             for, class token or mean of the patch tokens. `all` is this one and all others that the target has.
         reading: how files become pictures, where that is another way than the target's, and their column of labels.
@@ -75,14 +74,14 @@ def evaluate(
     """
     at_least(1, k=k, limit_train=limit_train, limit_test=limit_test)
     _refuse_unknown(kind, method, temperature)
-    where = Machine(device=device).find_device()
     (train, test, unlabeled), extractor = _open(target, [data] if isinstance(data, str) else list(data), reading)
-    machine: Any = dict(device=where, workers=workers, limit_train=limit_train, limit_test=limit_test)
-    settings: dict[str, Any] = {}
+    machine: Any = dict(
+        device=Machine(device=device).find_device(), workers=workers, limit_train=limit_train, limit_test=limit_test
+    )
+    settings: Any = {"attentive": {}, "knn": {"k": k, "temperature": temperature}, "probe": {"method": method}}[kind]
     if kind == "attentive":
         measured: dict[str, Any] = evaluate_attentive(extractor, train, test, **machine)
     else:
-        settings = {"k": k, "temperature": temperature} if kind == "knn" else {"method": method}
         measured = _measure_pools(extractor, train, test, choose_pools(extractor, pools), settings, **machine)
     assumed = {"assumed": extractor.assumed} if extractor.assumed else {}
     return {
