@@ -1,7 +1,7 @@
 """Prepare a run: its config enters; pictures, their statistics, the model and a first batch leave."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mimkit.core import distributed
 from mimkit.core.batch import Batch
+from mimkit.core.display import Display
 from mimkit.core.errors import UserError, at_least
 from mimkit.core.memory import free_memory
 from mimkit.core.randomness import integer, rng_keys
@@ -20,7 +21,7 @@ from mimkit.data.labels import label_subset
 from mimkit.data.loader import Loader, Plan, ViewSettings, statistics
 from mimkit.data.reading import Reading, Transform
 from mimkit.data.sources import Pictures, open_pictures
-from mimkit.data.values import FULL
+from mimkit.data.values import FULL, Values
 from mimkit.data.views import RandomResizedCrop, View
 from mimkit.methods.base import Method, MethodConfig
 from mimkit.methods.mae import MAEConfig
@@ -68,6 +69,14 @@ class Images:
     """Which plane of a stack is the picture, counted from 0."""
     tile: int | None = None
     """Cut pictures into tiles of this side, each of which is a picture; by default they are whole."""
+    shown: tuple[int, ...] | None = None
+    """Channels in pictures for people, counted from 1: one (gray), two (magenta and green) or three (red, green, blue);
+    by default the first three."""
+    stretch: bool | None = None
+    """In pictures for people, spread the 2nd to the 98th percentile over black to white; by default for pictures of
+    other depths than 8 bits. Nothing else sees it."""
+    color_map: bool = False
+    """In pictures for people, a single channel from dark violet to yellow instead of black to white."""
     bad_fraction: float = 0.01
     """The run stops when more than this share of the pictures cannot be read."""
 
@@ -91,6 +100,15 @@ class Images:
             raise UserError(f"images.bands are counted from 1, got {self.bands}")
         if self.bands is not None and self.channels not in (None, len(self.bands)):
             raise UserError(f"{len(self.bands)} images.bands are as many channels: leave images.channels away")
+        if self.shown is not None and not (1 <= len(self.shown) <= 3 and min(self.shown) >= 1):
+            raise UserError(f"images.shown is one, two or three channels, counted from 1, got {self.shown}")
+
+    def display(self, values: Values, mean: Sequence[float], std: Sequence[float]) -> Display:
+        """How images of this mean and std are shown to people. Raises UserError for a channel that is not there."""
+        if self.shown is not None and max(self.shown) > len(mean):
+            raise UserError(f"images.shown {' '.join(map(str, self.shown))}: the images have {len(mean)} channels")
+        stretch = not values.plain if self.stretch is None else self.stretch
+        return Display(mean=mean, std=std, shown=self.shown, stretch=stretch, color_map=self.color_map)
 
     def reading(self) -> Reading:
         """How files become pictures, as far as the settings say."""
