@@ -158,7 +158,9 @@ def test_runs_measures_and_goes_on_where_it_was(shades, tmp_path, monkeypatch, h
     said = [read_json(file)["results"][0]["results"]["mean"]["accuracy"] for file in found]
     assert sorted(said) == sorted([*rows[0], *rows[1]])
     assert Path("out/curves.png").stat().st_size > 5000
-    assert Path("out/comparison.md").read_text().count("\n") == 4  # heads, rule, two contenders
+    assert Path("out/comparison.md").read_text().count("\n|") == 3  # rule, two contenders
+    assert result["largest_class"]["share"] >= 0.5
+    assert f"scores {100 * result['largest_class']['share']:.1f}" in Path("out/comparison.md").read_text()
     here.clear()
     found[0].unlink()
     assert mimkit(command).status == 0
@@ -195,7 +197,7 @@ def test_contenders_epochs_and_seeds_join_a_comparison(shades, tmp_path, monkeyp
     assert rows[1]["work"] == rows[3]["work"] > 2 and rows[4]["work"] == 0
     assert len(result["curves"]) == 5
     assert found[0]["p"] is None and found[2]["p"] is None
-    assert Path("out/comparison.md").read_text().count("\n") == 7
+    assert Path("out/comparison.md").read_text().count("\n|") == 6
 
 
 def test_each_baseline_has_its_own_untrained_network(shades, tmp_path, monkeypatch, here):

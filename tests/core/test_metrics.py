@@ -1,13 +1,26 @@
 """Measures against scikit-learn, closed forms and cases counted by hand."""
 
+import json
 import math
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, recall_score
 from sklearn.neighbors import KNeighborsClassifier
 
-from mimkit.core.metrics import accuracy_interval, effective_rank, knn
+from mimkit.core.metrics import (
+    accuracy_interval,
+    class_balance,
+    class_names,
+    class_scores,
+    effective_rank,
+    knn,
+    unbalanced,
+)
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -69,21 +82,57 @@ def test_effective_rank_of_a_collapse_is_one_and_of_nothing_is_finite():
     assert math.isfinite(effective_rank(torch.zeros(10, 4)).item())
 
 
-@pytest.mark.parametrize(("level", "deviations"), [(0.95, 1.9600), (0.5, 0.6745)])
-def test_accuracy_interval_is_the_normal_approximation_for_many_queries(level, deviations):
-    correct = torch.arange(20_000) % 10 < 7
-    accuracy, low, high = accuracy_interval(correct, level=level)
-    spread = deviations * math.sqrt(0.7 * 0.3 / 20_000)
-    assert accuracy == pytest.approx(0.7, abs=1e-12)
-    assert accuracy - low == pytest.approx(spread, rel=0.08)
-    assert high - accuracy == pytest.approx(spread, rel=0.08)
+@given(st.integers(1, 3000), st.floats(0, 1), st.sampled_from([0.95, 0.5, 0.999]))
+def test_accuracy_interval_is_wilson_s(count, share, level):
+    hits = round(share * count)
+    accuracy, low, high = accuracy_interval(torch.arange(count) < hits, level=level)
+    oracle = binomtest(hits, count).proportion_ci(level, method="wilson")
+    assert accuracy == hits / count
+    assert low == pytest.approx(oracle.low, abs=1e-9) and high == pytest.approx(oracle.high, abs=1e-9)
+    assert low <= accuracy <= high and high - low > 1e-4  # never a point
 
 
-def test_accuracy_interval_depends_on_its_seed_alone():
-    correct = torch.arange(300) % 3 == 0
-    first = accuracy_interval(correct)
-    np.random.seed(1)
-    torch.manual_seed(1)
-    assert accuracy_interval(correct) == first
-    assert accuracy_interval(correct, seed=1) != first
-    assert accuracy_interval(torch.ones(50, dtype=torch.bool)) == (1.0, 1.0, 1.0)
+def test_forty_hits_in_forty_are_no_certainty():
+    assert accuracy_interval(torch.ones(40, dtype=torch.bool)) == pytest.approx((1.0, 0.912, 1.0), abs=1e-3)
+    assert accuracy_interval(torch.zeros(40, dtype=torch.bool)) == pytest.approx((0.0, 0.0, 0.088), abs=1e-3)
+    with pytest.raises(ValueError, match="needs a prediction"):
+        accuracy_interval(torch.zeros(0, dtype=torch.bool))
+
+
+labels = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=60)
+
+
+@given(labels)
+@pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
+@pytest.mark.filterwarnings("ignore:A single label was found")
+def test_class_scores_are_scikit_learn_s(pairs):
+    true, predicted = torch.tensor(pairs).T
+    names = ["a", "b", "c", "d", "e", "f", "nobody"]  # the last has no picture
+    scores = class_scores(true, predicted, names)
+    assert scores["accuracy"] == pytest.approx(accuracy_score(true, predicted), abs=1e-12)
+    assert scores["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(true, predicted), abs=1e-12)
+    recalls = recall_score(true, predicted, labels=range(7), average=None, zero_division=0)
+    counts = confusion_matrix(true, predicted, labels=range(7)).sum(axis=1)
+    assert scores["per_class"].keys() == {names[i] for i in range(7) if counts[i]}
+    for name, row in scores["per_class"].items():
+        i = names.index(name)
+        assert row["accuracy"] == pytest.approx(recalls[i], abs=1e-12) and row["pictures"] == counts[i]
+        wrong = [names[p] for t, p in pairs if t == i and p != i]
+        assert row["taken_for"] is None if not wrong else wrong.count(row["taken_for"]) == max(map(wrong.count, wrong))
+    assert json.loads(json.dumps(scores)) == scores
+
+
+def test_class_balance_names_the_largest_class_and_those_on_one_side_alone():
+    learned, tested = torch.tensor([0, 0, 1, 3]), torch.tensor([0, 2, 2, 2, 1])
+    assert class_balance(learned, tested, ["a", "b", "c", "d", "nobody"]) == {
+        "largest_class": {"name": "c", "share": 0.6},
+        "unseen_classes": ["c"],
+        "untested_classes": ["d"],
+    }
+    assert unbalanced(0.6, 4) and unbalanced(0.95, 2) and not unbalanced(0.6, 2) and not unbalanced(0.1, 10)
+
+
+def test_class_names_are_numbers_where_there_are_none():
+    assert class_names(("a", "b"), torch.tensor([1, 0])) == ["a", "b"]
+    assert class_names(("a",), torch.tensor([0]), torch.tensor([2])) == ["a", "1", "2"]
+    assert class_names(None, torch.tensor([1]), torch.tensor([], dtype=torch.int64)) == ["0", "1"]

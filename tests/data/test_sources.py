@@ -94,7 +94,8 @@ def test_several_folders_join_by_class_name(tmp_path):
     assert pictures.classes == ("bird", "cat", "dog") and shades(pictures) == [1, 2, 3, 4]
     assert pictures.labels.tolist() == [1, 2, 0, 2] and pictures.where(3).endswith("4.png")
     mixed = open_pictures([str(tmp_path / "one"), str(tmp_path / "gray")], "all")
-    assert mixed.labels is None and mixed.channels == 3 and mixed.read(2).shape[0] == 3
+    assert mixed.labels.tolist() == [0, 1, -1] and mixed.classes == ("cat", "dog") and mixed.unlabeled_count == 1
+    assert mixed.channels == 3 and mixed.read(2).shape[0] == 3
 
 
 def test_list_of_paths(tmp_path):
@@ -108,8 +109,8 @@ def test_list_of_paths(tmp_path):
     pictures = open_pictures([str(labeled)], "all")
     assert pictures.classes == ("9", "10") and pictures.labels.tolist() == [1, 0, 1]
     labeled.write_text("pictures/2.png\t10\npictures/0.png\n")
-    with pytest.raises(UserError, match="line 2"):
-        open_pictures([str(labeled)])
+    pictures = open_pictures([str(labeled)], "all")
+    assert pictures.classes == ("10",) and pictures.labels.tolist() == [0, -1] and not pictures.named
     plain.write_text("nowhere.png\n")
     with pytest.raises(UserError, match=r"line 1: there is no file nowhere\.png"):
         open_pictures([str(plain)])

@@ -379,6 +379,9 @@ def test_knn_counts_hits():
     assert found["mean"]["accuracy"] == 0.75
     assert list(found) == ["mean", "class"] and found["mean"]["low"] < 0.75 < found["mean"]["high"] <= 1
     assert list(evaluate_knn(bank, test, pools=["class"])) == ["class"]
+    named = evaluate_knn(bank, test, k=1, classes=["a", "b", "c"])["mean"]
+    assert named["per_class"]["a"] == {"accuracy": 0.5, "pictures": 2, "taken_for": "c"}
+    assert named["balanced_accuracy"] == pytest.approx((0.5 + 1 + 1) / 3)
 
 
 # All of it
@@ -404,6 +407,44 @@ def test_evaluate_on_a_folder_of_classes(tmp_path, folder):
         console.print(table(results))
     text = captured.get()
     assert f"{linear['results']['mean']['accuracy']:.1%}" in text and "logistic regression" in text
+    share = pixels["largest_class"]["share"]
+    assert f"{share:.1%}" in text and "largest class" in text and "balanced" not in text and "no picture" not in text
+
+
+@pytest.fixture
+def noise(tmp_path) -> Path:
+    """160 and 40 pictures of noise, 8 and 2 of them called `lesion`, and one tested that is called `new`."""
+    root = tmp_path / "noise"
+    for number in range(201):
+        kind = "lesion" if number < 10 else "normal" if number < 200 else "new"
+        place = root / ("test" if number % 5 == 0 else "train") / kind
+        place.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(place / f"{number}.png")
+    (root / "train" / "new").mkdir()
+    (root / "train" / "gone").mkdir()
+    (root / "test" / "gone").mkdir()
+    (root / "train" / "lesion" / "1.png").rename(root / "train" / "gone" / "1.png")
+    return root
+
+
+@pytest.mark.parametrize("kind", ["knn", "probe", "attentive"])
+def test_noise_reports_what_it_is(kind, noise, tmp_path):
+    export(tmp_path / "export")
+    result = evaluate(kind, str(tmp_path / "export"), [str(noise)], device="cpu")
+    (scores,) = result["results"].values()
+    assert json.loads(json.dumps(result)) == result
+    assert result["largest_class"] == {"name": "normal", "share": 38 / 41}
+    assert result["unseen_classes"] == ["new"] and result["untested_classes"] == ["gone"]
+    assert scores["accuracy"] == pytest.approx(38 / 41, abs=0.03) and scores["high"] > scores["low"] + 0.1
+    assert scores["balanced_accuracy"] == pytest.approx(1 / 3, abs=0.02)
+    assert scores["per_class"]["new"]["accuracy"] == 0 and scores["per_class"]["lesion"]["pictures"] == 2
+    console = Console(width=140)
+    with console.capture() as captured:
+        console.print(table([result]))
+    text = captured.get()
+    assert "92.7%" in text and "always 'normal'" in text and "balanced" in text and "33.3%" in text
+    assert "always wrong: new" in text and "nothing is said of: gone" in text
 
 
 @pytest.mark.parametrize(

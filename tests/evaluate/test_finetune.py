@@ -10,6 +10,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from rich.console import Console
 from sklearn.metrics import confusion_matrix
 from timm.data.mixup import Mixup
 from timm.models import VisionTransformer
@@ -19,14 +20,15 @@ from commandline import FAST, mimkit, refused
 from mimkit.core.batch import Batch, DatasetView
 from mimkit.core.config import from_dict, to_dict
 from mimkit.core.errors import UserError
+from mimkit.core.metrics import confusion_counts
 from mimkit.core.randomness import rng_keys
 from mimkit.data.labels import label_subset
 from mimkit.data.pictures import Decoded
-from mimkit.evaluate.finetune import Start, confusion_counts, draw_confusion, start_of
+from mimkit.evaluate.finetune import Start, draw_confusion, start_of, table
 from mimkit.methods.finetune import FineTune, FineTuneConfig, set_drop_path
 from mimkit.model.build import EncoderConfig
 from mimkit.recipes import find_recipe, recipes
-from mimkit.recipes.finetune import choose_finetuning
+from mimkit.recipes.finetune import LEAST_STEPS, choose_finetuning, fit_to_labels
 from mimkit.train.checkpoint import checkpoints, load_checkpoint
 from mimkit.train.prepare import Prepared
 from mimkit.train.run_folder import RunFolder
@@ -206,7 +208,9 @@ def test_swins_and_resnets_learn_too(name, tmp_path):
 def test_a_share_of_the_labels_holds_every_class():
     labels = torch.tensor([0] * 200 + [2] * 100 + [3] * 4)[torch.randperm(304)]
     n = torch.arange(304)
-    pictures = Decoded("x", torch.stack([n // 256, n % 256], 1).view(-1, 1, 1, 2).to(torch.uint8), labels)
+    pictures = Decoded(
+        "x", torch.stack([n // 256, n % 256], 1).view(-1, 1, 1, 2).to(torch.uint8), labels, tuple("abcd")
+    )
     parts = {fraction: label_subset(pictures, fraction, 5) for fraction in (0.02, 0.1, 0.5, 1.0)}
     for fraction, part in parts.items():
         counts = torch.bincount(part.labels).tolist()
@@ -231,6 +235,24 @@ def test_confusion_is_scikit_learn_s_and_can_be_drawn():
     cells = picture[-10 - 3 * 34 + 2 : -10 : 34, -10 - 3 * 34 + 2 : -10 : 34].sum(axis=2).astype(int)
     assert (cells.diagonal() > 400).all() and (cells[~np.eye(3, dtype=bool)] < 250).all()
     assert max(draw_confusion(torch.ones(1000, 1000, dtype=torch.int64), ["x"] * 1000).size) < 1100
+
+
+def test_the_table_says_what_an_unbalanced_accuracy_is_worth(finished):
+    result = finished[1] | {
+        "largest_class": {"name": "[b]", "share": 0.9},
+        "unseen_classes": list("abcdefg"),
+        "untested_classes": [],
+    }
+    console = Console(width=160)
+    with console.capture() as captured:
+        console.print(table(result))
+    text = captured.get()
+    assert f"{result['balanced_accuracy']:.1%}, the mean over the classes" in text
+    assert "90.0% of the measured pictures are '[b]'" in text
+    assert "always wrong: a, b, c, d, e and 2 more" in text and "no measured picture" not in text
+    for key in ("largest_class", "unseen_classes", "untested_classes"):
+        del result[key]
+    table(result)  # of version 0.2
 
 
 SHEET = {  # epochs, base rate, layer decay, drop path, warm-up epochs, batch, rate at the end
@@ -348,9 +370,18 @@ def test_a_run_is_fine_tuned_and_measured(finished, data, run):
     assert result["top5"] == (logits.topk(5).indices == truth[:, None]).any(1).double().mean().item()
     assert np.array_equal(result["confusion"], confusion_matrix(truth, predicted, labels=range(6)))
     assert {one["pictures"] for one in result["per_class"].values()} == {5}
+    assert result["balanced_accuracy"] == pytest.approx(result["accuracy"])  # five of each
+    assert result["largest_class"]["share"] == 5 / 30 and not result["unseen_classes"] and "largest class" in said
+    assert "balanced" not in said
     assert Image.open(folder / "confusion.png").size[0] > 200
     own, trained = RunFolder(run).read_config(), RunFolder(folder).read_config()
     assert trained["resolved"]["mean"] == own["resolved"]["mean"]
+    names = [f"kind{number}" for number in range(6)]
+    assert (
+        json.loads((folder / "export" / "config.json").read_text())["label_names"] == names == list(result["per_class"])
+    )
+    assert "| 5 | kind5 |" in (folder / "export" / "README.md").read_text()
+    assert "label_names" not in (run / "export" / "config.json").read_text()
     assert "image-classification" in (folder / "export" / "README.md").read_text()
     assert "holds a finished run" in refused(f"evaluate finetune {run} finetune_mini_32 --data {data} --run {folder}")
 
@@ -380,6 +411,48 @@ def test_an_unfinished_run_goes_on_to_the_same_end(finished, run, data, tmp_path
     (folder / "result.json").write_text(json.dumps(result))
     assert mimkit(f"evaluate finetune {folder}").status == 0
     assert json.loads((folder / "result.json").read_text())["accuracy"] == finished[1]["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("pictures", "before", "after"),
+    [
+        (40, (20, 128), (60, 8)),  # 300 steps of 8
+        (120, (20, 128), (40, 16)),
+        (3, (20, 128), (800, 8)),
+        (1_000, (20, 128), (39, 128)),
+        (5_000, (20, 128), (20, 128)),
+        (2_000, (100, 1024), (100, 256)),
+        (1_000_000, (100, 1024), (100, 1024)),
+        (40, (20, 4), (30, 4)),
+    ],
+)
+def test_a_plan_fits_the_labels(pictures, before, after):
+    config = find_recipe("finetune_mini_32", finetuning=True)
+    config.epochs, config.batch_size = before
+    line = fit_to_labels(config, pictures)
+    assert (config.epochs, config.batch_size) == after
+    assert config.epochs * pictures >= LEAST_STEPS * config.batch_size
+    assert (line == "") == (before == after)
+    assert not line or all(f"{number}" in line for number in (*before, *after, "--batch-size"))
+    assert fit_to_labels(config, pictures) == "", "what fits stays"
+
+
+def test_few_labels_get_steps_enough_unless_the_person_says_how_many(run, data, tmp_path):
+    words = f"evaluate finetune {run} --data {data} --label-fraction 0.1 --max-steps 1 {FAST}"
+    plans = {
+        "": (200, 8),
+        "--epochs=7": (7, 128),
+        "--batch_size 20": (20, 20),
+        "--epochs 20 --batch-size 128": (20, 128),
+    }
+    for number, (flags, plan) in enumerate(plans.items()):
+        said = mimkit(f"{words} {flags} --run {tmp_path / str(number)}")
+        assert said.status == 0, said.err
+        config = RunFolder(tmp_path / str(number)).read_config()["config"]
+        assert (config.epochs, config.batch_size) == plan
+        assert ("12 pictures with labels are few: 200 epochs of batches of 8" in said.err) == (not flags)
+    said = mimkit(f"{words} --run {tmp_path / '0'}")  # the same command goes on with the same plan
+    assert said.status == 0 and "goes on" not in said.out, said.err
 
 
 def test_few_labels_and_no_training_before(run, data, tmp_path):

@@ -437,7 +437,9 @@ def test_one_command_makes_one_table(tmp_path, folder):
         ("attentive", "tokens"),
     ]
     assert all(len(one["results"]) == 1 for one in found)
-    assert "attentive probe" in said.out and "tokens" in said.out and said.out.count("├") == 1  # a part for each model
+    assert (
+        "attentive probe" in said.out and "tokens" in said.out and said.out.count("├") == 2
+    )  # a part for each model, and the row below them
     assert mimkit(f"evaluate probe {tmp_path / 'model'} --pool all --method moco_v3 {words}").status == 0
     (one,) = json.loads((tmp_path / "found.json").read_text())["results"]
     assert next(iter(one["results"])) == one["headline"] == "class" and len(one["results"]) == 5
@@ -490,4 +492,4 @@ def test_wrong_words_are_answered_in_a_line(folder, words, message):
 def test_the_table_says_how(folder):
     found = evaluate("probe", "pixels", [str(folder)], device="cpu", method="simclr")
     cells = [list(column.cells) for column in table([found]).columns]
-    assert cells[1] == ["linear probe"] and cells[5][0].startswith("simclr, base rate ")
+    assert cells[1] == ["linear probe", "largest class"] and cells[5][0].startswith("simclr, base rate ")

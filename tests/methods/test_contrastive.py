@@ -115,6 +115,97 @@ def test_losses_are_float32_under_autocast_and_keys_get_no_gradient():
     assert b.grad is None and a.grad.abs().sum() > 0
 
 
+def entropy_by_hand(positive, others, temperature):
+    """-log of the positive's share among itself and the others, in Python's floats."""
+    exponents = [math.exp(float(c) / temperature) for c in others]
+    own = math.exp(float(positive) / temperature)
+    return -math.log(own / (own + sum(exponents)))
+
+
+@given(st.integers(0, 99), st.lists(st.integers(0, 3), min_size=2, max_size=8), st.floats(0.1, 2.0))
+@settings(deadline=None, max_examples=25)
+def test_copies_of_a_picture_are_no_negatives_of_it(seed, index, temperature):
+    n = len(index)
+    a, b = (F.normalize(x.double(), dim=1) for x in points(seed, n))
+    x, of = torch.cat([a, b]), index + index
+    terms, means = [], []
+    for i in range(2 * n):
+        others = [x[i] @ x[j] for j in range(2 * n) if of[j] != of[i]]
+        means.append(float(sum(others) / max(1, len(others))))
+        terms.append(entropy_by_hand(x[i] @ x[(i + n) % (2 * n)], others, temperature))
+    result = nt_xent(a.float(), b.float(), temperature, index=torch.tensor(index))
+    assert result.loss.item() == pytest.approx(sum(terms) / len(terms), abs=1e-4)
+    assert result.negative.item() == pytest.approx(sum(means) / len(means), abs=1e-5)
+
+    terms = [
+        entropy_by_hand(a[i] @ b[i], [a[i] @ b[j] for j in range(n) if index[j] != index[i]], temperature)
+        for i in range(n)
+    ]
+    result = in_batch(a.float(), b.float(), temperature, torch.tensor(index))
+    assert result.loss.item() == pytest.approx(2 * temperature * sum(terms) / n, abs=1e-4)
+
+    queue, queued = F.normalize(points(seed + 1, 7)[0].double(), dim=1), [0, 1, 1, 9, -1, -1, 3]
+    terms = [
+        entropy_by_hand(a[i] @ b[i], [a[i] @ queue[j] for j in range(7) if queued[j] != index[i]], temperature)
+        for i in range(n)
+    ]
+    same = torch.tensor(index).unsqueeze(1) == torch.tensor(queued)
+    result = info_nce(a.float(), b.float(), queue.float(), temperature, same)
+    assert result.loss.item() == pytest.approx(sum(terms) / n, abs=1e-4)
+
+
+def test_a_batch_without_copies_has_the_same_loss_and_gradient_bit_for_bit():
+    index, queue = torch.randperm(64), F.normalize(torch.randn(32, 16), dim=1)
+    none = torch.zeros(64, 32, dtype=torch.bool)
+    for plain, masked in (
+        (lambda a, b: nt_xent(a, b, 0.1), lambda a, b: nt_xent(a, b, 0.1, index=index)),
+        (lambda a, b: in_batch(a, b, 0.1), lambda a, b: in_batch(a, b, 0.1, index)),
+        (lambda a, b: info_nce(a, b, queue, 0.1), lambda a, b: info_nce(a, b, queue, 0.1, none)),
+    ):
+        results = []
+        for loss in (plain, masked):
+            a, b = points(n=64, width=16).unbind()
+            a.requires_grad_()
+            contrast = loss(a, b)
+            contrast.loss.backward()
+            results.append((*contrast, a.grad))
+        assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
+def test_perfect_features_of_forty_pictures_have_no_loss_in_a_batch_of_256():
+    index = torch.arange(256) % 40
+    perfect = F.one_hot(index, 40).float()
+    assert nt_xent(perfect, perfect, 0.1).loss > 2  # what the copies did
+    assert nt_xent(perfect, perfect, 0.1, index=index).loss < 0.025  # 500 views of others, each with e^-10
+    assert in_batch(perfect, perfect, 0.1, index).loss < 0.005
+    queue = F.one_hot(torch.arange(4096) % 40, 40).float()
+    same = index.unsqueeze(1) == torch.arange(4096) % 40
+    assert info_nce(perfect, perfect, queue, 0.1).loss > 4
+    assert info_nce(perfect, perfect, queue, 0.1, same).loss < 0.2  # 3,993 keys of others, each with e^-10
+    one = torch.zeros(8, dtype=torch.int64)  # a set of one picture: nothing to compare with, and no NaN
+    a = perfect[:8].clone().requires_grad_()
+    contrast = nt_xent(a, perfect[:8], 0.1, index=one)
+    contrast.loss.backward()
+    assert contrast.loss == 0 and contrast.negative == 0 and a.grad.abs().max() == 0
+
+
+def test_methods_leave_out_copies_and_the_queue_remembers_whose_keys_it_has():
+    for kind in ("simclr-vit", "moco_v3-vit", "moco-vit"):
+        method, plain = small(kind), batch()
+        copies = replace(plain, index=plain.index % 4)
+        assert method(copies, 0.0).loss < method(plain, 0.0).loss or kind == "moco-vit"
+    assert method.queue_index.eq(-1).all()
+    method(copies, 0.0)
+    method.after_step(0.0)
+    assert method.queue_index.tolist() == [0, 1, 2, 3] * 2 + [-1] * 24
+    assert method(copies, 0.0).loss < method(replace(plain, index=plain.index + 9), 0.0).loss
+    state = method.state_dict()
+    del state["queue_index"]  # of version 0.2
+    other = small("moco-vit")
+    other.load_state_dict(state)
+    assert torch.equal(other.queue, method.queue) and other.queue_index.eq(-1).all()
+
+
 def test_spread_tells_collapse():
     wide = torch.randn(4096, 64, generator=torch.Generator().manual_seed(0))
     assert feature_spread(5 * wide).item() == pytest.approx(1, abs=0.01)
@@ -132,7 +223,7 @@ def test_a_queue_is_the_memory_bank_of_lightly():
         q.requires_grad_()  # without, lightly takes no keys in
         ours = info_nce(q, k, method.queue, 0.2)
         torch.testing.assert_close(ours.loss, bank(q, k))  # which takes the keys in after it compared
-        method.fresh = F.normalize(k, dim=1)
+        method.fresh, method.fresh_index = F.normalize(k, dim=1), torch.arange(len(k))
         method.after_step(0.0)
         torch.testing.assert_close(method.queue, bank.memory_bank.bank)
 
@@ -198,7 +289,7 @@ def test_moco_moves_then_compares_then_takes_the_keys_in():
     queue = method.queue.clone()
     for step in range(6):
         before, key = method.queue.clone(), method.slow(batch(step).other_views[0])
-        found = method(batch(step), 0.0)
+        found = method(replace(batch(step), index=batch(step).index + 8 * step), 0.0)  # other pictures at each step
         want = info_nce(method.embedder(batch(step).images), key, before, 0.2).loss
         torch.testing.assert_close(found.loss, want)
         seen.append(F.normalize(key, dim=1))

@@ -25,7 +25,19 @@ from mimkit.evaluate.target import open_target
 from mimkit.report import page as page_module
 from mimkit.report.images import clear
 from mimkit.report.page import Depth, cached, embedded, render, report
-from mimkit.report.record import CURVES, POINTS, curves, differing, frames, names, read_run, results, short, thin
+from mimkit.report.record import (
+    CURVES,
+    POINTS,
+    class_tables,
+    curves,
+    differing,
+    frames,
+    names,
+    read_run,
+    results,
+    short,
+    thin,
+)
 from mimkit.report.serve import Follower, Server
 from mimkit.report.words import READINGS
 
@@ -195,6 +207,47 @@ def test_results_come_from_all_json_of_the_folder(tmp_path):
         ("fine-tuned accuracy", "50.0%", ""),
         ("fine-tuned top-5 accuracy", "75.0%", ""),
     ]
+
+
+def test_classes_stand_worst_first_and_at_most_twenty(run, tmp_path):
+    per_class = {f"c{n}": {"accuracy": n / 30, "pictures": 3, "taken_for": None} for n in reversed(range(25))}
+    per_class[EVIL] = {"accuracy": 0.0, "pictures": 1200, "taken_for": "c1"}
+    scores = {"mean": {"accuracy": 0.4, "per_class": {"x": {}}}, "class": {"accuracy": 0.4, "per_class": per_class}}
+    old = {"kind": "probe", "headline": "mean", "results": {"mean": {"accuracy": 0.4}}}  # of version 0.2
+    measured = {"results": [{"kind": "knn", "headline": "class", "results": scores}, old]}
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "evaluation.json").write_text(json.dumps(measured))
+    few = {"a": {"accuracy": 0.5, "pictures": 2, "taken_for": "b"}}
+    (tmp_path / "run" / "tuned.json").write_text(json.dumps({"accuracy": 0.5, "per_class": few}))
+    knn, tuned = class_tables(tmp_path / "run")
+    assert (knn["what"], knn["file"], knn["more"], len(knn["rows"])) == ("kNN, class", "evaluation.json", 6, 20)
+    assert knn["rows"][:3] == [[EVIL, "0.0%", "1,200", "c1"], ["c0", "0.0%", "3", ""], ["c1", "3.3%", "3", ""]]
+    assert tuned == {"what": "fine-tuned", "file": "tuned.json", "rows": [["a", "50.0%", "2", "b"]], "more": 0}
+    text = report([tmp_path / "run"], pictures=4, metrics="none")[0]
+    assert "Classes: kNN, class (evaluation.json)" in text and "... and 6 more." in text
+    assert text.count("&lt;img src=x onerror=alert(1)&gt;</th>") == 1 and EVIL not in text
+
+
+def test_the_online_knn_has_levels_to_be_compared_with(run, text, tmp_path):
+    (knn,) = (curve for curve in data_of(text)["runs"][0]["curves"] if curve["key"] == "knn")
+    start = json.loads((run / "config.json").read_text())["resolved"]["start"]
+    assert knn["levels"] == [
+        ["chance", pytest.approx(start["chance"], abs=1e-5)],
+        ["pixels", pytest.approx(start["knn_pixels"], abs=1e-5)],
+        ["untrained", pytest.approx(start["knn_start"], abs=1e-5)],
+    ]
+    assert not any("levels" in curve for curve in data_of(text)["runs"][0]["curves"] if curve["key"] != "knn")
+    other = tmp_path / "run"
+    shutil.copytree(run, other)
+    config = json.loads((other / "config.json").read_text())
+    config["config"]["encoder"]["weights"] = "timm"
+    del config["resolved"]["start"]["knn_pixels"]
+    (other / "config.json").write_text(json.dumps(config))
+    (knn,) = (curve for curve in read_run(other)["curves"] if curve["key"] == "knn")
+    assert [name for name, _ in knn["levels"]] == ["chance", "start"]
+    del config["resolved"]["start"]  # of version 0.1
+    (other / "config.json").write_text(json.dumps(config))
+    assert [curve["levels"] for curve in read_run(other)["curves"] if curve["key"] == "knn"] == [[]]
 
 
 def test_the_home_folder_is_nobodys_business(monkeypatch):

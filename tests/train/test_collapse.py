@@ -4,6 +4,7 @@ import json
 import math
 import re
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ import torch
 from commandline import mimkit, refused
 from drills import ranks, tiny
 from mimkit.methods.losses import feature_spread
+from mimkit.methods.mae import MAEConfig
+from mimkit.recipes import find_recipe, recipes
 from mimkit.report.record import read_run
 from mimkit.train.collapse import collapse
 from mimkit.train.monitor import Monitor
+from mimkit.train.online import OnlineEvaluation
 from mimkit.train.pretrain import pretrain
 from mimkit.train.run_folder import RunFolder
 
@@ -68,8 +72,8 @@ def test_a_run_without_stopped_gradient_is_warned_of_once_and_goes_on(broken):
     now, then = ((one["feature_spread"], one["effective_rank"]) for one in (record, start))
     assert f"at step {record['step']}: spread {now[0]:.2g} ({then[0]:.2g} at the start), " in warning
     assert f"effective rank {now[1]:.1f} of at most 32 ({then[1]:.1f} at the start)" in warning
-    for remedy in ("--optimizer.base-lr", "warm-up", "gradient is stopped", "momentum", "temperature"):
-        assert remedy in warning
+    assert "a lower --optimizer.base-lr or a longer --schedule.warmup" in warning
+    assert "--method." not in warning, "twins have no setting against it"
     assert last["feature_spread"] < 0.35 and last["effective_rank"] < 0.5 * start["effective_rank"]
     page = read_run(run.folder)
     assert ["warning", warning] in page["facts"]
@@ -146,6 +150,54 @@ def test_both_spread_and_rank_must_have_fallen(spread, rank, warns):
     said = collapse(record, {"feature_spread": 0.75, "effective_rank": 27.0}, 192)
     assert (said is not None) == warns
     assert said is None or re.match(r"warning: .* at step 1,200: spread \S+ \(0\.75 at the start\)", said)
+
+
+FALLEN = {"feature_spread": 0.15, "effective_rank": 4.7}
+START = {"feature_spread": 0.75, "effective_rank": 27.0}
+
+
+@pytest.mark.parametrize("recipe", recipes())
+def test_the_advice_names_settings_that_the_method_has(recipe):
+    method = find_recipe(recipe).method
+    line = collapse({"step": 9} | FALLEN, START, 192, method.against_collapse)
+    flags = re.findall(r"--method\.([\w-]+)", line)
+    assert [flag.replace("-", "_") for flag in flags] == list(method.against_collapse)
+    assert set(method.against_collapse) <= {field.name for field in fields(method)}
+    assert "target" not in line and ("temperature" in line) == hasattr(method, "temperature")
+
+
+class Measured(Monitor):
+    """A monitor without pictures."""
+
+    def __init__(self):
+        pass
+
+    def largest_rank(self, encoder):
+        return 32
+
+
+def warned(spreads: list[float], *, warmup: float = 0.0) -> list[bool]:
+    """Whether evaluations at steps 1, 2, ... of the whole schedule, with these spreads, are warned of."""
+    task = MAEConfig().build(tiny().encoder.build((12, 12), 3))
+    run = RunFolder(Path("nowhere"))
+    online = OnlineEvaluation(
+        Measured(), task, run, torch.device("cpu"), warmup=warmup, total=len(spreads), settings=()
+    )
+    online.start = START
+    records = [{"step": i + 1, "feature_spread": s, "effective_rank": 27 * s} for i, s in enumerate(spreads)]
+    answers = []
+    for record in records:
+        answers.append(online.warning(record) is not None)
+        assert online.warning({"step": record["step"], "loss": 1.0}) is None  # a line without an evaluation
+    return answers
+
+
+def test_a_collapse_is_one_that_lasts_and_lies_behind_the_warm_up():
+    assert warned([0.1, 0.1, 0.1, 0.1]) == [False, True, True, True]
+    assert warned([0.7, 0.1, 0.7, 0.1, 0.7]) == [False] * 5, "one bad evaluation is none"
+    assert warned([0.7, 0.7, 0.1]) == [False, False, True], "nothing comes after the last"
+    assert warned([0.1, 0.1, 0.1, 0.1, 0.7], warmup=3) == [False, False, False, True, False]
+    assert warned([0.1, 0.1, 0.7, 0.7], warmup=3) == [False] * 4
 
 
 def test_what_began_narrow_or_unseen_is_no_collapse():

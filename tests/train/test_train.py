@@ -370,6 +370,7 @@ NO_CURVE = {
     "images.plane": "these are no stacks: tests/data/test_decode.py",
     "images.tile": "these are too small: tests/data/test_tiles.py",
     "images.other_views": "MAE looks at one view: test_further_views_have_addresses_too",
+    "label_column": "labels measure only: test_a_column_of_labels_can_be_named_for_every_command",
 }
 
 

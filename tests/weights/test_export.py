@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from PIL import Image
 
 from mimkit.core.errors import UserError
 from mimkit.methods.mae import MAE, MAEConfig
@@ -106,6 +107,58 @@ def test_timm_gives_equal_outputs(shape, tmp_path):
         if encoder.timm.has_class_token:
             token = timm.create_model(source, pretrained=True, global_pool="token").eval()
             assert torch.equal(token(images), encoder.timm.forward_features(images)[:, 0])
+
+
+def classifier(classes: int = 3) -> tuple[Encoder, dict, str]:
+    """As a fine-tuning leaves it: built without outputs, which were put on top."""
+    encoder, args, name = small_encoder()
+    encoder.timm.reset_classifier(classes)
+    scrambled(encoder)
+    return encoder.eval(), args, name
+
+
+@pytest.mark.parametrize("classes", [(), ("cat", "dog & [b]", "10")], ids=["encoder", "classifier"])
+def test_transformers_and_timm_open_the_same_folder(classes, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    encoder, args, name = classifier() if classes else small_encoder()
+    write(encoder, tmp_path / "export", args, name, classes=classes)
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    model = transformers.AutoModel.from_pretrained(tmp_path / "export").eval()
+    with torch.no_grad():
+        headless = timm.create_model(f"local-dir:{tmp_path / 'export'}", pretrained=True, num_classes=0).eval()
+        assert torch.equal(model.timm_model(images), headless(images))
+        loaded = timm.create_model(f"local-dir:{tmp_path / 'export'}", pretrained=True).eval()
+        assert loaded.num_classes == len(classes) and torch.equal(loaded(images), encoder.timm(images))
+    config = json.loads((tmp_path / "export" / "config.json").read_text())
+    assert config.get("label_names", []) == list(classes) == list(loaded.pretrained_cfg.get("label_names") or ())
+    if not classes:
+        return
+    model = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "export").eval()
+    with torch.no_grad():
+        assert torch.equal(model(images).logits, loaded(images))
+    picture = Image.fromarray(torch.randint(256, (32, 32, 3), dtype=torch.uint8).numpy())
+    answers = transformers.pipeline("image-classification", model=str(tmp_path / "export"))(picture)
+    data = timm.data.create_transform(**timm.data.resolve_model_data_config(loaded))
+    with torch.no_grad():
+        chances = loaded(data(picture)[None]).softmax(dim=1)[0]
+    assert {answer["label"]: answer["score"] for answer in answers} == pytest.approx(
+        dict(zip(classes, chances.tolist(), strict=True)), abs=1e-5
+    )
+
+
+@pytest.mark.parametrize("classes", [0, 3])
+def test_exports_of_version_0_2_build_the_outputs_that_they_have(classes, tmp_path):
+    encoder, args, name = classifier(classes) if classes else small_encoder()
+    write(encoder, tmp_path / "export", args, name)
+    file = tmp_path / "export" / "config.json"
+    config = json.loads(file.read_text())
+    assert "num_classes" not in config["model_args"] and config["num_classes"] == classes
+    config["model_args"]["num_classes"] = classes
+    file.write_text(json.dumps(config))
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        loaded = timm.create_model(f"local-dir:{tmp_path / 'export'}", pretrained=True).eval()
+        assert torch.equal(loaded(images), encoder.timm(images)) and loaded.num_classes == classes
 
 
 @pytest.mark.parametrize("shape", ["rectangle", "any size"])
@@ -296,6 +349,13 @@ def test_the_card_says_what_was_run_and_measured():
     assert 'timm.create_model("local-dir:' in text and "belong to the person who trained" in text
     assert "ViTMAEForPreTraining" in card(library="transformers")
     assert "Nothing yet" in card(measured={})
+
+
+def test_the_card_of_a_classifier_lists_its_outputs():
+    text = card(supervised=True, classes=["cat", "a|b", *map(str, range(58))])
+    assert "| 0 | cat |" in text and "| 1 | a\\|b |" in text and "| 49 | 47 |" in text and "| 50 |" not in text
+    assert "and 10 more in config.json" in text and "more in" not in card(classes=["a"] * 50)
+    assert "outputs" not in card()
 
 
 def test_the_card_escapes_what_a_person_named():

@@ -33,6 +33,7 @@ def examine(
     limit: int = 20_000,
     batch_size: int | None = None,
     epochs: int | None = None,
+    label_column: str | None = None,
 ) -> tuple[dict[str, Any], Table]:
     """The findings as JSON and as a table.
 
@@ -41,7 +42,7 @@ def examine(
     """
     at_least(1, limit=limit, batch_size=batch_size, epochs=epochs)
     config = find_recipe(recipe) if recipe else Pretrain()
-    config.data = tuple(data)
+    config.data, config.label_column = tuple(data), label_column
     pictures, device = Prepared(config).pictures, config.machine.find_device()
     result, sizes = _read(pictures, sample(len(pictures), limit))
     if not sizes:

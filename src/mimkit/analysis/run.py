@@ -50,6 +50,7 @@ def analyze(
     film: bool = False,
     device: str = "auto",
     workers: int = 0,
+    label_column: str | None = None,
 ) -> dict[str, Any]:
     """Measure what each layer and head of the targets does with pictures.
 
@@ -61,15 +62,13 @@ def analyze(
         film: of one run, all checkpoints that it kept, and its weights before the first step.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         workers: processes that read pictures; 0 reads here.
+        label_column: of labels in Parquet files, lists and metadata; by default the first with a usual name.
 
     Returns:
         JSON: targets, data, pictures, skipped, metrics {name: {group, unit, heading, says}}, refused [{target, metrics,
         reason}], and long tables: rows (target, step, metric, layer, head, value, stderr, n), cka (target, step, layer,
         other, other_layer, value, stderr, n) and spectrum (target, step, layer, frequency, value, stderr, n). Of a film
-        also clusters [{layer, first, last, step}], see `appearance`.
-
-    Raises:
-        UserError: anything a person can mend.
+        also clusters [{layer, first, last, step}], see `appearance`. Raises UserError.
     """
     at_least(4, pictures=pictures)
     at_least(0, workers=workers)
@@ -79,7 +78,7 @@ def analyze(
     result: dict[str, Any] = {"targets": list(targets), "rows": [], "cka": [], "spectrum": [], "refused": []}
     studies: list[tuple[str, Study]] = []
     reference: Relations | None = None
-    for name, subject, shown in _subjects(targets, data, film, "decoder" in groups):
+    for name, subject, shown in _subjects(targets, data, film, "decoder" in groups, label_column):
         study, refused = _begin(subject, groups, where, keep=film and reference is None, reference=reference)
         skipped = _look(study, subject, shown, pictures, where, workers)
         reference = study.relations if study.keep else reference
@@ -132,16 +131,16 @@ def appearance(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _subjects(
-    targets: Sequence[str], data: Sequence[str], film: bool, decoder: bool
+    targets: Sequence[str], data: Sequence[str], film: bool, decoder: bool, label_column: str | None
 ) -> Iterator[tuple[str, Subject, Pictures]]:
     """Each target's models, one after the other, and the pictures as they want them."""
     for name in dict.fromkeys(targets):
         own = export_folder(name)
-        shown = shown_pictures(data)
+        shown = shown_pictures(data, Reading(label_column=label_column))
         mean, std = statistics(shown) if own is None else ((), ())
         extractor = open_target(name, size=usual_size(shown), channels=shown.channels, mean=mean, std=std)
         if not shown.read_as(extractor.reading):
-            shown = shown_pictures(data, extractor.reading)
+            shown = shown_pictures(data, replace(extractor.reading, label_column=label_column))
         run = RunFolder(Path(name).expanduser())
         saves = checkpoints(run.folder) if run.exists else []
         if film:
@@ -249,5 +248,8 @@ def _cka(name: str, study: Study, other_name: str, other_study: Study, step: int
 
 def shown_pictures(data: Sequence[str], reading: Reading = Reading()) -> Pictures:
     """The test split where there is one of its own, else everything."""
-    test = open_pictures(data, "test", reading)
-    return test if test.has_test else open_pictures(data, "all", reading)
+    try:
+        test = open_pictures(data, "test", reading)
+        return test if test.has_test else open_pictures(data, "all", reading)
+    except UserError:  # too few to set some apart, as one of each class
+        return open_pictures(data, "all", reading)

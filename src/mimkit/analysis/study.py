@@ -71,8 +71,9 @@ class Study:
                 self.averages.note("effective_rank", layer, effective_rank(features).item(), None, len(features))
             if labels is not None and kind in self.groups:
                 truth = labels[torch.cat(self.index)]
+                features, truth = features[truth >= 0], truth[truth >= 0]
                 # With fewer than four of a class a neighbor of the same class is luck.
-                if 4 * len(truth.unique()) <= len(truth):
+                if 0 < 4 * len(truth.unique()) <= len(truth):
                     self.averages.note(f"{kind}_knn", layer, *knn_accuracy(features, truth), len(features) // 2)
                 else:
                     reason = f"{len(truth)} pictures of {len(truth.unique())} classes are fewer than four of each"

@@ -1,7 +1,7 @@
 """Embed: a target and pictures enter; a vector of each picture or patch leaves, in memory or written to a file."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,10 @@ from mimkit.api.results import Result
 from mimkit.core.errors import UserError, at_least
 from mimkit.data.loader import memory_budget, statistics
 from mimkit.data.pictures import Pictures, Split, sample
+from mimkit.data.reading import Reading
 from mimkit.data.sources import open_pictures
 from mimkit.data.stream import all_bad
+from mimkit.data.tiles import Tiled
 from mimkit.evaluate.features import batches_for
 from mimkit.evaluate.run import choose_pools, usual_size
 from mimkit.evaluate.target import Extractor, export_folder, open_target
@@ -26,14 +28,16 @@ from mimkit.train.machine import Machine
 BATCH = 256  # pictures at once
 
 
-def open_for(target: str, data: Sequence[str], split: Split = "all") -> tuple[Extractor, Pictures]:
+def open_for(
+    target: str, data: Sequence[str], split: Split = "all", label_column: str | None = None
+) -> tuple[Extractor, Pictures]:
     """A target as evaluation opens it for these data, and their pictures as it wants them. Raises UserError."""
     export = export_folder(target)  # before pictures are opened, which can take long
-    pictures = open_pictures(data, "all")
+    pictures = open_pictures(data, "all", Reading(label_column=label_column))
     mean, std = statistics(pictures) if export is None else ((), ())
     extractor = open_target(target, size=usual_size(pictures), channels=pictures.channels, mean=mean, std=std)
     if not pictures.read_as(extractor.reading) or split != "all":
-        pictures = open_pictures(data, split, extractor.reading)
+        pictures = open_pictures(data, split, replace(extractor.reading, label_column=label_column))
     return extractor, pictures
 
 
@@ -47,6 +51,7 @@ def embed(
     device: str = "auto",
     workers: int = 0,
     batch_size: int = BATCH,
+    label_column: str | None = None,
 ) -> Embeddings:
     """A vector of each picture that can be read, in memory.
 
@@ -59,11 +64,12 @@ def embed(
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         workers: processes that read pictures; 0 reads here.
         batch_size: pictures at once.
+        label_column: of labels in Parquet files, lists and metadata; by default the first with a usual name.
 
     Raises:
         UserError: anything a person can mend, as vectors that half of the memory does not hold.
     """
-    work = _Work.open(target, data, pool, split, limit, device, workers, batch_size)
+    work = _Work.open(target, data, pool, split, limit, device, workers, batch_size, label_column)
     total, done = work.count, 0
     vectors, numbers = np.empty((0, 0), np.float32), np.empty(total, np.int64)
     for block in work.vectors():
@@ -99,11 +105,12 @@ def embed_to_file(
     device: str = "auto",
     workers: int = 0,
     batch_size: int = BATCH,
+    label_column: str | None = None,
 ) -> Result:
     """A vector of each picture, or of each patch, written as pictures are read: a set is never held whole.
 
     Args:
-        target, data, pool, split, limit, device, workers, batch_size: see `embed`.
+        target, data, pool, split, limit, device, workers, batch_size, label_column: see `embed`.
         out: a .parquet, .npz or .csv file, complete or absent at any moment.
         tokens: a row of each patch token of the last block behind its norm: picture, row, column and vector. Class and
             register tokens are left out.
@@ -118,7 +125,7 @@ def embed_to_file(
     if tokens and pool != "auto":
         raise UserError(f"tokens are not pooled: leave out tokens or the pool '{pool}'")
     with open_writer(out) as writer:  # refuses a wrong ending before the work
-        work = _Work.open(target, data, pool, split, limit, device, workers, batch_size, tokens)
+        work = _Work.open(target, data, pool, split, limit, device, workers, batch_size, label_column, tokens)
         writer.about = work.about
         pictures, rows, width = 0, 0, 0
         for block in work.tokens() if tokens else work.vectors():
@@ -167,12 +174,13 @@ class _Work:
         device: str,
         workers: int,
         batch_size: int,
+        label_column: str | None,
         tokens: bool = False,
     ) -> "_Work":
         at_least(1, limit=limit, batch_size=batch_size)
         at_least(0, workers=workers)
         where = Machine(device=device).find_device()
-        extractor, pictures = open_for(target, data, split)
+        extractor, pictures = open_for(target, data, split, label_column)
         if pool == "all":
             raise UserError("a picture has one vector: name one pool, or 'auto' for the one that was trained")
         name = "tokens" if tokens else choose_pools(extractor, [pool])[0]  # type: ignore[bad-argument-type]
@@ -194,7 +202,11 @@ class _Work:
             yield images, numbers.numpy()
 
     def vectors(self) -> Iterator[_Block]:
-        """A row of each picture."""
+        """A row of each picture; of tiles, the mean of those of a picture."""
+        blocks = self._rows()
+        yield from blocks if self.pictures.owners is None else _of_pictures(blocks, self.pictures.owners.numpy())
+
+    def _rows(self) -> Iterator[_Block]:
         for images, numbers in self._batches():
             with torch.inference_mode():
                 values = self.extractor(images)[self.about.pool]
@@ -215,11 +227,32 @@ class _Work:
 
     def paths(self, numbers: np.ndarray) -> list[str]:
         """Where these pictures lie."""
+        if isinstance(self.pictures, Tiled) and self.about.pool != "tokens":
+            owners = self.pictures.owners[torch.from_numpy(numbers)]
+            return [self.pictures.whole.where(number) for number in owners.tolist()]
         return [self.pictures.where(number) for number in numbers.tolist()]
 
     def labels(self, numbers: np.ndarray) -> np.ndarray | None:
         """Their labels, if the set has some."""
         return None if self.pictures.labels is None else self.pictures.labels.numpy()[numbers]
+
+
+def _of_pictures(blocks: Iterator[_Block], owners: np.ndarray) -> Iterator[_Block]:
+    """Means over the tiles of each picture, which come one after the other, with the number of the first of them."""
+    total, count, first = np.zeros(0), 0, -1
+    for block in blocks:
+        values, numbers = [], []
+        for row, number in zip(block.values, block.numbers.tolist(), strict=True):
+            if count and owners[number] != owners[first]:
+                values.append(total / count)
+                numbers.append(first)
+                count = 0
+            total, first = (total + row, first) if count else (row.astype(np.float64), number)
+            count += 1
+        if values:
+            yield _Block(np.stack(values).astype(np.float32), np.array(numbers))
+    if count:
+        yield _Block((total / count).astype(np.float32)[None], np.array([first]))
 
 
 def _refuse_too_large(pictures: int, width: int) -> None:

@@ -227,11 +227,15 @@ class Neighbors:
         return [self.embeddings.paths[number] for number in self.index[row]]
 
     def agreement(self) -> float:
-        """How often a neighbor has the picture's own label, 0..1. Raises UserError without labels."""
+        """How often a neighbor has the picture's own label, of pairs that have labels, 0..1.
+
+        Raises UserError without labels.
+        """
         labels = self.embeddings.labels
-        if labels is None:
+        both = None if labels is None else (labels[self.index] >= 0) & (labels[:, None] >= 0)
+        if labels is None or both is None or not both.any():
             raise UserError("these pictures have no labels to compare")
-        return float((labels[self.index] == labels[:, None]).mean())
+        return float((labels[self.index] == labels[:, None])[both].mean())
 
     def _repr_html_(self) -> str:
         """Pictures spread over the set, each with its neighbors."""

@@ -11,7 +11,7 @@ from mimkit.core.errors import UserError, at_least
 from mimkit.evaluate.finetune import count_classes, measure, start_of, unfinished
 from mimkit.recipes import find_recipe
 from mimkit.recipes.choose import choose_recipe
-from mimkit.recipes.finetune import choose_finetuning
+from mimkit.recipes.finetune import choose_finetuning, fit_to_labels
 from mimkit.train.cost import time_step
 from mimkit.train.monitor import BANK, QUERIES
 from mimkit.train.prepare import Prepared, Pretrain
@@ -36,6 +36,8 @@ class Resolved(NamedTuple):
     """The reason where the recipe was chosen and not named."""
     folder: Path | None = None
     """The unfinished run that goes on."""
+    fits: bool = False
+    """Of a fine-tuning: whether batch and epochs may follow from the number of labels, since nobody gave them."""
 
 
 def places(data: Data) -> tuple[str, ...]:
@@ -195,7 +197,7 @@ def start_finetuning(target: str, recipe: str | Pretrain | None = None, data: Da
         raise UserError(f"the recipe {name} learns no labels: its method must be a FineTuneConfig")
     if data:
         config.data = places(data)
-    return Resolved(name, config, why, folder)
+    return Resolved(name, config, why, folder, fits=folder is None and not isinstance(recipe, Pretrain))
 
 
 def train_finetuning(
@@ -210,7 +212,8 @@ def train_finetuning(
     """Fine-tune and measure, or go on; returns what its result.json holds or will hold.
 
     Args:
-        start: of `start_finetuning`; the number of classes is put into its config where it is not given.
+        start: of `start_finetuning`; the number of classes is put into its config where it is not given, and batch and
+            epochs are fitted to few labels where `fits` says so.
         target: what was named there, for the name of the folder.
         run: the run's folder; by default a free one below runs/. A run that goes on has its own.
         max_steps: stop after so many steps of the planned schedule.
@@ -222,11 +225,14 @@ def train_finetuning(
     """
     at_least(1, max_steps=max_steps)
     config: Any = start.config
-    device = config.machine.find_device()
+    device, plan = config.machine.find_device(), ""
     with distributed.processes(device):
         folder = start.folder
         if folder is None:
             config.method.classes = config.method.classes or distributed.on_main(lambda: count_classes(config), device)
+            if start.fits:
+                count = distributed.on_main(lambda: len(Prepared(config).pictures), device)
+                plan = fit_to_labels(config, count)
             title = f"{start.name}-{Path(target.replace(':', '-')).resolve().name}"
             folder = run or distributed.on_main(lambda: free_folder(title, config), device)
         place = folder
@@ -236,11 +242,24 @@ def train_finetuning(
         if RunFolder(place).finished and unfinished(place):  # trained, and still to be measured
             result: dict[str, Any] = {"finished": True, "run": str(place)}
         else:
-            result = pretrain(config, place, recipe=start.name, max_steps=max_steps, log=on_main_only(log))
+            first = preceded(on_main_only(log), plan)
+            result = pretrain(config, place, recipe=start.name, max_steps=max_steps, log=first)
         if result["finished"]:
             workers = config.machine.readers()
             result = distributed.on_main(lambda: measure(place, device=device, workers=workers), device)
     return result
+
+
+def preceded(log: Callable[[str], None], line: str) -> Callable[[str], None]:
+    """The same, with a line before the first one, unless it is empty: a run that is refused first says nothing else."""
+    pending = [line] if line else []
+
+    def say(text: str) -> None:
+        while pending:
+            log(pending.pop())
+        log(text)
+
+    return say
 
 
 def on_main_only(log: Callable[[str], None]) -> Callable[[str], None]:

@@ -87,10 +87,10 @@ class Comparison(Result):
     """What `compare` gives: means, spreads and differences to the first contender."""
 
     def _repr_html_(self) -> str:
-        from mimkit.compare.table import comparison_rows
+        from mimkit.compare.table import chance, comparison_rows
 
         heads, *rows = comparison_rows(self)
-        return html_table(heads, rows)
+        return f"{html_table(heads, rows)}<p>{html.escape(chance(self))}</p>"
 
 
 class Rows(list[dict[str, Any]]):

@@ -286,7 +286,8 @@ def finetune(
         data: pictures with labels, see `open_pictures`.
         recipe: of fine-tuning, see `pretrain`; by default one that fits the target.
         run: folder of the run; by default runs/RECIPE-TARGET-DATA.
-        epochs, label_fraction: the recipe's by default; 0.01 learns from 1 % of the labels.
+        epochs: by default the recipe's, and more of them in smaller batches for few labels.
+        label_fraction: 0.01 learns from 1 % of the labels.
         max_steps, log: see `pretrain`.
 
     Raises:
@@ -296,7 +297,8 @@ def finetune(
     name = target.target if isinstance(target, Target) else os.fspath(target)
     start = start_finetuning(name, recipe, data)
     config: Any = start.config
-    config.epochs = config.epochs if epochs is None else epochs
+    if epochs is not None:
+        config.epochs, start = epochs, start._replace(fits=False)
     if label_fraction is not None:
         config.method.label_fraction = label_fraction
     folder = None if run is None else Path(run).expanduser()

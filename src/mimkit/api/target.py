@@ -89,7 +89,8 @@ class Target:
 
         Args:
             data: see `open_pictures`; by default a run's own.
-            settings: see `mimkit.api.embed.embed`: pool, split, limit, device, workers, batch_size.
+            settings: see `mimkit.api.embed.embed`: pool, split, limit, device, workers, batch_size,
+                label_column.
 
         Raises:
             UserError: anything a person can mend, as vectors that half of the memory does not hold.
@@ -102,7 +103,8 @@ class Target:
         Args:
             out: a .parquet, .npz or .csv file; `Embeddings.load` reads those of pictures.
             data: see `open_pictures`; by default a run's own.
-            settings: see `mimkit.api.embed.embed_to_file`: tokens, pool, split, limit, device, workers, batch_size.
+            settings: see `mimkit.api.embed.embed_to_file`: tokens, pool, split, limit, device, workers,
+                batch_size, label_column.
 
         Raises:
             UserError: anything a person can mend.
@@ -117,7 +119,8 @@ class Target:
         Args:
             kind: `knn`, `probe` (linear) or `attentive`.
             data: see `open_pictures`, with labels; by default a run's own.
-            settings: see `mimkit.evaluate.run.evaluate`: k, pools, method, limit_train, limit_test, device, workers.
+            settings: see `mimkit.evaluate.run.evaluate`: k, pools, method, limit_train, limit_test, device, workers,
+                label_column.
 
         Raises:
             UserError: anything a person can mend.
@@ -130,7 +133,7 @@ class Target:
         Args:
             data: see `open_pictures`; by default a run's own.
             metrics: some of attention, cka, fourier, variance, clusters, rank, drop, decoder and swap.
-            settings: see `mimkit.analysis.run.analyze`: pictures (how many), film, device, workers.
+            settings: see `mimkit.analysis.run.analyze`: pictures (how many), film, device, workers, label_column.
 
         Raises:
             UserError: anything a person can mend.

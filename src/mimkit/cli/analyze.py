@@ -20,6 +20,8 @@ class AnalyzeArguments(Arguments):
     """Run folders, exports, timm models, or `untrained:` and one of these."""
     data: tuple[str, ...]
     """Pictures, as for pretrain; of those with a test split, that."""
+    label_column: str | None = None
+    """The column of labels in Parquet files, lists and metadata; by default label, labels, fine_label, class, ..."""
     metrics: tuple[str, ...] = ()
     """Some of attention, cka, fourier, variance, clusters, rank, drop, decoder and swap; by default all but swap."""
     pictures: int = 500
@@ -57,6 +59,7 @@ def run(args: list[str]) -> int:
         film=arguments.film,
         device=arguments.device,
         workers=arguments.workers,
+        label_column=arguments.label_column,
     )
     answer = [tables(result)]
     if out is not None:

@@ -18,6 +18,8 @@ class DoctorArguments(Arguments):
 
     data: Positional[Annotated[tuple[str, ...], arg(metavar="DATA ... [RECIPE]")]]
     """Pictures, as for pretrain; behind them, a recipe that shall train on them, by default one that fits."""
+    label_column: str | None = None
+    """The column of labels in Parquet files, lists and metadata; by default label, labels, fine_label, class, ..."""
     limit: int = 20_000
     """Read at most so many pictures, spread over the set."""
     batch_size: int | None = None
@@ -42,7 +44,12 @@ def run(args: list[str]) -> int:
         recipe = data.pop()
         check_recipe(recipe)
     result, table = examine(
-        data, recipe, limit=arguments.limit, batch_size=arguments.batch_size, epochs=arguments.epochs
+        data,
+        recipe,
+        limit=arguments.limit,
+        batch_size=arguments.batch_size,
+        epochs=arguments.epochs,
+        label_column=arguments.label_column,
     )
     show(result, arguments.json, table)
     if not result["readable"]:

@@ -21,6 +21,8 @@ class EmbedArguments(Arguments):
     """A run folder, an export, a timm model, a file of released weights, `pixels`, or `untrained:NAME`."""
     data: tuple[str, ...]
     """Pictures, as for pretrain."""
+    label_column: str | None = None
+    """The column of labels in Parquet files, lists and metadata; by default label, labels, fine_label, class, ..."""
     out: Annotated[Path, arg(metavar="FILE")]
     """File to write: .parquet, .npz or .csv."""
     pool: Literal["auto", "mean", "class", "both", "grid", "blocks", "pixels"] = "auto"
@@ -61,6 +63,7 @@ def run(args: list[str]) -> int:
         device=options.device,
         workers=options.workers,
         batch_size=options.batch_size,
+        label_column=options.label_column,
     )
     unit = "patches" if options.tokens else "pictures"
     lines = [f"wrote {result['out']}: {result['rows']:,} {unit}, {result['width']} numbers each ({result['pool']})"]

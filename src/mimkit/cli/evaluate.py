@@ -25,6 +25,8 @@ class EvaluateArguments(Arguments):
     """What is measured, one or several, in one table."""
     data: tuple[str, ...]
     """Pictures with labels: as for pretrain."""
+    label_column: str | None = None
+    """The column of labels in Parquet files, lists and metadata; by default label, labels, fine_label, class, ..."""
     pool: Literal["auto", "mean", "class", "both", "grid", "blocks", "all"] = "auto"
     """Features (knn, probe): mean of the patch tokens, class token, both side by side, means of 2 x 2 cells, class
     token and mean of each of the last 4 blocks, or all of these; `auto`: what was trained, class token or mean."""
@@ -88,6 +90,7 @@ def run(args: list[str]) -> int:
             temperature=arguments.temperature,
             method=arguments.method,
             pools=[arguments.pool],
+            label_column=arguments.label_column,
         )
         for target in arguments.target
         for kind in kinds

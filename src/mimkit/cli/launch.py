@@ -13,6 +13,7 @@ from mimkit.core.errors import UserError
 from mimkit.recipes import find_recipe
 from mimkit.recipes.overrides import PretrainArguments, read_finetuning, read_pretraining, take_recipe
 from mimkit.train.prepare import Pretrain
+from mimkit.train.run_folder import RunFolder
 
 
 def launch(args: list[str]) -> tuple[dict[str, Any], str, str | None]:
@@ -57,7 +58,8 @@ def finetune(words: list[str], args: list[str]) -> tuple[dict[str, Any], str, st
     if target:
         start = start_finetuning(target, recipe)
         options = read_finetuning(args, prog, start.config)
-        start = start._replace(config=options.config)
+        plan = {word.partition("=")[0].replace("_", "-") for word in args} & {"--epochs", "--batch-size"}
+        start = start._replace(config=options.config, fits=start.fits and not plan)
     else:  # for --help
         read_finetuning(args, prog, find_recipe("finetune_mini_32", finetuning=True))
         raise UserError(f"name a target: {prog} --data DATA")
@@ -85,10 +87,20 @@ def _words(result: dict[str, Any], config: Pretrain, goes_on_with: str) -> str:
     lines = [f"done: {result['steps']:,} steps in {result['seconds']:.0f} s"]
     if picture.exists():
         lines.append(f"  what it sees   {picture}")
+    if "knn" in result:
+        lines.append(f"  online kNN     {_compared(result['knn'], RunFolder(folder))}")
     load = f"timm.create_model('local-dir:{(folder / 'export').absolute()}', pretrained=True)"
     lines.append(f"  the model      {load}")
     lines.append(f"  measure it     mimkit evaluate knn {place} --data {shlex.join(config.data)}")
     return "\n".join(lines)
+
+
+def _compared(accuracy: float, run: RunFolder) -> str:
+    """The online kNN beside what it was before the first step, of the pixels, and by chance, as far as known."""
+    start = run.read_config()["resolved"].get("start") or {}
+    names = {"knn_start": "before training", "knn_pixels": "pixels", "chance": "largest class"}
+    levels = [f"{name} {start[key]:.1%}" for key, name in names.items() if key in start]
+    return f"{accuracy:.1%}" + (f" ({', '.join(levels)})" if levels else "")
 
 
 def foreign_packages(data: Any) -> set[str]:

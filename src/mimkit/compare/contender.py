@@ -34,6 +34,8 @@ class Contender:
     """Of a step for one picture: FLOPs, or seconds for a budget of time."""
     results: dict[int, dict[str, float]] = field(default_factory=dict)
     """Accuracies by seed."""
+    largest: dict[str, Any] | None = None
+    """Name and share of the largest class of the tested pictures, where a measurement says it."""
     curves: dict[int, list[tuple[float, float]]] = field(default_factory=dict)
     """By seed, (work in units of the budget, online kNN) while it trained."""
     before: "Contender | None" = None

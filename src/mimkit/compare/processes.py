@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mimkit.compare.contender import OURS, Contender, flag_name, slug
 from mimkit.core.errors import UserError
@@ -166,11 +167,10 @@ class Work:
         accuracies: dict[str, float] = {}
         for kind in self.measurement.kinds:
             name, _, words = kind.partition(" ")
-            accuracies[kind] = (
-                self._fine_tuned(words, target, folder, seed)
-                if name == "finetune"
-                else self._frozen(kind, target, folder)
-            )
+            tuned = name == "finetune"
+            result = self._fine_tuned(words, target, folder, seed) if tuned else self._frozen(kind, target, folder)
+            accuracies[kind] = (result if tuned else result["results"][result["headline"]])["accuracy"]
+            contender.largest = contender.largest or result.get("largest_class")  # not of version 0.2
         contender.results[seed] = accuracies
         self.children.log(f"measured  {contender.words}, seed {seed}: {', '.join(accuracies)}")
         if contender.before is None:
@@ -180,8 +180,8 @@ class Work:
     def _run(self, words: list[str], folder: Path) -> None:
         self.children.run(words, folder.with_name(f"{folder.name}.log"))
 
-    def _fine_tuned(self, line: str, target: str, folder: Path, seed: int) -> float:
-        """Accuracy after fine-tuning with labels, in a run beside that of the target."""
+    def _fine_tuned(self, line: str, target: str, folder: Path, seed: int) -> dict[str, Any]:
+        """Scores after fine-tuning with labels, in a run beside that of the target."""
         tuned = folder.with_name("-".join(filter(None, [folder.name, "finetuned", slug(line)])))
         if not RunFolder(tuned).finished or unfinished(tuned):
             words = shlex.split(line)
@@ -189,10 +189,10 @@ class Work:
             ours = ["--seed", str(seed), "--run", str(tuned), "--machine.threads", str(self.children.threads)]
             own = [*ours, *words[len(recipe) :]]
             self._run(["evaluate", "finetune", target, *recipe, "--data", *self.data, *own], folder)
-        return read_json(RunFolder(tuned).result_path)["accuracy"]
+        return read_json(RunFolder(tuned).result_path)
 
-    def _frozen(self, kind: str, target: str, folder: Path) -> float:
-        """Accuracy of kNN or a probe on frozen features; the result is kept beside the run."""
+    def _frozen(self, kind: str, target: str, folder: Path) -> dict[str, Any]:
+        """Scores of kNN or a probe on frozen features; the result is kept beside the run."""
         limits = self.measurement.limits
         name = "-".join(["measured", kind, *(word.removeprefix("--limit-") for word in limits)])
         file = folder / f"{name}.json"
@@ -203,4 +203,4 @@ class Work:
             self._run(["evaluate", kind, target, "--data", *self.data, "--json", str(partial), *limits], folder)
             os.replace(partial, file)
         (result,) = read_json(file)["results"]
-        return result["results"][result["headline"]]["accuracy"]
+        return result

@@ -15,7 +15,7 @@ from mimkit.compare.contender import Budget, Contender, allocate_epochs, configu
 from mimkit.compare.processes import Children, Measurement, Work, alone, check_fine_tuning
 from mimkit.compare.table import draw_curves, markdown, summary
 from mimkit.core.errors import UserError, at_least
-from mimkit.evaluate.run import labeled
+from mimkit.data.sources import open_measured
 from mimkit.train.machine import cores
 from mimkit.train.run_folder import write_json
 
@@ -96,8 +96,7 @@ def _refuse_measurement(measurement: Measurement, data: Sequence[str]) -> None:
     """Refuse what the last step of each contender would refuse, before the first one takes hours."""
     for kind in measurement.kinds:
         check_fine_tuning(kind)
-    for split in ("train", "test"):
-        labeled(list(data), split)
+    open_measured(data)
 
 
 def _refuse_places(trained: Sequence[Contender], out: Path, seeds: int) -> None:

@@ -38,7 +38,8 @@ def summary(groups: list[list[Contender]], budget: Budget, seeds: int) -> dict[s
                 "p": paired_p(mine, base) if contender is not first else None,
             }
         rows.append(row)
-    settings = {"budget": budget, "seeds": seeds, "common": groups[0][0].common}
+    largest = next((contender.largest for group in groups for contender in group if contender.largest), None)
+    settings = {"budget": budget, "seeds": seeds, "common": groups[0][0].common, "largest_class": largest}
     return {**settings, "contenders": rows, "curves": [contender.curves for group in groups for contender in group]}
 
 
@@ -83,7 +84,8 @@ def comparison_rows(result: dict[str, Any]) -> list[list[str]]:
 def comparison_table(result: dict[str, Any]) -> Table:
     """`comparison_rows` for a terminal."""
     seeds = f"mean and deviation of {result['seeds']} seeds" if result["seeds"] > 1 else "one seed"
-    table = Table(title=f"equal {result['budget']}, {seeds}", title_justify="left")
+    title = f"equal {result['budget']}, {seeds}"
+    table = Table(title=title, title_justify="left", caption=escape(chance(result)), caption_justify="left")
     heads, *rows = comparison_rows(result)
     for number, head in enumerate(heads):
         table.add_column(head, overflow="fold", justify="right" if number in (1, 2) else "left")
@@ -95,7 +97,14 @@ def comparison_table(result: dict[str, Any]) -> Table:
 def markdown(result: dict[str, Any]) -> str:
     """`comparison_rows` for a notebook."""
     heads, *rows = comparison_rows(result)
-    return "\n".join("| " + " | ".join(line) + " |" for line in (heads, ["-"] * len(heads), *rows))
+    table = "\n".join("| " + " | ".join(line) + " |" for line in (heads, ["-"] * len(heads), *rows))
+    return "\n\n".join(filter(None, (table, chance(result))))
+
+
+def chance(result: dict[str, Any]) -> str:
+    """What always naming the largest class would score; empty where no measurement says it."""
+    largest = result.get("largest_class")
+    return f"always naming the largest class scores {100 * largest['share']:.1f}" if largest else ""
 
 
 def draw_curves(contenders: list[Contender], file: Path, budget: Budget) -> None:

@@ -86,6 +86,7 @@ RENAMED_FLAGS = {
     "--machine.looks": "--machine.evals",
     "--optimizer.base-rate": "--optimizer.base-lr",
     "--images.bad-share": "--images.bad-fraction",
+    "--data.label-column": "--label-column",  # not of 0.1, but as well: --data has no settings
 }
 """Flags of version 0.1 and what they are called now; see `renamed_flag` for those of colors."""
 

@@ -5,6 +5,7 @@
 
 import io
 from functools import cache
+from io import BufferedIOBase
 
 import numpy as np
 import torch
@@ -16,12 +17,10 @@ from torchvision.io import ImageReadMode, decode_jpeg, decode_png
 
 from mimkit.core.errors import UserError
 from mimkit.data.dicom import dicom_header, dicom_values, is_dicom
-from mimkit.data.header import SMALLEST, BadPicture, Header, check_size
+from mimkit.data.header import BadPicture, Header, check_size
 from mimkit.data.reading import Reading
-from mimkit.data.tiff import GDAL_NODATA, is_tiff, opened, tiff_header
+from mimkit.data.tiff import GDAL_NODATA, Box, is_tiff, opened, tiff_header
 from mimkit.data.values import DEPTHS, STORED, Storage
-
-__all__ = ["SMALLEST", "BadPicture", "Header", "decode", "dtype_of", "from_array", "from_pillow", "header"]
 
 # What Pillow may open: a file that only calls itself .jpg never reaches an interpreter of PostScript.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
@@ -32,15 +31,22 @@ _WORK = {"JPEG2000": 16, "AVIF": 12}  # bytes that decoding a sample takes, wher
 LARGEST = 1 << 31  # bytes that decoding one picture may take
 
 
-def header(data: bytes, reading: Reading = Reading()) -> Header:
+def header(file: bytes | BufferedIOBase, reading: Reading = Reading()) -> Header:
     """Size, channels, type and no-data value of a picture, before its pixels are decoded.
+
+    Of a TIFF file no more is read than its notes.
 
     Raises BadPicture for what is no picture, too small, too large to decode, or a stack of which no plane was named;
     UserError when an extra is missing.
     """
+    file = io.BytesIO(file) if isinstance(file, bytes) else file
+    tiff = is_tiff(file.read(4))
+    file.seek(0)
+    about = tiff_header(file, reading) if tiff else None
+    data = b"" if about else file.read()
     if is_dicom(data):
         about = dicom_header(data, reading)
-    elif not (is_tiff(data) and (about := tiff_header(data, reading))):
+    elif about is None:
         picture = _open(data)
         width, height = picture.size
         if picture.format != "TIFF" and _orientation(picture) in (5, 6, 7, 8):  # Pillow turns TIFF files itself
@@ -79,6 +85,24 @@ def decode(data: bytes, storage: Storage, reading: Reading = Reading()) -> Shape
     except Exception as error:  # decoders meet damaged bytes: whatever they raise means that this file is bad
         reason = str(error).split("\n")[0][:100] or type(error).__name__
         raise BadPicture("truncated" if "truncated" in reason else f"cannot be decoded: {reason}") from error
+
+
+def decode_box(file: BufferedIOBase, box: Box, storage: Storage, reading: Reading) -> Shaped[Tensor, "C h w"]:
+    """A box (top, left, height, width) of a TIFF file, as `decode`; no more is read than the box needs.
+
+    Raises BadPicture, UserError.
+    """
+    try:
+        with opened(file, reading) as layout:
+            if layout.orientation == 1:
+                return _stored(layout.values(box), storage, reading, layout.nodata)
+            whole = _upright(_stored(layout.values(), storage, reading, layout.nodata), layout.orientation)
+            top, left, height, width = box
+            return whole[:, top : top + height, left : left + width]
+    except (BadPicture, UserError):
+        raise
+    except Exception as error:
+        raise BadPicture(f"cannot be decoded: {str(error).splitlines()[0][:100]}") from error
 
 
 def _decode(data: bytes, storage: Storage, reading: Reading) -> Tensor:

@@ -1,26 +1,26 @@
-"""Picture files: a folder, walked once and remembered, or a list of paths enters, Pictures leave."""
+"""Picture files: a folder, walked once and remembered, enters, Pictures leave."""
 
+import errno
 import os
-import re
+import stat
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
+from io import BufferedIOBase
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from mimkit.core.errors import UserError
-from mimkit.data.pictures import Encoded, Pictures, Split, digest, sample, split_by_address
+from mimkit.data.layout import arrange, refuse_empty_train
+from mimkit.data.pictures import Encoded, Pictures, Split, digest, sample
 from mimkit.data.reading import Reading
+from mimkit.data.tables import metadata_labels
 
 _KINDS = "jpg jpeg jpe jfif mpo png webp avif bmp gif tif tiff ppm pgm pbm pnm jp2"
 ENDINGS = frozenset(f".{kind}" for kind in _KINDS.split())
-_TRAIN = re.compile(r"train(ing)?(\d{4})?$", re.IGNORECASE)
-_TEST = re.compile(r"(val|valid|validation|test|testing)(\d{4})?$", re.IGNORECASE)
-_TEST_ORDER = ("val", "valid", "validation", "test", "testing")
 SETTLED = 2_000_000_000  # ns; a directory changed just now may change again within one tick of its clock
 
 
@@ -53,20 +53,9 @@ class Paths:
 class Files(Encoded):
     """Picture files, by paths relative to `root`."""
 
-    def __init__(
-        self,
-        name: str,
-        root: Path,
-        paths: Paths,
-        *,
-        reading: Reading,
-        classes: tuple[str, ...] | None = None,
-        labels: Tensor | None = None,
-        has_test: bool = False,
-    ) -> None:
+    def __init__(self, name: str, root: Path, paths: Paths, *, reading: Reading, has_test: bool = False) -> None:
         self.name, self._root, self._paths = name, os.fsencode(root), paths
-        self.reading = reading
-        self.classes, self.labels, self.has_test = classes, labels, has_test
+        self.reading, self.has_test = reading, has_test
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -75,8 +64,10 @@ class Files(Encoded):
         return os.path.join(self._root, self._paths[i])
 
     def data(self, i: int) -> bytes:
-        with open(self.path(i), "rb", buffering=0) as file:
-            return file.read()
+        return read_regular(self.path(i))
+
+    def file(self, i: int) -> BufferedIOBase:
+        return open(os.fsdecode(self.path(i)), "rb")
 
     def where(self, i: int) -> str:
         return os.fsdecode(self.path(i))
@@ -94,11 +85,35 @@ class Files(Encoded):
         return digest(self._paths.buffer.tobytes(), self._paths.ends.tobytes(), few)
 
 
+def read_regular(path: str | bytes) -> bytes:
+    """The bytes of a regular file.
+
+    Raises OSError, also for anything else: a pipe would be waited for without end, and a device has no end.
+    """
+    # Opening a pipe waits for a writer, unless told not to.
+    opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(opened).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file")
+        with open(opened, "rb", buffering=0, closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(opened)
+
+
 class Index:
     """What lies in a folder: pictures in sorted order, and every directory with its time of change."""
 
-    def __init__(self, pictures: Paths, folders: Paths, changed: np.ndarray, other_files: Counter[str]) -> None:
+    def __init__(
+        self,
+        pictures: Paths,
+        folders: Paths,
+        changed: np.ndarray,
+        other_files: Counter[str],
+        skipped: tuple[str, ...] = (),
+    ) -> None:
         self.pictures, self.folders, self.changed, self.other_files = pictures, folders, changed, other_files
+        self.skipped = skipped  # a line for each kind of thing that was not taken
 
     def current(self, root: bytes) -> bool:
         """Whether every directory is as it was: adding, removing or renaming a file changes its directory."""
@@ -109,43 +124,88 @@ class Index:
         return times == self.changed.tolist()
 
 
-def walk(root: bytes) -> Index:
-    """Every picture below `root`, by file ending alone, no file opened; hidden names left out, links followed."""
-    pictures: list[bytes] = []
-    folders: list[bytes] = []
-    changed: list[int] = []
-    other_files: Counter[str] = Counter()
-    endings = {ending.encode() for ending in ENDINGS}
+class _Walk:
+    """A walk through a folder: `pictures`, `folders` and so on grow while `visit` goes from folder to folder."""
 
-    def visit(folder: bytes, above: frozenset[tuple[int, int]]) -> None:
-        status = os.stat(os.path.join(root, folder))
+    def __init__(self, root: bytes) -> None:
+        self.root = root
+        self.pictures: list[bytes] = []
+        self.folders: list[bytes] = []
+        self.changed: list[int] = []
+        self.other_files: Counter[str] = Counter()
+        self.skipped: dict[str, list[bytes]] = {}
+
+    def visit(self, folder: bytes, above: frozenset[tuple[int, int]]) -> tuple[Iterator[os.DirEntry], frozenset]:
+        """What lies in a folder, in order, and the folders that hold it, itself among them. Raises OSError."""
+        status = os.stat(os.path.join(self.root, folder))
         here = (status.st_dev, status.st_ino)
-        if here in above:  # a link back to a folder that holds this one
-            return
-        folders.append(folder)
-        changed.append(status.st_mtime_ns)
-        inner = above | {here}
+        if here in above:
+            raise OSError(errno.ELOOP, "a link back to a folder above it")
+        self.folders.append(folder)
+        self.changed.append(status.st_mtime_ns)
         # scandir knows from the directory itself what is a folder: no call for each of a million files.
-        with os.scandir(os.path.join(root, folder)) as listing:
-            entries = sorted(listing, key=lambda entry: entry.name)
-        for entry in entries:
-            if entry.name.startswith(b"."):
-                continue
-            path = os.path.join(folder, entry.name)
-            try:
-                if entry.is_dir():
-                    visit(path, inner)
-                elif (ending := os.path.splitext(entry.name)[1].lower()) in endings:
-                    pictures.append(path)
-                else:
-                    other_files[os.fsdecode(ending) or "no ending"] += 1
-            except PermissionError:
-                other_files["no permission"] += 1
-            except FileNotFoundError:  # went away meanwhile
-                continue
+        with os.scandir(os.path.join(self.root, folder)) as listing:
+            return iter(sorted(listing, key=lambda entry: entry.name)), above | {here}
 
-    visit(b"", frozenset())
-    return Index(Paths.pack(pictures), Paths.pack(folders), np.array(changed, np.int64), other_files)
+    def all(self) -> None:
+        """Visit everything. Raises OSError when the root itself cannot be read."""
+        # A stack of our own: folders may be nested deeper than Python's calls.
+        stack = [(b"", *self.visit(b"", frozenset()))]
+        while stack:
+            folder, entries, above = stack[-1]
+            entry = next(entries, None)
+            if entry is None:
+                stack.pop()
+            elif not entry.name.startswith(b"."):
+                path = os.path.join(folder, entry.name)
+                try:
+                    if entry.is_dir():
+                        stack.append((path, *self.visit(path, above)))
+                    else:
+                        self.take(entry, path)
+                except FileNotFoundError:  # went away meanwhile
+                    continue
+                except OSError as error:
+                    self.skip(_REASONS.get(error.errno or 0, error.strerror or "cannot be read"), path)
+
+    def take(self, entry: os.DirEntry, path: bytes) -> None:
+        """Note a file."""
+        ending = os.path.splitext(entry.name)[1].lower()
+        if ending not in _ENDINGS:
+            self.other_files[os.fsdecode(ending) or "no ending"] += 1
+        elif entry.is_file() or not os.path.exists(os.path.join(self.root, path)):  # a link that leads nowhere is bad
+            self.pictures.append(path)
+        else:
+            self.skip("no regular files", path)
+
+    def skip(self, reason: str, path: bytes) -> None:
+        """Note what is not taken."""
+        self.skipped.setdefault(reason, []).append(path)
+        self.other_files[reason] += 1
+
+
+_LASTING = ("no ending", "no regular files", "links in a loop", "paths that are too long")
+_ENDINGS = frozenset(ending.encode() for ending in ENDINGS)
+_REASONS = {
+    errno.EACCES: "no permission",
+    errno.ELOOP: "links in a loop",
+    errno.ENAMETOOLONG: "paths that are too long",
+}
+
+
+def walk(root: bytes) -> Index:
+    """Every picture below `root`, by file ending alone, no file opened; hidden names left out, links followed.
+
+    What is no regular file, links in a loop and paths that cannot be followed are skipped, and counted in `skipped`.
+    """
+    steps = _Walk(root)
+    steps.all()
+    skipped = tuple(
+        f"skipped, {reason}: {len(paths):,}, as {paths[0][:200].decode(errors='replace')}"
+        for reason, paths in steps.skipped.items()
+    )
+    changed = np.array(steps.changed, np.int64)
+    return Index(Paths.pack(steps.pictures), Paths.pack(steps.folders), changed, steps.other_files, skipped)
 
 
 def index(folder: Path) -> Index:
@@ -160,6 +220,7 @@ def index(folder: Path) -> Index:
                 Paths(archive["folders"], archive["folder_ends"]),
                 archive["changed"],
                 Counter(),
+                tuple(archive["skipped"].tolist()),
             )
         if listing.current(encoded):
             return listing
@@ -175,7 +236,8 @@ def index(folder: Path) -> Index:
 
 def _keep(cached: Path, listing: Index) -> None:
     """Write the index beside and rename; a cache that cannot be written is no error."""
-    if not len(listing.pictures):
+    # What could not be read may be mended without a change of any folder.
+    if not len(listing.pictures) or not all(kind in _LASTING or kind[0] == "." for kind in listing.other_files):
         return
     if listing.changed.max() > time.time_ns() - SETTLED:  # a file that comes within the same tick would never be seen
         return
@@ -191,6 +253,7 @@ def _keep(cached: Path, listing: Index) -> None:
                     folders=listing.folders.buffer,
                     folder_ends=listing.folders.ends,
                     changed=listing.changed,
+                    skipped=np.array(listing.skipped, str),
                 )
                 file.close()
                 os.replace(file.name, cached)
@@ -206,65 +269,37 @@ def cache_folder() -> Path:
 
 
 def open_folder(folder: Path, split: Split, reading: Reading) -> Pictures:
-    """The pictures below a folder: flat, nested, class folders, or any of these under train/ and val/."""
+    """The pictures below a folder: flat, nested, class folders, or any of these under train/ and val/; see `arrange`.
+
+    Labels of `metadata.csv`, `.jsonl` or `.parquet` there, as Hugging Face has it, come before class folders. Raises
+    UserError.
+    """
     listing = index(folder)
     if not len(listing.pictures):
         raise UserError(_nothing(folder, listing.other_files or walk(os.fsencode(folder)).other_files))
-    tops = {path.split(b"/", 1)[0] for path in listing.folders if path}
-    train = next((top for top in sorted(tops) if _TRAIN.match(os.fsdecode(top))), None)
-    tests = [top for top in tops if _TEST.match(os.fsdecode(top))]
-    # Of several (val and test) the one for choosing settings comes first: what is called test is for the end.
-    test = min(tests, key=lambda top: _TEST_ORDER.index(os.fsdecode(top).lower().rstrip("0123456789")), default=None)
-    if train is None:
-        pictures = _files(str(folder), folder, listing.pictures, None, reading)
-        return split_by_address(pictures, split)
-    by_split = {top: [path for path in listing.pictures if path.startswith(top + b"/")] for top in (train, test) if top}
-    if not by_split[train]:
-        raise UserError(f"{folder / os.fsdecode(train)} holds no pictures")
-    # Classes of both splits together, so that a class without test pictures leaves the numbers of the others alone.
-    names = _classes([path.split(b"/", 1)[1] for paths in by_split.values() for path in paths])
-    has_test = bool(test and by_split[test])
-    source = test if split == "test" and has_test else train
-    assert source is not None
-    paths = Paths.pack([path.split(b"/", 1)[1] for path in by_split[source]])
-    root = folder / os.fsdecode(source)
-    pictures = _files(str(folder), root, paths, names, reading, has_test)
-    return pictures if has_test else split_by_address(pictures, split)
+    paths = list(listing.pictures)
+    refuse_empty_train(list(listing.folders), paths, folder)
+    layout = arrange(paths)
 
+    def read(path: bytes) -> bytes | None:
+        place = os.path.join(os.fsencode(folder), path)
+        return read_regular(place) if os.path.isfile(place) else None
 
-def _files(
-    name: str,
-    root: Path,
-    paths: Paths,
-    names: tuple[str, ...] | None,
-    reading: Reading,
-    has_test: bool = False,
-) -> Files:
-    listed = list(paths)
-    # Given names hold for both splits; without them each folder speaks for itself.
-    classes = names if names and all(b"/" in path for path in listed) else _classes(listed)
-    labels = None
-    if classes:
-        number = {os.fsencode(name): i for i, name in enumerate(classes)}
-        # Names are compared as bytes: those of files need not be valid text.
-        labels = torch.tensor([number[path.split(b"/", 1)[0]] for path in listed])
-    return Files(
-        name,
-        Path(os.path.abspath(root)),
-        paths,
-        reading=reading,
-        classes=classes,
-        labels=labels,
-        has_test=has_test,
-    )
-
-
-def _classes(paths: list[bytes]) -> tuple[str, ...] | None:
-    """The first directories, when every picture lies in one and there are at least two."""
-    if not all(b"/" in path for path in paths):
-        return None
-    names = sorted({path.split(b"/", 1)[0] for path in paths})
-    return tuple(os.fsdecode(name) for name in names) if len(names) > 1 else None
+    used = [paths[number] for number in (*layout.train, *layout.test)]
+    folders = [b"", layout.train_folder, layout.test_folder]
+    labels, notes = metadata_labels(read, folders, used, reading.label_column)
+    if labels is not None:
+        layout = replace(layout, labels=labels)
+    elif reading.label_column is not None:
+        raise UserError(f"{folder} has no columns for --label-column: tables, lists and metadata files have")
+    numbers, top, labels = layout.of(split)
+    whole = len(numbers) == len(paths) and not top
+    names = listing.pictures if whole else Paths.pack([paths[number][len(top) :] for number in numbers])
+    root = os.fsdecode(os.path.join(os.path.abspath(os.fsencode(folder)), top).rstrip(b"/"))
+    pictures = Files(str(folder), Path(root), names, reading=reading, has_test=bool(layout.test))
+    pictures.set_labels(labels)
+    pictures.notes = (*layout.notes, *notes, *listing.skipped)
+    return pictures
 
 
 def _nothing(folder: Path, other_files: Counter[str]) -> str:
@@ -274,36 +309,3 @@ def _nothing(folder: Path, other_files: Counter[str]) -> str:
     readable = " ".join(sorted(ENDINGS))
     contents = f"{other_files.total():,} files, none of them pictures: {endings}"
     return f"{folder} holds {contents}; readable endings: {readable}"
-
-
-def open_list(file: Path, split: Split, reading: Reading) -> Pictures:
-    """A text file with one path a line, relative to the file's folder, optionally a tab and a label."""
-    paths: list[bytes] = []
-    names: list[str] = []
-    for number, line in enumerate(file.read_text(encoding="utf-8", errors="surrogateescape").splitlines(), 1):
-        if not line.strip():
-            continue
-        path, tab, label = line.partition("\t")
-        if bool(tab) != bool(names) and paths:
-            raise UserError(f"{file} line {number}: either every line has a tab and a label or none has")
-        paths.append(os.fsencode(path.strip()))
-        names += [label.strip()] if tab else []
-    if not paths:
-        raise UserError(f"{file} is empty: write one path of a picture a line, relative to {file.parent}")
-    # Absolute, since workers and later commands may stand in another folder; links are kept as they are named.
-    root = Path(os.path.abspath(file.parent))
-    if not os.path.exists(os.path.join(os.fsencode(root), paths[0])):
-        first = os.fsdecode(paths[0])
-        raise UserError(f"{file} line 1: there is no file {first} (paths are relative to {root})")
-    # Numbers before words and by their value: 2 comes before 10.
-    classes = sorted(set(names), key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name))
-    number_of = {name: i for i, name in enumerate(classes)}
-    pictures = Files(
-        str(file),
-        root,
-        Paths.pack(paths),
-        reading=reading,
-        classes=tuple(classes) or None,
-        labels=torch.tensor([number_of[name] for name in names]) if names else None,
-    )
-    return split_by_address(pictures, split)

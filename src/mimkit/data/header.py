@@ -24,9 +24,9 @@ class Header(NamedTuple):
     """The value that stands for no data, where the file says so."""
 
 
-def check_size(width: int, height: int) -> None:
-    """Refuse icons, and what is larger than Pillow's limit against decompression bombs."""
+def check_size(width: int, height: int, *, whole: bool = True) -> None:
+    """Refuse icons, and what is larger than Pillow's limit against decompression bombs if it is decoded as a whole."""
     if min(width, height) < SMALLEST:
         raise BadPicture(f"{width}x{height}: smaller than {SMALLEST} pixels")
-    if Image.MAX_IMAGE_PIXELS and width * height > 2 * Image.MAX_IMAGE_PIXELS:
+    if whole and Image.MAX_IMAGE_PIXELS and width * height > 2 * Image.MAX_IMAGE_PIXELS:
         raise BadPicture(f"larger than {2 * Image.MAX_IMAGE_PIXELS:,} pixels")

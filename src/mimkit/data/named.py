@@ -102,7 +102,5 @@ def _stl10(split: str) -> Decoded:
     downloaded = _download(
         "stl10", "stl10_binary", lambda: datasets.STL10(str(data_folder()), split=split, download=True)
     )
-    # The unlabeled pictures have label -1; a set with some labels counts as one without.
-    labels = None if "unlabeled" in split else torch.from_numpy(np.asarray(downloaded.labels)).long()
-    classes = None if labels is None else tuple(downloaded.classes)
-    return Decoded("stl10", torch.from_numpy(downloaded.data), labels, classes, has_test=True)
+    labels = torch.from_numpy(np.asarray(downloaded.labels)).long()  # -1 of unlabeled ones, as ours
+    return Decoded("stl10", torch.from_numpy(downloaded.data), labels, tuple(downloaded.classes), has_test=True)

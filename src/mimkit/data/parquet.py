@@ -2,24 +2,39 @@
 
 import fcntl
 import itertools
-import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from mimkit.core.errors import UserError, missing_extra
+from mimkit.data.classes import Labels, label_column, number_values
 from mimkit.data.folders import cache_folder
-from mimkit.data.pictures import Encoded, Pictures, Split, digest, split_by_address
+from mimkit.data.pictures import Encoded, Pictures, Split, digest, first_few
 from mimkit.data.reading import Reading
+from mimkit.data.tables import class_names
 
-_IMAGES, _LABELS = ("image", "img"), ("label", "labels", "fine_label")
-_SPLIT = re.compile(r"(train|val|valid|validation|test)(-.*)?$")
-_TEST_ORDER = ("val", "valid", "validation", "test")
+_IMAGES = (
+    "image",
+    "img",
+    "picture",
+    "photo",
+    "pixels",
+    "jpg",
+    "jpeg",
+    "png",
+    "webp",
+    "image_bytes",
+    "bytes",
+    "content",
+)
+_KIND = r"(train|training|val|valid|validation|test|testing)"
+_SPLIT = re.compile(rf"{_KIND}(-.*|[_.]?\d.*)?$", re.IGNORECASE)  # train, train-00000-of-00005, train_0, train.0
+_FOLDER = re.compile(rf"(?:partial-)?{_KIND}$", re.IGNORECASE)
+_TEST_ORDER = ("val", "valid", "validation", "test", "testing")
 IN_MEMORY = 2 << 30  # bytes; more is laid out once in a cache file and mapped, for random access without decompression
 
 
@@ -48,13 +63,10 @@ class Rows(Encoded):
         rows: list[int],
         *,
         reading: Reading,
-        labels: Tensor | None,
-        classes: tuple[str, ...] | None,
         has_test: bool,
     ) -> None:
         self.name, self._files, self._blobs, self._ends = name, files, blobs, list(itertools.accumulate(rows))
-        self.reading = reading
-        self.labels, self.classes, self.has_test = labels, classes, has_test
+        self.reading, self.has_test = reading, has_test
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -72,80 +84,134 @@ class Rows(Encoded):
 
 
 def parquet_files(folder: Path) -> list[Path]:
-    """The Parquet files of a folder, or of its `data` folder, in order."""
-    return sorted(folder.glob("*.parquet")) or sorted(folder.glob("data/*.parquet"))
+    """The Parquet files of a folder, or of its `data` folder, in order; metadata of picture files aside."""
+    files = [file for file in sorted(folder.glob("*.parquet")) if file.name != "metadata.parquet"]
+    return files or sorted(folder.glob("data/*.parquet"))
+
+
+def parquet_below(folder: Path) -> list[Path]:
+    """All Parquet files below a folder, as `default/train/0000.parquet` of the Hub.
+
+    Raises UserError where there are several configurations and none is called `default`.
+    """
+    files = sorted(folder.rglob("*.parquet"))
+    files = [file for file in files if not any(part[0] == "." for part in file.relative_to(folder).parts)]
+    tops = sorted({file.relative_to(folder).parts[0] for file in files if len(file.relative_to(folder).parts) > 1})
+    configurations = [top for top in tops if not _FOLDER.match(top)]
+    if len(configurations) < 2:
+        return files
+    if "default" not in configurations:
+        raise UserError(f"{folder} holds {', '.join(configurations)}: name one, as {folder / configurations[0]}")
+    return [file for file in files if file.relative_to(folder).parts[0] == "default"]
+
+
+def _split_of(file: Path, root: Path) -> str | None:
+    """What split a file belongs to, by its name or that of a folder that holds it."""
+    folders = file.relative_to(root).parts[:-1] if file.is_relative_to(root) else ()
+    for match in (_SPLIT.match(file.stem), *(_FOLDER.match(name) for name in reversed(folders))):
+        if match:
+            return "train" if match[1].lower().startswith("train") else match[1].lower()
+    return None
 
 
 def open_parquet(name: str, files: list[Path], split: Split, reading: Reading) -> Pictures:
-    """The pictures of Parquet files; `train-*`, `val*-*` and `test-*` among the names are splits.
+    """The pictures of Parquet files; `train`, `train-*`, `train_0`, `val*-*`, ... among the names are splits.
 
-    Columns: `image` (struct of `bytes` and `path`, or binary) and optionally `label` (integers or strings).
+    So are folders of such names. Columns: pictures in `image` (struct with `bytes`, or binary) or one called alike,
+    labels in `label` or one called alike. Classes are those of all splits. Raises UserError.
     """
+    root = Path(os.path.commonpath([os.path.abspath(file.parent) for file in files]))
+    # A folder that is itself called train is no split of the files in it.
+    files = [Path(os.path.abspath(file)) for file in files]
+    groups: dict[str | None, list[Path]] = {}
+    for file in files:
+        groups.setdefault(_split_of(file, root), []).append(file)
+    kind = next((kind for kind in _TEST_ORDER if kind in groups), None)
+    has_test = kind is not None and "train" in groups
+    train = groups.get("train", files)
+    test = groups[kind] if has_test else []
+    tables = {file: _open_file(file) for file in (*train, *test)}
+    used = test if test and split == "test" else train
+    labels, notes = _labels(name, [tables[file] for file in (*train, *test)], reading.label_column)
+    rows = [tables[file].metadata.num_rows for file in (*train, *test)]
+    ahead, behind = sum(rows[: len(train)]), sum(rows)
+    part = slice(ahead, behind) if used is test else slice(0, ahead)
+    rows = rows[len(train) :] if used is test else rows[: len(train)]
+    if not sum(rows):
+        raise UserError(f"{name} holds no rows")
+    used_tables = [tables[file] for file in used]
+    blobs = _gather(used, used_tables, _image_column(used[0], used_tables[0].schema_arrow))
+    pictures = Rows(name, used, blobs, rows, reading=reading, has_test=has_test)
+    pictures.set_labels(labels.at(part))
+    others = [file.name for file in files if file not in tables]
+    notes += [f"left out: {first_few(others)}, since there are {kind} and train"] if others else []
+    pictures.notes = tuple(notes)
+    return pictures
+
+
+def _open_file(file: Path) -> Any:
     try:
         import pyarrow.parquet as pq
     except ImportError:
         raise missing_extra("reading Parquet files", "parquet") from None
-    groups: dict[str, list[Path]] = {}
-    for file in files:
-        if match := _SPLIT.match(file.stem):
-            groups.setdefault(match[1], []).append(file)
-    test = next((groups[kind] for kind in _TEST_ORDER if kind in groups), [])
-    has_test = bool(test) and "train" in groups
-    used = test if has_test and split == "test" else groups.get("train", files)
-    tables = []
-    for file in used:
-        try:
-            tables.append(pq.ParquetFile(file))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{file} is not a Parquet file that can be read: {str(error).splitlines()[0]}") from None
-    schema = tables[0].schema_arrow
-    image = next((column for column in _IMAGES if column in schema.names), None)
-    if image is None:
-        raise UserError(
-            f"{used[0]} has the columns {', '.join(schema.names)}; the pictures must be in a column 'image'"
-        )
-    labels, classes = _labels(tables, next((column for column in _LABELS if column in schema.names), None))
-    rows = [table.metadata.num_rows for table in tables]
-    if not sum(rows):
-        raise UserError(f"{name} holds no rows")
-    pictures = Rows(
-        name,
-        [Path(os.path.abspath(file)) for file in used],
-        _gather(used, tables, image),
-        rows,
-        reading=reading,
-        labels=labels,
-        classes=classes,
-        has_test=has_test,
-    )
-    return pictures if has_test else split_by_address(pictures, split)
+    try:
+        return pq.ParquetFile(file)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} is not a Parquet file that can be read: {str(error).splitlines()[0]}") from None
 
 
-def _labels(tables: list[Any], column: str | None) -> tuple[Tensor | None, tuple[str, ...] | None]:
-    """Labels and, from strings or Hugging Face's notes in the schema, their names."""
+def _image_column(file: Path, schema: Any) -> str:
+    """The column of pictures: one with a usual name, or the only one that can be. Raises UserError."""
+    import pyarrow as pa
+
+    def holds_bytes(field: Any) -> bool:
+        kind = field.type
+        if pa.types.is_struct(kind):
+            return kind.get_field_index("bytes") >= 0 and holds_bytes(kind.field("bytes"))
+        return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+    able = [field.name for field in schema if holds_bytes(field)]
+    lower = {name.lower(): name for name in reversed(able)}
+    usual = [lower[name] for name in _IMAGES if name in lower]
+    if usual or len(able) == 1:
+        return (usual or able)[0]
+    if len(able) > 1:
+        raise UserError(f"{file} has pictures in {', '.join(able)}: call the column of those that are meant 'image'")
+    columns = ", ".join(schema.names)
+    raise UserError(f"{file} has the columns {columns}; the pictures must be in a column 'image' (encoded, as bytes)")
+
+
+def _labels(name: str, tables: list[Any], wanted_column: str | None) -> tuple[Labels, list[str]]:
+    """Labels of the rows of all files, and what is to be said of their column."""
+    import pyarrow as pa
+
+    columns = list(dict.fromkeys(column for table in tables for column in table.schema_arrow.names))
+    column, note = label_column(columns, wanted_column, name)
+    notes = [note] if note else []
     if column is None:
-        return None, None
-    # The column of labels alone is read; Parquet stores columns apart.
-    values = [value for table in tables for value in table.read([column]).column(column).to_pylist()]
-    if any(value is None for value in values):
-        return None, None
-    if all(isinstance(value, str) for value in values):
-        names = sorted(set(values))
-        number = {name: i for i, name in enumerate(names)}
-        return torch.tensor([number[value] for value in values]), tuple(names)
-    if not all(isinstance(value, int) for value in values):
-        return None, None
-    # Names of classes are in no column; `datasets` keeps them in the schema.
-    notes = json.loads((tables[0].schema_arrow.metadata or {}).get(b"huggingface", b"{}"))
-    names = notes.get("info", {}).get("features", {}).get(column, {}).get("names")
-    return torch.tensor(values), tuple(names) if names else None
+        return Labels(reason=f"no column of labels among {', '.join(columns)}"), notes
+    values: list[Any] = []
+    for table in tables:
+        present = column in table.schema_arrow.names
+        kind = table.schema_arrow.field(column).type if present else None
+        if kind is not None and (
+            pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+        ):
+            reason = f"its column '{column}' holds {kind} in a row, and a label is a number or a word"
+            return Labels(reason=reason), [*notes, f"labels are not used: {reason}"]
+        # The column of labels alone is read; Parquet stores columns apart.
+        values += table.read([column]).column(column).to_pylist() if present else [None] * table.metadata.num_rows
+    names = next((names for table in tables if (names := class_names(table.schema_arrow.metadata, column))), None)
+    labels = number_values(values, names)
+    if labels.reason:
+        labels = replace(labels, reason=f"of its column '{column}', {labels.reason}")
+        notes.append(f"labels are not used: {labels.reason}")
+    return labels, notes
 
 
 def _gather(files: list[Path], tables: list[Any], image: str) -> Blobs:
     """The encoded bytes of all rows: in memory when they are few, else in a file made once."""
     columns = [place for place, path in enumerate(_leaves(tables[0])) if path in (image, f"{image}.bytes")]
-    if not columns:
-        raise UserError(f"{files[0]}: column '{image}' holds no encoded pictures (bytes)")
     # Known from the footer alone, before a byte of pictures is read.
     total = sum(
         table.metadata.row_group(group).column(columns[0]).total_uncompressed_size

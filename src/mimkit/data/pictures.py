@@ -1,11 +1,14 @@
 """A set of pictures, whatever holds them: a number enters, a uint8 picture or its label leaves."""
 
 import hashlib
+import io
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
+from io import BufferedIOBase
 from typing import Literal
 
 import numpy as np
@@ -15,11 +18,14 @@ from torch import Tensor
 
 from mimkit.core.errors import UserError
 from mimkit.core.randomness import rng_keys
-from mimkit.data.decode import BadPicture, Header, decode, header
+from mimkit.data.classes import UNLABELED, Labels, in_order, number_values
+from mimkit.data.decode import BadPicture, Header, decode, decode_box, header
 from mimkit.data.reading import Reading
+from mimkit.data.tiff import Box, is_tiff
 from mimkit.data.values import STORED, Storage, Values, given_values, measured_values
 
 Split = Literal["train", "test", "all"]
+_DECODED = 1 << 29  # bytes of whole pictures that a process keeps for further boxes of them
 _SAMPLE = 256  # pictures whose values tell black and white, where their type does not
 
 
@@ -27,10 +33,15 @@ class Pictures(ABC):
     """Pictures `0 .. len - 1`. Cheap to hand to worker processes: no Python object per picture."""
 
     name: str  # what the user called it
-    labels: Int64[Tensor, " n"] | None = None
-    classes: tuple[str, ...] | None = None  # names of the labels, when they have names
+    labels: Int64[Tensor, " n"] | None = None  # -1: a picture without one; None: no picture has one
+    classes: tuple[str, ...] | None = None  # names of the labels, of all splits together; None where there are none
+    all_classes: tuple[str, ...] | None = None  # the same where only another split of the set has labels
+    named: bool = False  # whether class names mean the same in other sources: words do, bare numbers do not
+    no_labels: str = ""  # why there are none
+    notes: tuple[str, ...] = ()  # lines about what was found, for whoever opens the pictures to print once
     has_test: bool = False  # whether the source has a test split of its own
     reading: Reading = Reading()  # how files become pictures
+    owners: Int64[Tensor, " n"] | None = None  # of tiles: which picture each is of
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -84,9 +95,35 @@ class Pictures(ABC):
     def where(self, i: int) -> str:
         """Where picture `i` lies, for messages."""
 
+    @property
+    def unlabeled_count(self) -> int:
+        """How many pictures of a set with labels have none."""
+        return 0 if self.labels is None else int((self.labels < 0).sum())
+
+    def set_labels(self, labels: Labels) -> None:
+        """Take these labels. With no picture of this split labeled there are none, but the classes stay known."""
+        self.all_classes, self.named, self.no_labels = labels.classes, labels.named, labels.reason
+        if labels.numbers is not None and bool((labels.numbers >= 0).any()):
+            self.labels, self.classes = labels.numbers, labels.classes
+        elif not self.no_labels:
+            self.no_labels = f"none of these {len(self):,} pictures has one" if labels.classes else "nothing names any"
+
+    def get_labels(self) -> Labels:
+        """What `set_labels` took."""
+        labels = self.labels
+        if labels is None and self.all_classes:
+            labels = torch.full((len(self),), UNLABELED)
+        return Labels(numbers=labels, classes=self.all_classes, named=self.named, reason=self.no_labels)
+
     def read_as(self, reading: Reading) -> bool:
-        """Whether these pictures are already what this reading makes of their files."""
+        """Whether these pictures are already what this reading makes of their files; labels aside."""
+        reading = replace(reading, label_column=self.reading.label_column)
         return reading in (replace(self.reading, channels=self.channels), self.resolved)
+
+    def read_box(self, i: int, box: Box) -> Shaped[Tensor, "C h w"]:
+        """A box (top, left, height, width) of picture `i`. Raises BadPicture."""
+        top, left, height, width = box
+        return self.read(i)[:, top : top + height, left : left + width]
 
     def tensor(self) -> Shaped[Tensor, "n C H W"] | None:
         """All pictures at once when they are decoded already, else None."""
@@ -128,8 +165,42 @@ class Encoded(Pictures):
             self.reading.nodata if self.reading.nodata is not None else nodata[0][0] if nodata else None,
         )
 
+    def file(self, i: int) -> BufferedIOBase:
+        """Picture `i` as a file, of which one can read a part. Raises OSError."""
+        return io.BytesIO(self.data(i))
+
+    def read_box(self, i: int, box: Box) -> Tensor:
+        # Of a TIFF the part that is needed; whatever else is decoded as a whole is worth keeping for its other boxes.
+        whole = self._decoded.get(i)
+        if whole is None:
+            with self._opened(i) as file:
+                tiff = is_tiff(file.read(4))
+                file.seek(0)
+                if tiff:
+                    return decode_box(file, box, self.storage, self.reading)
+            whole = self.read(i)
+            while self._decoded and sum(picture.nbytes for picture in self._decoded.values()) > _DECODED:
+                self._decoded.pop(next(iter(self._decoded)))
+            self._decoded[i] = whole
+        top, left, height, width = box
+        return whole[:, top : top + height, left : left + width]
+
     def _header(self, i: int) -> Header:
-        return header(self._bytes(i), self.reading)
+        with self._opened(i) as file:
+            return header(file, self.reading)
+
+    @cached_property
+    def _decoded(self) -> dict[int, Tensor]:
+        """Pictures of which boxes were read, the latest last."""
+        return {}
+
+    @contextmanager
+    def _opened(self, i: int) -> Generator[BufferedIOBase]:
+        try:
+            with self.file(i) as file:
+                yield file
+        except OSError as error:
+            raise BadPicture(f"cannot be opened: {error.strerror or error}") from error
 
     def _bytes(self, i: int) -> bytes:
         try:
@@ -160,8 +231,15 @@ class Decoded(Pictures):
             # In pieces: as float32 the whole set would take four times its room.
             parts = [(piece * luma).sum(1, keepdim=True).round().to(torch.uint8) for piece in pixels.split(1024)]
             pixels = torch.cat(parts)
-        self.name, self.labels, self.classes, self.has_test = name, labels, classes, has_test
+        self.name, self.has_test = name, has_test
         self._pixels = pixels.contiguous()
+        if labels is None:
+            self.set_labels(Labels())
+        else:
+            named = classes is not None
+            self.set_labels(
+                Labels(numbers=labels, classes=classes, named=True) if named else number_values(labels.tolist())
+            )
 
     def __len__(self) -> int:
         return len(self._pixels)
@@ -190,7 +268,11 @@ class Decoded(Pictures):
 
 
 class Joined(Pictures):
-    """Several sources one after the other. Labels are kept when all have them, joined by class name."""
+    """Several sources one after the other.
+
+    Labels are joined by class name; pictures of a source without labels have none. Where names mean nothing beyond
+    their own source, labels are kept of one labeled source alone, and with several all are dropped.
+    """
 
     def __init__(self, sources: Sequence[Pictures]) -> None:
         self._sources = list(sources)
@@ -198,15 +280,23 @@ class Joined(Pictures):
         self.name = " + ".join(source.name for source in sources)
         self.reading = sources[0].reading
         self.has_test = all(source.has_test for source in sources)
-        labels = [source.labels for source in sources]
-        if all(label is not None for label in labels):
-            if all(source.classes is not None for source in sources):
-                self.classes = tuple(sorted({name for source in sources for name in source.classes or ()}))
-                number = {name: i for i, name in enumerate(self.classes)}
-                maps = [torch.tensor([number[name] for name in source.classes or ()]) for source in sources]
-                # Sources may number the same class otherwise: by way of its name each gets the number of all.
-                labels = [table[label] for table, label in zip(maps, labels, strict=True)]
-            self.labels = torch.cat(labels)  # type: ignore[arg-type]
+        # By the classes of all splits, so that every split is joined alike.
+        labeled = [source for source in sources if source.all_classes]
+        bare = [source.name for source in labeled if not source.named]
+        notes = [note for source in sources for note in source.notes]
+        if not labeled:
+            self.set_labels(Labels(reason=next((source.no_labels for source in sources if source.no_labels), "")))
+        elif bare and len(labeled) > 1:
+            others = " and ".join(source.name for source in labeled if source.name != bare[0])
+            reason = (
+                f"the classes of {bare[0]} are bare numbers, which nothing matches with those of {others or 'more'}: "
+                "name them (class folders, or words in the column 'label')"
+            )
+            notes.append(f"labels are not used: {reason}")
+            self.set_labels(Labels(reason=reason))
+        else:
+            self.set_labels(_joined_labels(sources))
+        self.notes = tuple(dict.fromkeys(notes))
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -229,6 +319,10 @@ class Joined(Pictures):
         source, place = self._locate(i)
         return source.read(place)
 
+    def read_box(self, i: int, box: Box) -> Tensor:
+        source, place = self._locate(i)
+        return source.read_box(place, box)
+
     def size(self, i: int) -> tuple[int, int]:
         source, place = self._locate(i)
         return source.size(place)
@@ -238,14 +332,31 @@ class Joined(Pictures):
         return source.where(place)
 
 
+def _joined_labels(sources: Sequence[Pictures]) -> Labels:
+    """Labels of sources whose class names mean the same, or of which one alone has labels."""
+    classes = in_order(name for source in sources for name in source.all_classes or ())
+    number = {name: i for i, name in enumerate(classes)}
+    numbers = []
+    for source in sources:
+        labels = source.get_labels().numbers
+        if labels is None:
+            labels = torch.full((len(source),), UNLABELED)
+        # Sources may number the same class otherwise: by way of its name each gets the number of all. The last entry
+        # is that of -1.
+        table = torch.tensor([*(number[name] for name in source.all_classes or ()), UNLABELED])
+        numbers.append(table[labels])
+    return Labels(numbers=torch.cat(numbers), classes=classes, named=any(source.named for source in sources))
+
+
 class Subset(Pictures):
     """Some pictures of another set, by number."""
 
     def __init__(self, whole: Pictures, index: Int64[Tensor, " m"]) -> None:
         self._whole, self._index = whole, index
-        self.name, self.classes, self.has_test = whole.name, whole.classes, whole.has_test
+        self.name, self.notes, self.has_test = whole.name, whole.notes, whole.has_test
         self.reading = whole.reading
-        self.labels = None if whole.labels is None else whole.labels[index]
+        self.owners = None if whole.owners is None else whole.owners[index]
+        self.set_labels(whole.get_labels().at(index))
 
     def __len__(self) -> int:
         return len(self._index)
@@ -265,6 +376,9 @@ class Subset(Pictures):
     def read(self, i: int) -> Tensor:
         return self._whole.read(int(self._index[i]))
 
+    def read_box(self, i: int, box: Box) -> Tensor:
+        return self._whole.read_box(int(self._index[i]), box)
+
     def size(self, i: int) -> tuple[int, int]:
         return self._whole.size(int(self._index[i]))
 
@@ -276,16 +390,59 @@ class Subset(Pictures):
         return None if pixels is None else pixels[self._index]
 
 
-def split_by_address(pictures: Pictures, split: Split) -> Pictures:
-    """A set without a test split of its own: 80 % are `train`, 20 % `test`, always the same ones; `all` is all."""
+def split_by_address(pictures: Pictures, split: Split, *, by_class: bool = True) -> Pictures:
+    """A set without a test split of its own: 80 % are `train`, 20 % `test`, always the same ones; `all` is all.
+
+    With labels 20 % of each class are `test`, of two pictures or more at least one; unlabeled ones are `train`.
+    Without `by_class` labels do not matter, as before version 0.3.
+
+    Raises UserError for fewer than 5 pictures, and for classes of one picture each.
+    """
     if split == "all":
         return pictures
     if len(pictures) < 5:
         raise UserError(f"{pictures.name} has {len(pictures)} pictures: too few to set some apart for a test")
     order = rng_keys("split", torch.arange(len(pictures))).argsort()
-    # By address, not by position: in folders of classes the last fifth would be some classes alone.
-    tested = round(0.2 * len(pictures))
-    return Subset(pictures, (order[:tested] if split == "test" else order[tested:]).sort().values)
+    if pictures.labels is None or not by_class:
+        # By address, not by position: in folders of classes the last fifth would be some classes alone.
+        tested = round(0.2 * len(pictures))
+        return _apart(pictures, (order[:tested] if split == "test" else order[tested:]).sort().values)
+    counts = torch.bincount(pictures.labels[pictures.labels >= 0], minlength=len(pictures.classes or ()))
+    quota = (0.2 * counts).round().long().clamp(min=1) * (counts > 1)
+    if not quota.any():
+        raise UserError(
+            f"{pictures.name} has one picture of each class: give two or more, to set some apart for a test"
+        )
+    order = order[pictures.labels[order] >= 0]
+    in_test = torch.zeros(len(pictures), dtype=torch.bool)
+    in_test[order[place_in_class(pictures.labels[order]) < quota[pictures.labels[order]]]] = True
+    subset = _apart(pictures, (in_test if split == "test" else ~in_test).nonzero().flatten())
+    single = [name for name, count in zip(pictures.classes or (), counts.tolist(), strict=True) if count == 1]
+    if single:
+        subset.notes += (f"classes of one picture, which only train: {first_few(single)}",)
+    return subset
+
+
+def _apart(pictures: Pictures, index: Tensor) -> Subset:
+    """A part of what has no test split of its own, or of no use."""
+    subset = Subset(pictures, index)
+    subset.has_test = False
+    return subset
+
+
+def place_in_class(labels: Int64[Tensor, " n"]) -> Int64[Tensor, " n"]:
+    """How many before each have its label: 0 for the first of each class. No label is below 0."""
+    counts = torch.bincount(labels)
+    order = labels.argsort(stable=True)  # class after class, in each as they come
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order)) - (counts.cumsum(0) - counts)[labels[order]]
+    return rank
+
+
+def first_few(names: Sequence[str], count: int = 5) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - count:,} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more
 
 
 def sample(n: int, size: int, seed: int = 0) -> list[int]:

@@ -31,6 +31,8 @@ class Reading:
     """Which plane of a stack is the picture, counted from 0."""
     tile: int | None = None
     """Side in pixels of the tiles that large pictures are cut into; None: pictures are whole."""
+    label_column: str | None = None
+    """The column of labels in a table of pictures; None: the first with a usual name. It stays with the data."""
 
     def __str__(self) -> str:
         """In words, for people who have to prepare pictures themselves; empty for plain 8-bit pictures."""
@@ -49,6 +51,7 @@ class Reading:
     def to_json(self) -> dict[str, Any]:
         """What was settings, without what was not."""
         settings = {key: value for key, value in asdict(self).items() if value not in (None, "none")}
+        settings.pop("label_column", None)  # of these data, not of the pictures that an export will see
         return {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
 
     @staticmethod

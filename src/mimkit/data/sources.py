@@ -4,15 +4,23 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
+from typing import NamedTuple
 
 from mimkit.core.errors import UserError, unknown
-from mimkit.data.folders import open_folder, open_list
+from mimkit.data.archive import KINDS as ARCHIVES
+from mimkit.data.archive import open_archive, refuse_packed
+from mimkit.data.folders import index, open_folder
+from mimkit.data.labels import need_labels, only_labeled
+from mimkit.data.lists import KINDS as LISTS
+from mimkit.data.lists import open_list
 from mimkit.data.named import NAMES, open_named
-from mimkit.data.parquet import open_parquet, parquet_files
-from mimkit.data.pictures import Joined, Pictures, Split
+from mimkit.data.parquet import open_parquet, parquet_below, parquet_files
+from mimkit.data.pictures import Joined, Pictures, Split, split_by_address
 from mimkit.data.reading import Reading
+from mimkit.data.tiles import Tiled
+from mimkit.data.values import DEPTHS
 
-__all__ = ["Pictures", "Split", "open_pictures"]
+__all__ = ["Pictures", "Split", "open_measured", "open_pictures"]
 
 
 def open_pictures(
@@ -21,18 +29,20 @@ def open_pictures(
     reading: Reading = Reading(),
     *,
     channels: int | None = None,
+    by_class: bool = True,
 ) -> Pictures:
     """The pictures of one or several sources.
 
     Args:
-        data: each a folder (flat, nested, class folders, or these under train/ and val/), a text file of
-            paths, a Parquet file or a folder of them, or one of `named.NAMES` (a folder of that name: write
-            `./name`).
+        data: each a folder (flat, nested, class folders, or these under train/ and val/; see `layout.arrange`), a
+            zip or tar file of such a folder, a text file of paths (see `lists.open_list`), a Parquet file or a folder
+            of them, or one of `named.NAMES` (a folder of that name: write `./name`).
         split: `train` or `test`: the source's own, else 80 % and 20 % of it by address. `all`: the train
             split where there is a test split of its own, else everything; what pre-training without labels
             wants.
         reading: how files become pictures.
         channels: in short for `Reading(channels=...)`.
+        by_class: whether 20 % by address are 20 % of each class; not so before version 0.3.
 
     Raises UserError.
     """
@@ -45,24 +55,75 @@ def open_pictures(
         sources += [places] if parquet else [[place] for place in places]
 
     reading = reading if channels is None else replace(reading, channels=channels)
-    opened = [_open(source, split, reading) for source in sources]
+    opened = [_open(source, split, reading, by_class) for source in sources]
     if len(opened) == 1:
-        return opened[0]
+        return _cut(opened[0], reading)
     counts = sorted({pictures.channels for pictures in opened})
     if counts == [1, 3]:
         # Gray becomes color: nothing is lost.
-        opened = [_open(source, split, replace(reading, channels=3)) for source in sources]
+        opened = [_open(source, split, replace(reading, channels=3), by_class) for source in sources]
     elif len(counts) > 1:
         listed = " and ".join(map(str, counts))
         raise UserError(f"{' + '.join(data)}: pictures with {listed} channels do not go together; set images.channels")
-    return Joined(opened)
+    depths = sorted({DEPTHS[pictures.storage.dtype] for pictures in opened})
+    if len(depths) > 1:
+        raise UserError(f"{' + '.join(data)}: {' and '.join(depths)} pictures do not go together: give them one depth")
+    return _cut(Joined(opened), reading)
+
+
+def _cut(pictures: Pictures, reading: Reading) -> Pictures:
+    """In tiles, where the reading says so."""
+    return pictures if reading.tile is None else Tiled(pictures, reading.tile)
+
+
+class Measured(NamedTuple):
+    """Pictures of a measurement, all with labels."""
+
+    train: Pictures
+    test: Pictures
+    unlabeled: int
+    """How many more pictures there are, without labels."""
+
+
+def open_measured(
+    data: Sequence[str], reading: Reading = Reading(), *, purpose: str = "measuring", by_class: bool = True
+) -> Measured:
+    """The labeled pictures to learn from and to be tested on; see `open_pictures`.
+
+    Where the test split has no labels, 20 % of each class of the train split are tested on, and a note says so. Raises
+    UserError, also when there are no labels, in a line that begins with the purpose.
+    """
+    train = open_pictures(data, "train", reading, by_class=by_class)
+    need_labels(train, purpose)
+    # Black and white of the pictures to learn from are those of the others too.
+    test = open_pictures(data, "test", train.resolved, by_class=by_class)
+    unlabeled = train.unlabeled_count + (len(test) if test.labels is None else test.unlabeled_count)
+    if test.labels is None:
+        note = f"the test split has no labels ({test.no_labels}): 20 % of each class of train are tested on instead"
+        train, test = _split(train, "train"), _split(train, "test")
+        train.notes += (note,)
+    return Measured(only_labeled(train), only_labeled(test), unlabeled)
+
+
+def _split(pictures: Pictures, split: Split) -> Pictures:
+    """A part by address; of tiles, the pictures are split."""
+    if isinstance(pictures, Tiled):
+        return Tiled(split_by_address(pictures.whole, split), pictures.side)
+    return split_by_address(pictures, split)
 
 
 def _is_parquet(source: str) -> bool:
     return source.endswith(".parquet") and not Path(source).is_dir()
 
 
-def _open(source: list[str], split: Split, reading: Reading) -> Pictures:
+def _open(source: list[str], split: Split, reading: Reading, by_class: bool) -> Pictures:
+    """One source: its own split, else one by address."""
+    pictures = _find(source, split, reading)
+    return pictures if pictures.has_test else split_by_address(pictures, split, by_class=by_class)
+
+
+def _find(source: list[str], split: Split, reading: Reading) -> Pictures:
+    """One source, whole where it has no test split of its own."""
     for place in source:
         if place not in NAMES and not Path(place).expanduser().exists():
             if "/" in place or "." in place:
@@ -75,7 +136,16 @@ def _open(source: list[str], split: Split, reading: Reading) -> Pictures:
         return open_named(name, split, reading)
     if path.is_dir():
         files = parquet_files(path)
+        if not files and not len(index(path).pictures):
+            files = parquet_below(path)
         return open_parquet(name, files, split, reading) if files else open_folder(path, split, reading)
-    if path.suffix.lower() in (".txt", ".lst", ".tsv"):
-        return open_list(path, split, reading)
-    raise UserError(f"cannot read {name}: give a folder, a .txt list of paths, Parquet files, or {', '.join(NAMES)}")
+    if path.is_file():  # and no pipe, which would be waited for
+        refuse_packed(path)
+    if path.suffix.lower() in ARCHIVES and path.is_file():
+        return open_archive(path, split, reading)
+    if path.suffix.lower() in LISTS and path.is_file():
+        return open_list(path, reading)
+    kinds = " ".join((*LISTS, *ARCHIVES))
+    raise UserError(
+        f"cannot read {name}: give a folder, a list or an archive ({kinds}), Parquet files, or {', '.join(NAMES)}"
+    )

@@ -3,7 +3,8 @@
 import io
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any
+from io import BufferedIOBase
+from typing import Any, cast
 
 import numpy as np
 
@@ -13,6 +14,8 @@ from mimkit.data.reading import Reading
 
 _ORIENTATION, _EXTRA_SAMPLES, _PHOTOMETRIC, GDAL_NODATA = 0x0112, 338, 262, 42113  # tags
 _PALETTE, _SEPARATED = 3, 5  # photometric kinds that are converted to red, green and blue when they are read
+_JPEG = (6, 7, 33007, 34892)  # compressions
+Box = tuple[int, int, int, int]  # top, left, height, width in pixels
 LARGEST = 1 << 32  # bytes of the pages that one picture needs
 
 
@@ -86,8 +89,8 @@ class Layout:
         except ValueError:
             return None
 
-    def values(self) -> np.ndarray:
-        """The samples (C, H, W) of the plane, alpha dropped; of many pages only those that it needs are read."""
+    def values(self, box: Box | None = None) -> np.ndarray:
+        """The samples (C, H, W) of the plane, or of a box of it, alpha dropped; only what they need is read."""
         outer = len(self.shape) - len(self.page.shape)
         places = list(np.unravel_index(self.plane, [self.shape[i] for i in self.stacked])) if self.stacked else []
         index: list[Any] = [slice(None)] * len(self.shape)
@@ -101,18 +104,26 @@ class Layout:
         )
         if paged:
             numbers = np.arange(len(self.series)).reshape(self.shape[:outer])[tuple(index[:outer])]
-            self._bound(max(1, numbers.size) * self.page.nbytes)
-            pages = [self.series.pages[int(number)].asarray() for number in numbers.flat]
-            values = np.stack(pages).reshape(*numbers.shape, *self.page.shape)
+            pages = [self._page(self.series.pages[int(number)], self.axes[outer:], box) for number in numbers.flat]
+            values = np.stack(pages).reshape(*numbers.shape, *pages[0].shape)
             values = values[(slice(None),) * numbers.ndim + tuple(index[outer:])]
+        elif outer == 0 and len(self.series) == 1:
+            values = self._page(self.page, self.axes, box)[tuple(index)]
         else:
             self._bound(self.series.nbytes)
-            values = self.series.asarray()[tuple(index)]
+            values = self.series.asarray()[_boxed(self.axes, box)][tuple(index)]
         axes = [axis for axis in self.axes if axis in "YXCS"]
         # Samples and channels both mean color; whichever there are become the first axis.
         values = values.transpose([axes.index(axis) for axis in "SCYX" if axis in axes])
         values = values.reshape(-1, *values.shape[-2:])
         return values[:-1] if self.alpha and len(values) in (2, 4) else values
+
+    def _page(self, page: Any, axes: str, box: Box | None) -> np.ndarray:
+        """A page, or a box of it: of tiles and strips only those that it touches."""
+        if box is not None and axes.replace("C", "S") in ("YX", "YXS", "SYX"):
+            return page_box(page, box)
+        self._bound(page.nbytes)
+        return page.asarray()[_boxed(axes, box)]
 
     def _bound(self, size: int) -> None:
         if size > LARGEST:
@@ -120,17 +131,20 @@ class Layout:
 
 
 @contextmanager
-def opened(data: bytes, reading: Reading) -> Generator[Layout]:
-    """The layout of a file. Raises BadPicture; UserError when tifffile is not installed."""
+def opened(data: bytes | BufferedIOBase, reading: Reading) -> Generator[Layout]:
+    """The layout of a file, from its bytes or from a handle that reads what is needed.
+
+    Raises BadPicture; UserError when tifffile is not installed.
+    """
     try:
         import tifffile
     except ImportError:
         raise missing_extra("reading this kind of TIFF file", "tiff") from None
-    with tifffile.TiffFile(io.BytesIO(data)) as file:
+    with tifffile.TiffFile(cast(Any, io.BytesIO(data) if isinstance(data, bytes) else data)) as file:
         yield Layout(file, reading)
 
 
-def tiff_header(data: bytes, reading: Reading) -> Header | None:
+def tiff_header(data: bytes | BufferedIOBase, reading: Reading) -> Header | None:
     """What a TIFF file says about itself; None when tifffile is not installed, so that Pillow answers."""
     try:
         import tifffile  # noqa: F401
@@ -145,8 +159,54 @@ def tiff_header(data: bytes, reading: Reading) -> Header | None:
         raise
     except Exception as error:
         raise BadPicture("not a TIFF file that can be read") from error
-    check_size(width, height)
+    check_size(width, height, whole=reading.tile is None)
     return about._replace(height=width, width=height) if turned else about
+
+
+def _boxed(axes: str, box: Box | None) -> tuple[slice, ...]:
+    """What cuts a box out of an array with these axes."""
+    top, left, height, width = box or (0, 0, None, None)
+    spans = {"Y": slice(top, height and top + height), "X": slice(left, width and left + width)}
+    return tuple(spans.get(axis, slice(None)) for axis in axes)
+
+
+def page_box(page: Any, box: Box) -> np.ndarray:
+    """A box of a page, (H, W), (H, W, S) or, of samples in planes, (S, H, W); no other tile or strip is decoded."""
+    top, left, height, width = box
+    file, shape = page.parent.filehandle, page.shaped  # separate samples, depth, length, width, samples
+    raw = page.compression == page.predictor == page.fillorder == 1 and page.bitspersample % 8 == 0
+    if raw and page.is_contiguous:  # one stretch of numbers, of which rows are read
+        dtype = np.dtype(page.parent.byteorder + page.dtype.char)
+        size = shape[3] * shape[4] * dtype.itemsize
+        values = np.empty((shape[0], height, width, shape[4]), dtype)
+        for plane in range(shape[0]):
+            file.seek(page.dataoffsets[0] + (plane * shape[2] + top) * size)
+            rows = np.frombuffer(file.read(height * size), dtype).reshape(height, shape[3], shape[4])
+            values[plane] = rows[:, left : left + width]
+        return _squeezed(values.astype(page.dtype), page)
+    down, across = page.chunks[:2] if shape[0] == 1 or page.planarconfig == 1 else page.chunks[-2:]
+    lines, columns = -(-shape[2] // down), -(-shape[3] // across)
+    values = np.zeros((shape[0], height, width, shape[4]), page.dtype)
+    tables = {"jpegtables": page.jpegtables, "jpegheader": page.jpegheader} if page.compression in _JPEG else {}
+    for plane in range(shape[0]):
+        for line in range(top // down, -(-(top + height) // down)):
+            for column in range(left // across, -(-(left + width) // across)):
+                number = (plane * lines + line) * columns + column
+                file.seek(page.dataoffsets[number])
+                piece, (_, _, y, x, _), size = page.decode(file.read(page.databytecounts[number]), number, **tables)
+                y0, x0 = max(y, top), max(x, left)
+                y1, x1 = min(y + size[1], top + height), min(x + size[2], left + width)
+                if piece is not None and y0 < y1 and x0 < x1:
+                    into = values[plane, y0 - top : y1 - top, x0 - left : x1 - left]
+                    into[:] = piece[0, y0 - y : y1 - y, x0 - x : x1 - x]
+    return _squeezed(values, page)
+
+
+def _squeezed(values: np.ndarray, page: Any) -> np.ndarray:
+    """(planes, H, W, samples) in the axes of the page."""
+    if len(page.shape) == 2:
+        return values[0, :, :, 0]
+    return values[..., 0] if page.planarconfig == 2 else values[0]
 
 
 def _has_alpha(extra_samples: int | tuple[int, ...]) -> bool:

@@ -18,7 +18,7 @@ from rich.markup import escape
 from torch import Tensor, nn
 
 from mimkit.core.memory import memory_budget
-from mimkit.core.metrics import accuracy_interval
+from mimkit.core.metrics import class_balance, class_names, class_scores
 from mimkit.core.randomness import integer
 from mimkit.data.pictures import Pictures, sample
 from mimkit.data.stream import all_bad
@@ -107,7 +107,8 @@ def evaluate_attentive(
     the one is taken that does best on a tenth of them.
 
     Returns:
-        train, test, skipped (pictures), and results {"tokens": {accuracy, low, high, rate, held_out, heads}}.
+        train, test, skipped (pictures), results {"tokens": {..., rate, held_out, heads}} with what
+        `core.metrics.class_scores` gives, and what `class_balance` gives.
 
     Raises:
         UserError: the target has no tokens, they do not fit into a quarter of the memory, or there are too few.
@@ -125,20 +126,22 @@ def evaluate_attentive(
     best, right = choose_head(heads.eval(), tokens[held], labels[held], AT_ONCE)
     skipped: dict[int, str] = {}
     limit = len(test) if limit_test is None else limit_test
-    title, correct = f"tokens of {escape(test.name)}", []
+    title, predicted, true = f"tokens of {escape(test.name)}", [], []
     for images, truth, _ in batches_for(extractor, test, title, limit=limit, skipped=skipped, **reading):
         assert truth is not None
-        correct.append(predict(heads, _half(extractor, images))[:, best].cpu() == truth)
-    if not correct:
+        predicted.append(predict(heads, _half(extractor, images))[:, best].cpu())
+        true.append(truth)
+    if not true:
         raise all_bad(test, skipped)
-    hits = torch.cat(correct)
-    accuracy, low, high = accuracy_interval(hits)
-    scores = {"accuracy": accuracy, "low": low, "high": high, "rate": rates[best], "held_out": right}
+    tested = torch.cat(true)
+    names = class_names(train.classes, labels, tested)
+    scores = class_scores(tested, torch.cat(predicted), names)
     return {
         "train": len(tokens),
-        "test": len(hits),
+        "test": len(tested),
         "skipped": bad + len(skipped),
-        "results": {"tokens": scores | {"heads": heads.heads}},
+        **class_balance(labels, tested, names),
+        "results": {"tokens": scores | {"rate": rates[best], "held_out": right, "heads": heads.heads}},
     }
 
 

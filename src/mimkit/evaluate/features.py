@@ -55,6 +55,8 @@ def extract(
 ) -> Features:
     """Features of `pictures`, of `limit` of them spread over the set if given, in these pools or in all.
 
+    Of tiles (`limit` of them), the mean over those of each picture.
+
     They are kept in `mimkit/features` of the user's cache, by the fingerprints of weights and pictures, up to
     4 GB; pixels are not kept, because reading the pictures is all there is to them. One pass makes them all, but
     `grid` and `blocks`, which take 4 and 8 times the room, are kept from the first time they are asked for.
@@ -76,10 +78,26 @@ def extract(
         if file is not None:
             _save(file, rows)
     index = rows["index"]
-    labels = None if pictures.labels is None else pictures.labels[index]
     count = len(pictures) if limit is None else min(limit, len(pictures))
+    skipped = count - len(index)
+    if pictures.owners is not None:
+        rows, index = _of_pictures(rows, pictures.owners[index])
+    labels = None if pictures.labels is None else pictures.labels[index]
     pooled = with_both(rows) if "both" in names else rows
-    return Features({pool: pooled[pool] for pool in names}, labels, count - len(index))
+    return Features({pool: pooled[pool] for pool in names}, labels, skipped)
+
+
+def _of_pictures(rows: dict[str, Tensor], owners: Int64[Tensor, " N"]) -> tuple[dict[str, Tensor], Int64[Tensor, " M"]]:
+    """The mean over the tiles of each picture, and the number of one of its tiles, for the label."""
+    _, group = owners.unique(return_inverse=True)
+    first = torch.full((int(group.max()) + 1,), len(owners)).scatter_reduce(0, group, torch.arange(len(owners)), "amin")
+    count = group.bincount().float()
+    means = {}
+    for name, values in rows.items():
+        if name != "index":
+            total = values.new_zeros(len(count), *values.shape[1:]).index_add_(0, group, values)
+            means[name] = total / count.view(-1, *[1] * (values.ndim - 1))
+    return means, rows["index"][first]
 
 
 def batches_for(

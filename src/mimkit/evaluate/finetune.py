@@ -15,12 +15,13 @@ from torch import Tensor
 
 from mimkit.core.errors import UserError, unknown
 from mimkit.core.grids import RAMP, colorize, save_picture
-from mimkit.core.metrics import accuracy_interval
+from mimkit.core.metrics import class_balance, class_scores, confusion_counts
 from mimkit.data.loader import evaluation_batches
 from mimkit.data.pictures import Pictures
 from mimkit.data.reading import Reading
-from mimkit.data.sources import open_pictures
+from mimkit.data.sources import open_measured
 from mimkit.data.stream import all_bad
+from mimkit.evaluate.balance import missing_classes, needs_balance
 from mimkit.evaluate.target import UNTRAINED, Extractor, export_folder, reading_of
 from mimkit.model.build import EncoderConfig
 from mimkit.train.prepare import Prepared, Pretrain
@@ -119,16 +120,15 @@ def start_of(target: str) -> Start:
 
 
 def count_classes(config: Pretrain) -> int:
-    """How many classes the pictures to learn from have.
+    """How many classes the pictures have, those to learn from and those to be measured together.
 
-    Raises UserError when they have no labels or but one, and when the pictures to measure have other ones.
+    Raises UserError when there are no labels, or but one to learn.
     """
     pictures = Prepared(config).pictures
     labels: Any = pictures.labels
     if len(labels.unique()) < 2:
         raise UserError(f"{pictures.name}: all pictures have one label: give two classes or more")
-    held_out(config, pictures.channels)
-    return len(pictures.classes) if pictures.classes else int(labels.max()) + 1
+    return len(pictures.classes or ())
 
 
 def unfinished(folder: Path) -> bool:
@@ -139,28 +139,25 @@ def unfinished(folder: Path) -> bool:
     return not run.finished or "accuracy" not in read_json(run.result_path)
 
 
-def held_out(config: Pretrain, channels: int) -> Pictures:
-    """The labeled pictures that are measured. Raises UserError when their classes are others than those learned."""
-    train = open_pictures(config.data, "train", replace(config.images.reading(), channels=channels))
-    test = open_pictures(config.data, "test", train.resolved)
-    if test.labels is None or train.classes != test.classes:
-        raise UserError(f"{train.name}: train and test have different classes: give both the same class folders")
-    return test
+def held_out(prepared: Prepared) -> Pictures:
+    """The labeled pictures that are measured."""
+    reading = replace(prepared.reading, channels=prepared.channels)
+    return open_measured(prepared.config.data, reading, purpose="fine-tuning", by_class=prepared.by_class).test
 
 
 @torch.inference_mode()
 def measure(folder: Path, *, device: torch.device, workers: int = 0) -> dict[str, Any]:
     """Scores of a finished fine-tuning on the test pictures: its export, as timm loads it, on whole pictures.
 
-    Returns what it adds to the run's result.json: accuracy with its 95 % interval (low, high), top5 where there are
-    more classes, test (pictures), skipped_test, pictures_per_second of training, per_class {name: {accuracy, pictures,
-    taken_for}} and confusion (a row of counts for each true class). Writes confusion.png beside it.
+    Returns what it adds to the run's result.json: what `core.metrics.class_scores` and `class_balance` give, top5 where
+    there are more classes, test (pictures), skipped_test, pictures_per_second of training and confusion (a row of
+    counts for each true class). Writes confusion.png beside it.
     """
     run = RunFolder(folder)
     saved = run.read_config()
     config, resolved = saved["config"], saved["resolved"]
     prepared = Prepared(config, resolved, begun=True)
-    test = held_out(config, prepared.channels)
+    test = held_out(prepared)
     mean, std = prepared.statistics
     model: Any = timm.create_model(f"local-dir:{(folder / 'export').resolve()}", pretrained=True).eval().to(device)
     # The view of every other evaluation, so that numbers before and after fine-tuning compare.
@@ -176,13 +173,14 @@ def measure(folder: Path, *, device: torch.device, workers: int = 0) -> dict[str
     if not true_classes:
         raise all_bad(test, skipped)
     predicted, truth = torch.cat(top_classes), torch.cat(true_classes)
-    confusion = confusion_counts(truth, predicted[:, 0], config.method.classes)
-    accuracy, low, high = accuracy_interval(predicted[:, 0] == truth)
-    # Data sets without names have numbers.
-    names = list(test.classes or map(str, range(config.method.classes)))
+    learned: Any = prepared.pictures.labels
+    # As many as the head has, which may be given as more than there are.
+    names = [*(test.classes or ()), *map(str, range(len(test.classes or ()), config.method.classes))]
+    confusion = confusion_counts(truth, predicted[:, 0], len(names))
     result = read_json(run.result_path)
     top5 = {"top5": (predicted == truth.unsqueeze(1)).any(dim=1).double().mean().item()} if len(confusion) > 5 else {}
-    result |= {"accuracy": accuracy, "low": low, "high": high, **top5}
+    scores = class_scores(truth, predicted[:, 0], names)
+    result |= scores | top5 | class_balance(learned, truth, names)
     result |= {
         "architecture": config.encoder.name,
         "weights": config.encoder.weights,
@@ -192,30 +190,11 @@ def measure(folder: Path, *, device: torch.device, workers: int = 0) -> dict[str
         "skipped_test": len(skipped),
         "epochs": config.epochs,
         "pictures_per_second": round(result["steps"] * config.batch_size / max(1e-3, result["seconds"]), 1),
-        "per_class": _per_class(confusion, names),
         "confusion": confusion.tolist(),
     }
     save_picture(draw_confusion(confusion, names), folder / "confusion.png")
     write_json(run.result_path, result)
     return result
-
-
-def confusion_counts(true: Int64[Tensor, " N"], predicted: Int64[Tensor, " N"], classes: int) -> Int64[Tensor, "K K"]:
-    """How many pictures of each class (rows) were taken for each (columns)."""
-    pairs = true * classes + predicted  # each pair of classes as one number, that bincount can count
-    return torch.bincount(pairs, minlength=classes**2).view(classes, classes)
-
-
-def _per_class(confusion: Int64[Tensor, "K K"], names: list[str]) -> dict[str, Any]:
-    """Of classes that were tested: share right, how many pictures, and what the others were most often taken for."""
-    scores = {}
-    for i, (name, row) in enumerate(zip(names, confusion, strict=True)):
-        if count := int(row.sum()):
-            mistakes = row.clone()
-            mistakes[i] = 0
-            mistaken = names[int(mistakes.argmax())] if mistakes.any() else None
-            scores[name] = {"accuracy": int(row[i]) / count, "pictures": count, "taken_for": mistaken}
-    return scores
 
 
 def draw_confusion(confusion: Int64[Tensor, "K K"], names: list[str]) -> Image.Image:
@@ -261,6 +240,7 @@ def table(result: dict[str, Any]) -> Table:
     rows = [
         ("fine-tuned", f"{result['architecture']}, from {result['weights'] or 'new weights'}, by {result['recipe']}"),
         ("accuracy", f"{result['accuracy']:.1%} ({result['low']:.1%} to {result['high']:.1%})"),
+        *_balance_rows(result),
         *([("top 5", f"{result['top5']:.1%}")] if "top5" in result else []),
         ("pictures", f"{result['train']:,} to learn from, {result['test']:,} measured, of {result['data']}"),
         ("training", f"{result['epochs']} epochs, {result['steps']:,} steps, {result['seconds']:,.0f} s"),
@@ -276,6 +256,17 @@ def table(result: dict[str, Any]) -> Table:
     for row in rows:
         grid.add_row(*map(escape, row))
     return grid
+
+
+def _balance_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """What the accuracy has to be read against; nothing of a result of version 0.2, which does not say it."""
+    if "largest_class" not in result:
+        return []
+    largest = result["largest_class"]
+    rows = [("largest class", f"{largest['share']:.1%} of the measured pictures are '{largest['name']}'")]
+    if needs_balance(result, len(result["confusion"])):
+        rows.insert(0, ("balanced", f"{result['balanced_accuracy']:.1%}, the mean over the classes"))
+    return rows + [("", line) for line in missing_classes(result)]
 
 
 def _taken(name: str | None) -> str:

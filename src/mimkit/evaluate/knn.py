@@ -1,10 +1,11 @@
 """kNN: features of two sets with labels enter, the accuracy of nearest neighbors for each pool leaves."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 
-from mimkit.core.metrics import accuracy_interval, knn
+from mimkit.core.metrics import class_names, class_scores, knn
 from mimkit.evaluate.features import Features
 
 
@@ -16,18 +17,19 @@ def evaluate_knn(
     temperature: float = 0.07,
     pools: Iterable[str] | None = None,
     device: torch.device | str = "cpu",
-) -> dict[str, dict[str, float]]:
-    """Accuracy on `test` by neighbors in `train`, with its 95 % interval: {pool: {accuracy, low, high}}.
+    classes: Sequence[str] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Accuracy on `test` by neighbors in `train`: {pool: scores}, see `core.metrics.class_scores`.
 
-    See `core.metrics.knn`. Both sets need labels; `pools` are all that the features have, by default.
+    See `core.metrics.knn`. Both sets need labels, which `classes` names; `pools` are all that the features have, by
+    default.
     """
     assert train.labels is not None and test.labels is not None
     # Of both sets: a class that only the test has cannot be predicted, but its pictures count as wrong.
-    classes = int(torch.cat([train.labels, test.labels]).max()) + 1
+    names = class_names(classes, train.labels, test.labels)
     results = {}
     for pool in train.values if pools is None else pools:
         bank, queries = train.values[pool].to(device), test.values[pool].to(device)
-        predicted = knn(bank, train.labels, queries, classes=classes, k=k, temperature=temperature)
-        accuracy, low, high = accuracy_interval(predicted == test.labels)
-        results[pool] = {"accuracy": accuracy, "low": low, "high": high}
+        predicted = knn(bank, train.labels, queries, classes=len(names), k=k, temperature=temperature)
+        results[pool] = class_scores(test.labels, predicted, names)
     return results

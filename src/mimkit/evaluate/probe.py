@@ -24,7 +24,7 @@ from timm.optim import Lars
 from torch import Tensor, nn
 
 from mimkit.core.errors import UserError
-from mimkit.core.metrics import accuracy_interval
+from mimkit.core.metrics import class_names, class_scores
 from mimkit.core.randomness import integer, rng_keys
 from mimkit.evaluate.features import Features
 
@@ -95,17 +95,20 @@ def evaluate_probe(
     seed: int = 0,
     pools: Iterable[str] | None = None,
     device: torch.device | str = "cpu",
+    classes: Sequence[str] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Accuracy on `test` of a linear classifier of `train`, with its 95 % interval.
+    """Accuracy on `test` of a linear classifier of `train`.
 
     Args:
         train, test: with labels.
         method: `logistic` (`fit_logistic`), a key of `PROTOCOLS` (`train_heads`), or `auto`: `logistic` up to 10,000
             train features, `lars` (MAE's) beyond.
         pools: all that the features have, by default.
+        classes: what the labels are called.
 
     Returns:
-        {pool: {accuracy, low, high, method, and `rate` or `penalty` as chosen, held_out: accuracy there}}.
+        {pool: scores, see `core.metrics.class_scores`, with method, `rate` or `penalty` as chosen, and held_out: the
+        accuracy on the tenth where it was chosen}.
 
     Raises UserError when what is left to fit to has fewer than two classes.
     """
@@ -114,7 +117,7 @@ def evaluate_probe(
     if method == "auto":
         method = "logistic" if len(train) <= FEW else "lars"
     fit, held = split_held_out(labels, seed)
-    results = {}
+    names, results = class_names(classes, labels, truth), {}
     for pool in train.values if pools is None else pools:
         values, unseen = train.values[pool], test.values[pool]
         if method == "logistic":
@@ -123,8 +126,7 @@ def evaluate_probe(
             predicted, setting = _best_head(
                 values, labels, unseen, fit, held, PROTOCOLS[method], seed, torch.device(device)
             )
-        accuracy, low, high = accuracy_interval(predicted == truth)
-        results[pool] = {"accuracy": accuracy, "low": low, "high": high, "method": method, **setting}
+        results[pool] = {**class_scores(truth, predicted, names), "method": method, **setting}
     return results
 
 

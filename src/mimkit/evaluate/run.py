@@ -1,6 +1,7 @@
 """Evaluate: a target and data enter, accuracies with intervals leave, as a dict and as a table for people."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -8,12 +9,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from mimkit.core.errors import UserError, at_least, unknown
+from mimkit.core.metrics import class_balance, class_names
 from mimkit.data.decode import BadPicture
 from mimkit.data.loader import statistics
-from mimkit.data.pictures import Pictures, Split, sample
+from mimkit.data.pictures import Pictures, sample
 from mimkit.data.reading import Reading
-from mimkit.data.sources import open_pictures
+from mimkit.data.sources import Measured, open_measured
 from mimkit.evaluate.attentive import evaluate_attentive
+from mimkit.evaluate.balance import missing_classes, needs_balance
 from mimkit.evaluate.features import extract
 from mimkit.evaluate.knn import evaluate_knn
 from mimkit.evaluate.pools import Pool
@@ -24,6 +27,7 @@ from mimkit.train.machine import Machine
 Kind = Literal["knn", "probe", "attentive"]
 Choice = Pool | Literal["auto", "all"]
 NAMES = {"knn": "kNN", "probe": "linear probe", "attentive": "attentive probe"}
+SPLIT_NOTE = "no test split with labels: of each class 80 % train, 20 % test, by address"
 _LARGE = 256  # pixels; pictures beyond it, or of several sizes, are looked at in MAE's size
 _USUAL = (224, 224)
 
@@ -41,6 +45,7 @@ def evaluate(
     temperature: float = 0.07,
     method: str = "auto",
     pools: Sequence[Choice] = ("auto",),
+    label_column: str | None = None,
 ) -> dict[str, Any]:
     """Measure a target on pictures with labels.
 
@@ -54,14 +59,14 @@ def evaluate(
         k, temperature: of kNN.
         method: of the probe.
         pools: of kNN and probe, see `evaluate.pools`; the first is the headline. `auto` is what the target was trained
-            for: the class token where its method trained that one (SimCLR, MoCo, DINO, fine-tuning by it), else the
-            mean of the patch tokens. `all` is this one and all others that the target has. `pixels` have but
-            themselves; an attentive probe sees all tokens.
+            for, class token or mean of the patch tokens. `all` is this one and all others that the target has.
+        label_column: of labels in Parquet files, lists and metadata; by default the first with a usual name.
 
     Returns:
-        JSON: kind, target, data, train and test (pictures used), classes, skipped (pictures that cannot be
-        read), split_note (empty when the data have a test split), headline (a pool), results {pool:
-        {accuracy, low, high, ...}} with accuracies in 0..1, and settings.
+        JSON: kind, target, data, train and test (pictures used), classes, skipped (pictures that cannot be read),
+        unlabeled (pictures without a label, which no measure sees), notes (lines about the data), split_note (empty
+        when the data have a test split), headline (a pool), results {pool: scores} (see `core.metrics.class_scores`,
+        accuracies in 0..1), what `core.metrics.class_balance` gives, and settings.
 
     Raises:
         UserError: anything a person can mend.
@@ -69,7 +74,7 @@ def evaluate(
     at_least(1, k=k, limit_train=limit_train, limit_test=limit_test)
     _refuse_unknown(kind, method, temperature)
     where = Machine(device=device).find_device()
-    train, test, extractor = _open(target, [data] if isinstance(data, str) else list(data))
+    (train, test, unlabeled), extractor = _open(target, [data] if isinstance(data, str) else list(data), label_column)
     reading: Any = dict(device=where, workers=workers, limit_train=limit_train, limit_test=limit_test)
     settings: dict[str, Any] = {}
     if kind == "attentive":
@@ -82,8 +87,10 @@ def evaluate(
         "kind": kind,
         "target": target,
         "data": train.name,
-        "classes": len(train.classes) if train.classes else int(train.labels.max()) + 1,  # type: ignore[union-attr]
-        "split_note": "" if train.has_test else "no test split of its own: 80 % train, 20 % test, by address",
+        "classes": len(train.classes or ()),
+        "unlabeled": unlabeled,
+        "notes": list(dict.fromkeys((*train.notes, *test.notes))),
+        "split_note": "" if train.has_test else SPLIT_NOTE,
         "headline": next(iter(measured["results"])),
         "settings": {"size": list(extractor.size), **assumed, **settings},
         **measured,
@@ -119,17 +126,26 @@ def _measure_pools(
         raise UserError(
             f"{train.name}: all {len(bank)} pictures to learn from have one label: give two classes or more"
         )
+    assert queries.labels is not None
+    names = class_names(train.classes, bank.labels, queries.labels)
     if "k" in settings:
         settings["k"] = min(settings["k"], len(bank))  # reported so: there are no more neighbors
     measure: Any = evaluate_probe if "method" in settings else evaluate_knn
-    results = measure(bank, queries, pools=pools, device=device, **settings)
-    skipped = bank.skipped + queries.skipped
-    return {"train": len(bank), "test": len(queries), "skipped": skipped, "results": results}
+    results = measure(bank, queries, pools=pools, device=device, classes=names, **settings)
+    counts = {"train": len(bank), "test": len(queries), "skipped": bank.skipped + queries.skipped}
+    return {**counts, **class_balance(bank.labels, queries.labels, names), "results": results}
 
 
 def table(results: Iterable[dict[str, Any]]) -> Table:
-    """Accuracies in percent with intervals: a part for each target, a row for each kind and pool; headlines in bold."""
-    grid, names = Table("target", "measure", "features", "accuracy", "95 % interval", "with"), {}
+    """Accuracies in percent with intervals: a part for each target, a row for each kind and pool; headlines in bold.
+
+    The last row is what always naming the largest class would score. Where that is much, a column has the balanced
+    accuracy, the mean over the classes.
+    """
+    results, names = list(results), {}
+    balanced = any(needs_balance(result, result["classes"]) for result in results)
+    heads = ("target", "measure", "features", "accuracy", "95 % interval", *(["balanced"] if balanced else []), "with")
+    grid = Table(*heads, caption_justify="left")
     for result in results:
         names.setdefault(result["target"], []).append(result)
     for target, measurements in names.items():
@@ -141,11 +157,36 @@ def table(results: Iterable[dict[str, Any]]) -> Table:
                     pool,
                     f"{scores['accuracy']:.1%}",
                     f"{scores['low']:.1%} to {scores['high']:.1%}",
+                    *([f"{scores['balanced_accuracy']:.1%}"] if balanced else []),
                     _with(result, scores),
                     style="bold" if pool == result["headline"] else None,
                 )
         grid.add_section()
+    _add_largest(grid, results, balanced)
+    grid.caption = escape("\n".join(_caption(results))) or None
     return grid
+
+
+def _add_largest(grid: Table, results: list[dict[str, Any]], balanced: bool) -> None:
+    """What always naming the largest class of the tested pictures scores: a row, several where the tests differ."""
+    rows = {}
+    for result in results:
+        largest = result["largest_class"]
+        tested = len(next(iter(result["results"].values()))["per_class"])
+        cells = (f"{largest['share']:.1%}", "", *([f"{1 / tested:.1%}"] if balanced else []))
+        rows["", "largest class", "", *cells, f"always '{escape(largest['name'])}'"] = None
+    for row in rows:
+        grid.add_row(*row)
+
+
+def _caption(results: Iterable[dict[str, Any]]) -> list[str]:
+    """What the data are like, each line once."""
+    lines = []
+    for result in results:
+        if result["unlabeled"]:
+            lines.append(f"{result['unlabeled']:,} pictures of {result['data']} have no label: no measure sees them")
+        lines += [f"{result['data']}: {note}" for note in result["notes"]] + missing_classes(result)
+    return list(dict.fromkeys(lines))
 
 
 def _with(result: dict[str, Any], scores: dict[str, Any]) -> str:
@@ -159,32 +200,18 @@ def _with(result: dict[str, Any], scores: dict[str, Any]) -> str:
     return f"{'LARS' if scores['method'] == 'lars' else scores['method']}, base rate {scores['rate']:g}"
 
 
-def _open(target: str, data: list[str]) -> tuple[Pictures, Pictures, Extractor]:
+def _open(target: str, data: list[str], label_column: str | None) -> tuple[Measured, Extractor]:
     """Pictures to learn from and to be tested on, as the target wants them, and the target."""
     own = export_folder(target)  # before pictures are opened, which can take long
-    train = labeled(data, "train")
+    measured = open_measured(data, Reading(label_column=label_column))
+    train = measured.train
     # A folder brings its own; for others they are computed, which reads a thousand pictures.
     mean, std = statistics(train) if own is None else ((), ())
     extractor = open_target(target, size=usual_size(train), channels=train.channels, mean=mean, std=std)
     # The pictures were opened as they are, to tell a timm model their channels; a run wants them as it was trained.
-    if not train.read_as(extractor.reading):
-        train = labeled(data, "train", extractor.reading)
-    test = labeled(data, "test", extractor.reading)
-    if train.classes != test.classes:
-        raise UserError(f"{train.name}: train and test have different classes: give both the same class folders")
-    return train, test, extractor
-
-
-def labeled(data: list[str], split: Split, reading: Reading = Reading()) -> Pictures:
-    """As `open_pictures`. Raises UserError for pictures without labels."""
-    pictures = open_pictures(data, split, reading)
-    if pictures.labels is None:
-        raise UserError(
-            f"measuring needs labels, and {pictures.name} has none: put the pictures of each class into a "
-            "folder of its own (DATA/cat/1.jpg, DATA/dog/2.jpg), or give a list of paths with a tab and a "
-            "label a line"
-        )
-    return pictures
+    if not (train.read_as(extractor.reading) and measured.test.read_as(extractor.reading)):
+        measured = open_measured(data, replace(extractor.reading, label_column=label_column))
+    return measured, extractor
 
 
 def usual_size(pictures: Pictures) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """The contract with the training loop: a Batch and the progress enter a Task, a Step leaves it."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -109,6 +109,7 @@ class MethodConfig:
     convolutions = False  # whether the encoder may be a ResNet, which has no patches at all
     supervised = False  # learns the labels of the train split, of which it takes a `label_fraction`
     needs_whole_batch = False  # the loss needs all pictures of a step at once: the loop refuses micro batches
+    against_collapse: ClassVar[tuple[str, ...]] = ()  # its settings that keep features apart, named when they collapse
     label_fraction = 1.0  # of the labels of the train split, of methods that learn these: a setting of theirs
 
     def build(self, encoder: Any) -> Method:

@@ -26,6 +26,8 @@ class DINOConfig(MethodConfig):
     ones are crops for the student alone, as many and as small as they are. The encoder that leaves is the teacher's.
     """
 
+    against_collapse = ("teacher_temperature", "center_momentum", "momentum")
+
     temperature: float = 0.1
     """The student's numbers are divided by it before the softmax."""
     teacher_temperature: float = 0.04

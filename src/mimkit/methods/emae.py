@@ -21,6 +21,8 @@ class EMAEConfig(MaskedConfig):
     The paper came without code: distance, stopped gradient and averaging are options, with our defaults.
     """
 
+    against_collapse = ("weight",)
+
     masker: Masker = field(default_factory=PartitionMasker)
     target: PatchTarget = field(default_factory=Pixels)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)

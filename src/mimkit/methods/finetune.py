@@ -83,6 +83,8 @@ class FineTune(Method):
         """Take the labels. Raises UserError when there are none, one class alone, or more than the head has."""
         if dataset.labels is None:
             raise UserError("fine-tuning needs labels, and the pictures have none: give class folders or a list")
+        if (dataset.labels < 0).any():
+            raise UserError("some pictures to learn from have no label: leave them out (data.labels.only_labeled)")
         kinds = dataset.labels.unique()
         if len(kinds) < 2:
             raise UserError("all pictures to learn from have one label: give two classes or more")

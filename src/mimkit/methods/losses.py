@@ -122,7 +122,13 @@ class Contrast(NamedTuple):
     negative: Float[Tensor, ""]
 
 
-def nt_xent(a: Float[Tensor, "B D"], b: Float[Tensor, "B D"], temperature: float, scale: float = 1.0) -> Contrast:
+def nt_xent(
+    a: Float[Tensor, "B D"],
+    b: Float[Tensor, "B D"],
+    temperature: float,
+    scale: float = 1.0,
+    index: Int64[Tensor, " B"] | None = None,
+) -> Contrast:
     """NT-Xent (Chen et al. 2020): each point shall find its twin among all other points of both views.
 
     The points of all processes are candidates, and the gradient flows back to every process. With `scale` 1 the
@@ -130,35 +136,59 @@ def nt_xent(a: Float[Tensor, "B D"], b: Float[Tensor, "B D"], temperature: float
 
     Args:
         a, b: points of two views of the same pictures, of any length.
+        index: which pictures; where one occurs several times in the batch, its other copies are no candidates.
     """
     with torch.autocast(a.device.type, enabled=False):
         points = F.normalize(torch.cat([a, b]).float(), dim=1)
         own = torch.arange(len(points), device=a.device)
         first, twin = rank() * len(points), own.roll(len(a))
         candidates = gather_with_gradient(points).flatten(0, 1)
-        return _contrast(points @ candidates.T, first + twin, temperature, scale, first + own)
+        same = None if index is None else same_picture(torch.cat([index, index]))
+        return _contrast(points @ candidates.T, first + twin, temperature, scale, first + own, same)
 
 
 def info_nce(
-    queries: Float[Tensor, "B D"], momentum_keys: Float[Tensor, "B D"], queue: Float[Tensor, "K D"], temperature: float
+    queries: Float[Tensor, "B D"],
+    momentum_keys: Float[Tensor, "B D"],
+    queue: Float[Tensor, "K D"],
+    temperature: float,
+    same: Bool[Tensor, "B K"] | None = None,
 ) -> Contrast:
-    """InfoNCE (He et al. 2020): each query shall find its own key among those of a queue, which are unit vectors."""
+    """InfoNCE (He et al. 2020): each query shall find its own key among those of a queue, which are unit vectors.
+
+    `same`: which keys of the queue are of the query's own picture; they are no candidates.
+    """
     with torch.autocast(queries.device.type, enabled=False):
         queries, momentum_keys = F.normalize(queries.float(), dim=1), F.normalize(momentum_keys.float(), dim=1)
         cosines = torch.cat([(queries * momentum_keys).sum(dim=1, keepdim=True), queries @ queue.T], dim=1)
-        return _contrast(cosines, torch.zeros_like(cosines[:, 0], dtype=torch.int64), temperature)
+        twin = torch.zeros_like(cosines[:, 0], dtype=torch.int64)
+        # The own key stands before those of the queue.
+        same = None if same is None else F.pad(same, (1, 0), value=True)
+        return _contrast(cosines, twin, temperature, same=same)
 
 
-def in_batch(queries: Float[Tensor, "B D"], momentum_keys: Float[Tensor, "B D"], temperature: float) -> Contrast:
+def in_batch(
+    queries: Float[Tensor, "B D"],
+    momentum_keys: Float[Tensor, "B D"],
+    temperature: float,
+    index: Int64[Tensor, " B"] | None = None,
+) -> Contrast:
     """MoCo v3's loss: each query shall find its own key among those of the other view, of all processes.
 
     Keys get no gradient. The cross-entropy is multiplied by twice the temperature
-    (facebookresearch/moco-v3:moco/builder.py).
+    (facebookresearch/moco-v3:moco/builder.py). `index`: as for `nt_xent`.
     """
     with torch.autocast(queries.device.type, enabled=False):
         queries, momentum_keys = F.normalize(queries.float(), dim=1), F.normalize(momentum_keys.float(), dim=1)
         own = torch.arange(len(momentum_keys), device=momentum_keys.device) + rank() * len(momentum_keys)
-        return _contrast(queries @ gather(momentum_keys).flatten(0, 1).T, own, temperature, 2 * temperature)
+        cosines = queries @ gather(momentum_keys).flatten(0, 1).T
+        same = None if index is None else same_picture(index)
+        return _contrast(cosines, own, temperature, 2 * temperature, same=same)
+
+
+def same_picture(index: Int64[Tensor, " B"]) -> Bool[Tensor, "B M"]:
+    """Which of the candidates of all processes show the picture of each row."""
+    return index.unsqueeze(1) == gather(index).flatten()
 
 
 class Distillation(NamedTuple):
@@ -195,16 +225,22 @@ def _contrast(
     temperature: float,
     scale: float = 1.0,
     own: Int64[Tensor, " B"] | None = None,
+    same: Bool[Tensor, "B M"] | None = None,
 ) -> Contrast:
-    """Cross-entropy of finding column `twin` in each row; column `own` is no candidate."""
-    detached = cosines.detach()
-    paired = detached.gather(1, twin.unsqueeze(1)).squeeze(1)
-    other_views, count = detached.sum(dim=1) - paired, detached.shape[1] - 1
+    """Cross-entropy of finding column `twin` in each row.
+
+    Column `own` is no candidate, and of the columns where `same` holds `twin` alone: no picture is its own negative.
+    """
+    negatives = torch.ones_like(cosines, dtype=torch.bool) if same is None else ~same
+    negatives = negatives.scatter(1, twin.unsqueeze(1), False)
     if own is not None:
-        other_views, count = other_views - detached.gather(1, own.unsqueeze(1)).squeeze(1), count - 1
-        cosines = cosines.scatter(1, own.unsqueeze(1), float("-inf"))
-    loss = F.cross_entropy(cosines / temperature, twin) * scale
-    return Contrast(loss, paired.mean(), other_views.mean() / count)
+        negatives = negatives.scatter(1, own.unsqueeze(1), False)
+    candidates = negatives.scatter(1, twin.unsqueeze(1), True)
+    loss = F.cross_entropy(cosines.masked_fill(~candidates, float("-inf")) / temperature, twin) * scale
+    detached = cosines.detach()
+    # Row by row: so the mean over processes is the mean of all, also where the rows have other numbers of negatives.
+    row_means = detached.masked_fill(~negatives, 0.0).sum(dim=1) / negatives.sum(dim=1).clamp(min=1)
+    return Contrast(loss, detached.gather(1, twin.unsqueeze(1)).mean(), row_means.mean())
 
 
 def feature_spread(points: Float[Tensor, "B D"]) -> Float[Tensor, ""]:

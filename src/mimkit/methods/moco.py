@@ -1,7 +1,7 @@
 """MoCo v1 and v2: a view shall find its other view's slow embedding in a queue. A Batch enters, a Step leaves."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +14,9 @@ from mimkit.core.errors import UserError, at_least
 from mimkit.core.randomness import uniform
 from mimkit.methods.base import Method, MethodConfig
 from mimkit.methods.losses import info_nce
-from mimkit.methods.simclr import check_temperature, describe, second_view
+from mimkit.methods.simclr import check_temperature, describe, picture_numbers, second_view
 from mimkit.model.backbone import Backbone
-from mimkit.model.projector import Embedder, Pool, SlowCopy, mlp
+from mimkit.model.projector import Embedder, Pool, SlowCopy, check_momentum, mlp
 
 
 @dataclass(kw_only=True, slots=True)
@@ -28,6 +28,7 @@ class MoCoConfig(MethodConfig):
     """
 
     windows = convolutions = needs_whole_batch = True
+    against_collapse = ("temperature", "momentum")
 
     head: Literal["linear", "mlp"] = "mlp"
     """`linear`: one layer (v1); `mlp`: two with ReLU between, without BatchNorm (v2)."""
@@ -54,11 +55,14 @@ class MoCoConfig(MethodConfig):
 class MoCo(Method):
     """Keys of the other view come from a slow copy of encoder and head; the queue of earlier keys are the others.
 
+    Beside each key the queue has the number of its picture, of which the keys are no negatives.
+
     The copy moves and the queue takes this step's keys in `after_step`. Moving before the next keys are computed, as
     the released code does (facebookresearch/moco:moco/builder.py), is the same, for the copy begins equal.
     """
 
     queue: Float[Tensor, "K D"]
+    queue_index: Int64[Tensor, " K"]
     place: Int64[Tensor, ""]
 
     def __init__(self, embedder: Embedder, config: MoCoConfig) -> None:
@@ -66,13 +70,21 @@ class MoCo(Method):
         self.embedder, self.slow = embedder, SlowCopy(embedder)
         self.temperature, self.momentum = config.temperature, config.momentum
         self.register_buffer("queue", F.normalize(torch.randn(config.queue, config.outputs), dim=1))
+        # -1: of no picture, as the noise that the queue begins with
+        self.register_buffer("queue_index", torch.full((config.queue,), -1))
         self.register_buffer("place", torch.zeros((), dtype=torch.int64))  # where the next keys go
-        self.fresh: Tensor | None = None  # keys of this step
+        self.fresh: Tensor | None = None  # keys of this step, of all processes
+        self.fresh_index: Tensor | None = None  # the numbers of their pictures
 
     @property
     def encoder(self) -> Backbone:  # type: ignore[override]
         """The encoder that is trained, inside the embedder."""
         return self.embedder.encoder
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:  # type: ignore[bad-override]
+        # Checkpoints of version 0.2 do not know of which pictures their keys are.
+        state_dict.setdefault(f"{prefix}queue_index", torch.full_like(self.queue_index, -1))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def setup(self, dataset: DatasetView, resumed: bool) -> None:
         if not resumed:
@@ -81,7 +93,10 @@ class MoCo(Method):
     def forward(self, batch: Batch, progress: float) -> Step:
         features = self.embedder.features(batch.images)
         own, self.fresh = self.momentum_keys(second_view(batch), batch.rng_keys)
-        contrast = info_nce(self.embedder.projector(features), own, self.queue, self.temperature)
+        index = picture_numbers(batch)
+        self.fresh_index = gather(index).flatten()
+        same = index.unsqueeze(1) == self.queue_index
+        contrast = info_nce(self.embedder.projector(features), own, self.queue, self.temperature, same)
         return Step(contrast.loss, describe(contrast, features))
 
     @torch.no_grad()
@@ -104,16 +119,12 @@ class MoCo(Method):
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
         self.slow.update(self.embedder, self.momentum)
-        assert self.fresh is not None
+        assert self.fresh is not None and self.fresh_index is not None
         count, size = len(self.fresh), len(self.queue)
         if size % count:
             near = max(count, round(size / count) * count)
             raise UserError(f"method.queue {size} is no multiple of the {count} pictures in a step: use {near}")
-        self.queue.index_copy_(0, self.place + torch.arange(count, device=self.queue.device), self.fresh)
+        places = self.place + torch.arange(count, device=self.queue.device)
+        self.queue.index_copy_(0, places, self.fresh)
+        self.queue_index.index_copy_(0, places, self.fresh_index)
         self.place.copy_((self.place + count) % size)
-
-
-def check_momentum(momentum: float) -> None:
-    """Refuse what is no share."""
-    if not 0 <= momentum <= 1:
-        raise UserError(f"method.momentum is a share between 0 and 1, got {momentum:g}; 0.99 to 0.999 is usual")

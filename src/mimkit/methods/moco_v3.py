@@ -10,11 +10,10 @@ from mimkit.core.batch import Batch, DatasetView, Step
 from mimkit.core.errors import at_least
 from mimkit.methods.base import Method, MethodConfig
 from mimkit.methods.losses import in_batch
-from mimkit.methods.moco import check_momentum
-from mimkit.methods.simclr import check_temperature, describe, second_view
+from mimkit.methods.simclr import check_temperature, describe, picture_numbers, second_view
 from mimkit.model.backbone import Backbone
 from mimkit.model.convolutional import ConvolutionalEncoder
-from mimkit.model.projector import Embedder, Pool, SlowCopy, mlp, synchronized
+from mimkit.model.projector import Embedder, Pool, SlowCopy, check_momentum, mlp, synchronized
 from mimkit.model.vit import Encoder
 
 
@@ -27,6 +26,7 @@ class MoCoV3Config(MethodConfig):
     """
 
     windows = convolutions = needs_whole_batch = True
+    against_collapse = ("temperature", "momentum")
 
     temperature: float = 0.2
     """Cosines are divided by it before the softmax; ResNets have 1.0."""
@@ -81,8 +81,9 @@ class MoCoV3(Method):
         views = batch.images, second_view(batch)
         features, momentum_keys = [self.embedder.features(view) for view in views], [self.slow(view) for view in views]
         queries = [self.predictor(self.embedder.projector(feature)) for feature in features]
-        first = in_batch(queries[0], momentum_keys[1], self.temperature)
-        second = in_batch(queries[1], momentum_keys[0], self.temperature)
+        index = picture_numbers(batch)
+        first = in_batch(queries[0], momentum_keys[1], self.temperature, index)
+        second = in_batch(queries[1], momentum_keys[0], self.temperature, index)
         return Step(first.loss + second.loss, describe(first, features[0]))
 
     def after_step(self, progress: float) -> None:

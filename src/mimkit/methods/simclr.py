@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from mimkit.core.batch import Batch, Step
@@ -22,6 +22,7 @@ class SimCLRConfig(MethodConfig):
     """
 
     windows = convolutions = needs_whole_batch = True
+    against_collapse = ("temperature",)
 
     temperature: float = 0.1
     """Cosines are divided by it before the softmax; the paper has 0.1, and 0.5 for CIFAR-10."""
@@ -58,7 +59,7 @@ class SimCLR(Method):
     def forward(self, batch: Batch, progress: float) -> Step:
         features = self.embedder.features(torch.cat([batch.images, second_view(batch)]))
         first, second = self.embedder.projector(features).chunk(2)
-        contrast = nt_xent(first, second, self.temperature, self.scale)
+        contrast = nt_xent(first, second, self.temperature, self.scale, picture_numbers(batch))
         return Step(contrast.loss, describe(contrast, features))
 
 
@@ -80,6 +81,11 @@ def second_view(batch: Batch) -> Float[Tensor, "B C h w"]:
             "a view in the recipe, as those of mimkit.recipes.contrastive do"
         )
     return batch.other_views[0]
+
+
+def picture_numbers(batch: Batch) -> Int64[Tensor, " B"]:
+    """`Batch.index` beside the images: by it a picture that a batch has twice is no negative of itself."""
+    return batch.index.to(batch.images.device, non_blocking=True)
 
 
 def describe(contrast: Contrast, features: Float[Tensor, "B D"]) -> dict[str, Tensor]:

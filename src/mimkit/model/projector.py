@@ -185,3 +185,9 @@ class SlowCopy(nn.Module):
         """Keep a share of `momentum` of every parameter and take the rest from `of`: 0 copies, 1 stays."""
         # One call for all parameters: hundreds of small ones would take longer than a small model's step.
         torch._foreach_lerp_([*self.module.parameters()], [*of.parameters()], 1 - momentum)
+
+
+def check_momentum(momentum: float) -> None:
+    """Refuse what is no share."""
+    if not 0 <= momentum <= 1:
+        raise UserError(f"method.momentum is a share between 0 and 1, got {momentum:g}; 0.99 to 0.999 is usual")

@@ -1,5 +1,7 @@
 """Recipes of fine-tuning with labels: nothing enters, a Pretrain leaves, to which a target adds the encoder."""
 
+import math
+
 from mimkit.data.augment import RandAugment
 from mimkit.data.views import RandomResizedCrop
 from mimkit.evaluate.finetune import Start
@@ -8,6 +10,9 @@ from mimkit.train.machine import Machine
 from mimkit.train.optimizer import AdamWConfig, SGDConfig
 from mimkit.train.prepare import Images, Pretrain
 from mimkit.train.schedule import WarmupCosine
+
+LEAST_STEPS = 300  # with fewer a classifier on top of 40 labels has hardly moved
+LEAST_BATCH = 8
 
 
 def finetune_mae_vit_b16() -> Pretrain:
@@ -151,3 +156,22 @@ def choose_finetuning(start: Start) -> tuple[str, str]:
         return "finetune_simmim_vit_b16", why
     size = "h14" if start.width >= 1280 else "l16" if start.width >= 1024 else "b16"
     return f"finetune_mae_vit_{size}", why
+
+
+def fit_to_labels(config: Pretrain, pictures: int) -> str:
+    """Lower the batch and raise the epochs of a recipe for a set of few pictures with labels, in place; says so.
+
+    A batch is at most a fourth of the pictures (a power of two, at least 8), and there are at least 300 steps. Where a
+    recipe does that by itself, it stays as it is and nothing is said.
+    """
+    largest = max(LEAST_BATCH, 2 ** int(math.log2(max(1.0, pictures / 4))))
+    batch_size = min(config.batch_size, largest)
+    epochs = max(config.epochs, math.ceil(LEAST_STEPS * batch_size / pictures))
+    if (epochs, batch_size) == (config.epochs, config.batch_size):
+        return ""
+    line = (
+        f"{pictures:,} pictures with labels are few: {epochs} epochs of batches of {batch_size}, not {config.epochs} "
+        f"of {config.batch_size}; --epochs and --batch-size say otherwise"
+    )
+    config.epochs, config.batch_size = epochs, batch_size
+    return line

@@ -47,7 +47,7 @@ function ticks(low, high, count) {
   return found;
 }
 
-// lines: [{run, name, points: [[x, y]], errors: [..], dots: [[x, y]]}]; whole: x are layers; until: where x ends
+// lines: [{run, name, points: [[x, y]], errors: [..], dots: [[x, y]], levels: [[name, y]]}]; whole: x are layers; until: where x ends
 function chart(holder, { lines, title, what, whole, until }) {
   const seen = lines.filter((line) => !off.has(line.run));
   const width = paper ? 340 : Math.max(260, holder.clientWidth), height = paper ? 200 : 230, left = 52, right = 10, top = 10, bottom = 34;
@@ -59,7 +59,8 @@ function chart(holder, { lines, title, what, whole, until }) {
   svg.setAttribute("aria-label", `${title} over ${what}. ${range}. Arrow keys read single values.`);
   if (!all.length) return;
   let [x0, x1, y0, y1] = [Infinity, -Infinity, Infinity, -Infinity];
-  for (const [x, y] of all) { x0 = Math.min(x0, x); x1 = Math.max(x1, x); y0 = Math.min(y0, y); y1 = Math.max(y1, y); }
+  const levels = distinct(seen);
+  for (const [x, y] of [...all, ...levels.map((level) => [all[0][0], level.y])]) { x0 = Math.min(x0, x); x1 = Math.max(x1, x); y0 = Math.min(y0, y); y1 = Math.max(y1, y); }
   if (until !== undefined) [x0, x1] = [0, until];
   const [first, last] = [Math.round(x0), Math.round(x1)];
   if (whole) [x0, x1] = [first - 0.3, last + 0.3];
@@ -77,6 +78,12 @@ function chart(holder, { lines, title, what, whole, until }) {
   const marks = whole ? Array.from({ length: Math.ceil((last - first + 1) / apart) }, (_, i) => first + i * apart) : ticks(x0, x1, Math.max(3, Math.floor(width / 90)));
   for (const x of marks) svg.append(draw("text", { x: px(x), y: height - bottom + 17, "text-anchor": "middle" }, show(x)));
   svg.append(draw("text", { x: (left + width - right) / 2, y: height - 3, "text-anchor": "middle" }, what));
+  let above = Infinity; // the last label: the next one stands above it
+  for (const level of levels) {
+    svg.append(draw("line", { class: "level", x1: left, x2: width - right, y1: py(level.y), y2: py(level.y) }));
+    above = Math.min(py(level.y) - 3, above - 12);
+    svg.append(draw("text", { class: "level", x: width - right, y: above, "text-anchor": "end" }, `${level.name} ${show(level.y)}`));
+  }
   for (const line of seen) {
     const stroke = color(line.run);
     for (const [x, y] of line.dots || []) if (y !== null) svg.append(draw("circle", { cx: px(x), cy: py(y), r: 2.6, fill: stroke, opacity: 0.45 }));
@@ -122,6 +129,17 @@ function chart(holder, { lines, title, what, whole, until }) {
   });
 }
 
+// What curves are compared with, from the lowest up; runs that share a level share its line.
+function distinct(lines) {
+  const found = new Map();
+  for (const line of lines) for (const [name, y] of line.levels || []) {
+    const shared = lines.every((other) => (other.levels || []).some((level) => level[0] === name && level[1] === y));
+    const whose = shared || lines.length < 2 ? name : `${name}, ${line.name}`;
+    found.set(whose, { name: whose, y });
+  }
+  return [...found.values()].sort((a, b) => a.y - b.y);
+}
+
 function tip(text, x, y) {
   const box = byId("tip");
   box.textContent = text;
@@ -150,7 +168,7 @@ function curves() {
     }
     const lines = some.flatMap((curve, run) => {
       if (!curve) return [];
-      return [{ run, name: runs[run].name, points: curve.value.map((y, i) => [place(runs[run], curve, i), y]) }];
+      return [{ run, name: runs[run].name, points: curve.value.map((y, i) => [place(runs[run], curve, i), y]), levels: curve.levels }];
     });
     return () => chart(figure.children[1], { lines, title: about.title, what, until });
   });

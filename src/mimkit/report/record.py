@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from mimkit.train.recorder import duration
 from mimkit.train.run_folder import MEASURED, RunFolder, read_json
 
 POINTS = 400  # of a curve, about
+WORST = 20  # classes in the table of an evaluation
 FRAMES = 24  # of all films of a page together
 CURVES = {  # by key of metrics.jsonl, in the order of the page: (title, what to look for)
     "loss": ("Loss", "What training minimizes. It compares only between runs with the same target and masks."),
@@ -76,9 +77,10 @@ def read_run(folder: Path) -> dict[str, Any]:
         "facts": [[name, str(text)] for name, text in facts.items() if text not in (None, "")],
         "settings": {key: short(value) for key, value in flatten(config).items()},
         "data": [str(source) for source in config.get("data", [])],
-        "curves": curves(records),
+        "curves": with_levels(curves(records), saved),
         "film": frames(folder),
         "results": results(folder, records),
+        "classes": class_tables(folder),
         "environment": [[name, str(value)] for name, value in environment.items() if value is not None],
         "status": status,
         "progress": min(1.0, last / total) if total else 0.0,
@@ -177,6 +179,18 @@ def curves(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return thinned
 
 
+def with_levels(drawn: list[dict[str, Any]], saved: dict[str, Any]) -> list[dict[str, Any]]:
+    """The curves, that of the online kNN with `levels` [name, value]: what it has to be compared with, as far as known.
+
+    `untrained` is the encoder before the first step, `start` one whose weights came from elsewhere.
+    """
+    start = saved["resolved"].get("start") or {}
+    begun = "start" if saved["config"].get("encoder", {}).get("weights") else "untrained"
+    names = {"chance": "chance", "knn_pixels": "pixels", "knn_start": begun}
+    levels = [[name, rounded(start[key])] for key, name in names.items() if isinstance(start.get(key), (int, float))]
+    return [curve | ({"levels": levels} if curve["key"] == "knn" else {}) for curve in drawn]
+
+
 def thin(points: list[tuple[int, float, float]]) -> list[tuple[int, float, float]]:
     """Of each stretch the lowest and the highest point, so that no spike is lost; the first and last stay."""
     if len(points) <= POINTS:
@@ -229,6 +243,13 @@ def results(folder: Path, records: list[dict[str, Any]]) -> list[dict[str, Any]]
         if isinstance(last.get(key), (int, float)):
             value = format(last[key], {"knn": ".1%", "effective_rank": ".1f"}.get(key, ".3f"))
             rows.append(row(measured[key], value, by="the token it trains, while training", file="metrics.jsonl"))
+    for content, file in _json_files(folder):
+        rows += _evaluation(content, file)
+    return rows
+
+
+def _json_files(folder: Path) -> Generator[tuple[dict[str, Any], str]]:
+    """What evaluations left in the folder and the folders in it, with the names of the files."""
     for path in sorted([*folder.glob("*.json"), *folder.glob("*/*.json")]):
         if (path.parent != folder and path.parent.name in _ASIDE) or path.name in ("config.json", "skipped.json"):
             continue
@@ -237,8 +258,36 @@ def results(folder: Path, records: list[dict[str, Any]]) -> list[dict[str, Any]]
         except (OSError, ValueError):
             continue
         if isinstance(content, dict):
-            rows += _evaluation(content, str(path.relative_to(folder)))
-    return rows
+            yield content, str(path.relative_to(folder))
+
+
+def class_tables(folder: Path) -> list[dict[str, Any]]:
+    """The classes of every evaluation that says them; of several pools those of the headline.
+
+    Each: what, file, rows [name, accuracy, pictures, taken_for] as text, the worst first, and more: how many beyond.
+    """
+    tables = []
+    for content, file in _json_files(folder):
+        scored: list[tuple[str, Any]] = [("fine-tuned", content)] if "accuracy" in content else []
+        measurements = content.get("results")
+        for measurement in measurements if isinstance(measurements, list) else []:
+            if isinstance(measurement, dict) and isinstance(measurement.get("results"), dict):
+                kind, pool = str(measurement.get("kind")), measurement.get("headline")
+                scored.append((f"{NAMES.get(kind, kind)}, {pool}", measurement["results"].get(pool)))
+        for title, scores in scored:
+            if isinstance(scores, dict) and isinstance(scores.get("per_class"), dict) and scores["per_class"]:
+                tables.append({"what": title, "file": file} | _class_rows(scores["per_class"]))
+    return tables
+
+
+def _class_rows(per_class: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    # Of equals the class with more pictures first: its accuracy says more.
+    worst = sorted(per_class.items(), key=lambda item: (item[1]["accuracy"], -item[1]["pictures"]))
+    rows = [
+        [name, f"{scores['accuracy']:.1%}", f"{scores['pictures']:,}", scores.get("taken_for") or ""]
+        for name, scores in worst[:WORST]
+    ]
+    return {"rows": rows, "more": max(0, len(worst) - WORST)}
 
 
 def row(title: str, value: str, interval: str = "", on: str = "", by: str = "", file: str = "") -> dict[str, Any]:

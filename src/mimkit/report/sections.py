@@ -56,6 +56,8 @@ def look(folder: Path, data: list[str], count: int, device: torch.device) -> dic
         if labels is None:
             return ""
         number = int(labels[place])
+        if number < 0:
+            return ""
         return names[number] if names and number < len(names) else str(number)
 
     model: Any = extractor.model
@@ -133,7 +135,11 @@ def _neighbors(
         strip = sheet([[picture(rgb[i], _THUMB) for i in near]])
         query = int(queries[number])
         items = [
-            {"label": label(i), "cosine": round(c, 3), "same": labels is not None and bool(labels[i] == labels[query])}
+            {
+                "label": label(i),
+                "cosine": round(c, 3),
+                "same": labels is not None and bool(labels[i] == labels[query] >= 0),
+            }
             for i, c in zip(near, cosines, strict=True)
         ]
         strips.append({"src": uri(strip, side=_THUMB), "items": items})

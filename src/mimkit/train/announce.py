@@ -1,12 +1,16 @@
 """The words before the first step: what a run opened enters, a line for each thing that will happen leaves."""
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from mimkit.core import distributed
+from mimkit.methods.moco import MoCoConfig
 
 if TYPE_CHECKING:
     from mimkit.train.session import Session
+
+TELLING = 200  # steps from which on a plan can show what a method learns
 
 
 def announce(session: "Session", log: Callable[[str], None]) -> None:
@@ -21,6 +25,10 @@ def announce(session: "Session", log: Callable[[str], None]) -> None:
         micro_batches += f" x {distributed.world()} processes"
     steps = f"{prepared.steps:,} steps of {config.batch_size} pictures ({micro_batches})"
     log(f"  schedule   {config.epochs} epochs = {steps}")
+    queue = config.method.queue if isinstance(config.method, MoCoConfig) else 0
+    for note in (plan_note(prepared.steps, config.epochs), *size_notes(prepared.count, config.batch_size, queue)):
+        if note:
+            log(f"  note       {note}")
     optimizer = config.optimizer
     log(
         f"  rate       {optimizer.peak_lr(config.batch_size):.3g} = {optimizer.base_lr:.3g} x {config.batch_size} / "
@@ -41,15 +49,40 @@ def announce(session: "Session", log: Callable[[str], None]) -> None:
     log(f"  run folder {folder}")
 
 
+def plan_note(steps: int, epochs: int) -> str:
+    """What a plan of so few steps can show; empty where it is long enough to say more."""
+    if steps >= TELLING:
+        return ""
+    more = math.ceil(epochs * TELLING / steps)
+    count = f"{steps:,} step{'s' * (steps > 1)}"
+    return f"{count}: enough to see that it runs, too few to judge what it learns; --epochs {more} would be {TELLING}"
+
+
+def size_notes(pictures: int, batch_size: int, queue: int = 0) -> list[str]:
+    """Lines about a batch, and a queue of keys (0: none), that hold more than the set has."""
+    notes = []
+    for size, name, flag in ((batch_size, "batch", "--batch-size"), (queue, "queue", "--method.queue")):
+        if size > pictures:
+            notes.append(
+                f"a {name} of {size:,} holds each of the {pictures:,} pictures {size / pictures:.1f} times: a smaller "
+                f"{flag} is enough"
+            )
+    return notes
+
+
 def announce_pictures(session: "Session", log: Callable[[str], None]) -> None:
     """Which pictures, where they lie while training, and what labels are used for."""
     prepared = session.prepared
     pictures, size = prepared.pictures, prepared.size
     use = "to learn" if session.config.method.supervised else "used to measure only"
     labels = f"labels of {len(pictures.classes)} classes, {use}" if pictures.classes else "no labels"
+    if pictures.unlabeled_count:
+        labels += f"; {pictures.unlabeled_count:,} have no label"
     place = "in memory" if session.loader.resident else "streamed"
     log(f"  pictures   {len(pictures):,} from {pictures.name}, {place}; {labels}")
     mean, std = prepared.statistics
+    for note in pictures.notes:
+        log(f"  note       {note}")
     log(f"  images     {size[0]}x{size[1]}, {pictures.channels} channels; mean {first_few(mean)}, std {first_few(std)}")
 
 

@@ -2,8 +2,12 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from mimkit.core.errors import UserError
+from mimkit.core.metrics import class_names
 from mimkit.methods.base import MaskedConfig
 from mimkit.methods.mae import MAE
 from mimkit.train.prepare import Prepared
@@ -17,6 +21,7 @@ def export_encoder(
 ) -> None:
     """Write the model as it stands after `step` steps; `to` is `timm` or `huggingface` (MAE alone)."""
     config, (mean, std), reading = prepared.config, prepared.statistics, prepared.resolved_reading
+    classes = output_names(prepared)
     card = model_card(
         architecture=config.encoder.name,
         recipe=recipe,
@@ -32,6 +37,7 @@ def export_encoder(
         library="timm" if to == "timm" else "transformers",
         supervised=config.method.supervised,
         masked=isinstance(config.method, MaskedConfig),
+        classes=classes,
     )
     if to == "timm":
         export_timm(
@@ -44,8 +50,17 @@ def export_encoder(
             reading=reading,
             name=config.encoder.name,
             crop_pct=0.875 if min(prepared.size) >= 128 else 1.0,
+            classes=classes,
         )
         return
     if not isinstance(prepared.task, MAE):
         raise UserError(f"{type(prepared.task).__name__} cannot be written for Hugging Face, an MAE can: use --to timm")
     export_huggingface(prepared.task, folder, mean=mean, std=std, card=card, reading=reading)
+
+
+def output_names(prepared: Prepared) -> list[str]:
+    """What the outputs of a classifier are called, numbers where the pictures have no names; none of an encoder."""
+    method: Any = prepared.config.method
+    if not method.supervised:
+        return []
+    return class_names(prepared.pictures.classes, torch.tensor([method.classes - 1]))[: method.classes]

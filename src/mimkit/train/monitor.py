@@ -3,12 +3,14 @@
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 from mimkit.core.batch import Batch
 from mimkit.core.display import split_holes
 from mimkit.core.grids import save_picture
-from mimkit.core.metrics import effective_rank, knn
+from mimkit.core.metrics import class_names, effective_rank, knn
 from mimkit.core.randomness import rng_keys
 from mimkit.data.loader import evaluation_batches
 from mimkit.data.sources import Pictures
@@ -22,6 +24,7 @@ from mimkit.train.prepare import Prepared
 
 BANK, QUERIES, SHOWN = 2000, 1000, 8  # pictures of an evaluation: with known labels, to be classified, to be shown
 MEMORY = 400_000_000  # bytes that they may take together
+PIXELS = 48  # of the longer side of images that are compared pixel by pixel, as for `mimkit evaluate knn pixels`
 
 
 class Monitor:
@@ -87,18 +90,37 @@ class Monitor:
         """The largest rank that the features can have."""
         return min(len(self.bank), encoder.width)
 
-    def evaluate(self, method: Method, encoder: Backbone, *, classify: bool = True) -> dict[str, float]:
-        """Effective rank and spread of the features, and unless `classify` is off the online kNN, with labels."""
+    def evaluate(self, method: Method, encoder: Backbone) -> dict[str, float]:
+        """Effective rank and spread of the features, and with labels the online kNN."""
         training = method.training
         method.eval()
         bank = self.features(encoder, self.bank)
         record = {"effective_rank": float(effective_rank(bank)), "feature_spread": float(losses.feature_spread(bank))}
-        if classify and self.test is not None and self.bank_labels is not None and self.queries is not None:
-            classes = len(self.test.classes or ()) or int(self.bank_labels.max()) + 1
-            predicted = knn(bank, self.bank_labels, self.features(encoder, self.queries), classes=classes)
-            record["knn"] = torch.eq(predicted, torch.as_tensor(self.query_labels)).float().mean().item()
+        if self.queries is not None:
+            record["knn"] = self.classify(bank, self.features(encoder, self.queries))
         method.train(training)
         return record
+
+    def evaluate_start(self, method: Method, encoder: Backbone) -> dict[str, float]:
+        """Before the first step: rank and spread, and with labels what the online kNN has to be compared with.
+
+        knn_start, of the encoder as it begins; knn_pixels, of the images themselves, at most 48 px a side; chance, the
+        share of the largest class among the queries.
+        """
+        record = self.evaluate(method, encoder)
+        if self.queries is None or self.query_labels is None:
+            return record
+        record["knn_start"] = record.pop("knn")
+        record["knn_pixels"] = self.classify(shrunk(self.bank), shrunk(self.queries))
+        record["chance"] = self.query_labels.bincount().max().item() / len(self.query_labels)
+        return record
+
+    def classify(self, bank: Tensor, queries: Tensor) -> float:
+        """The share of the queries whose class their neighbors in the bank name, of rows of either."""
+        assert self.test is not None and self.bank_labels is not None and self.query_labels is not None
+        classes = len(class_names(self.test.classes, self.bank_labels, self.query_labels))
+        predicted = knn(bank, self.bank_labels, queries, classes=classes)
+        return torch.eq(predicted, self.query_labels).float().mean().item()
 
     @torch.inference_mode()
     def draw(self, method: Method, encoder: Backbone, path: Path) -> None:
@@ -114,3 +136,10 @@ class Monitor:
         method.train(training)
         if grid is not None:
             save_picture(grid, path)
+
+
+def shrunk(images: Float[Tensor, "N C H W"]) -> Float[Tensor, "N D"]:
+    """The pixels of each image in one row, of large ones after they were made smaller."""
+    scale = min(1.0, PIXELS / max(images.shape[2:]))
+    size = [max(1, round(side * scale)) for side in images.shape[2:]]
+    return F.interpolate(images, size, mode="bicubic", antialias=True).flatten(1) if scale < 1 else images.flatten(1)

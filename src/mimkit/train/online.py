@@ -1,5 +1,6 @@
 """Online evaluation: a task in training enters; its features' measures, pictures and a warning of collapse leave."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -18,10 +19,25 @@ class OnlineEvaluation:
     Args:
         monitor: the pictures to evaluate on; None in the other processes, and where nobody asks for evaluations.
         run: pictures are written into its folder.
+        warmup: steps of the schedule's warm-up, in which a low spread is no collapse.
+        total: steps of the whole schedule.
+        settings: of the method, that keep features apart.
     """
 
-    def __init__(self, monitor: Monitor | None, task: Method, run: RunFolder, device: torch.device) -> None:
+    def __init__(
+        self,
+        monitor: Monitor | None,
+        task: Method,
+        run: RunFolder,
+        device: torch.device,
+        *,
+        warmup: float,
+        total: int,
+        settings: Sequence[str],
+    ) -> None:
         self.monitor, self.task, self.run, self.device = monitor, task, run, device
+        self.warmup, self.total, self.settings = warmup, total, settings
+        self.suspected = False  # whether the evaluation before found a collapse
         self.start: dict[str, float] = {}  # before the first step: what a collapse is a fall from
         self.measures: dict[str, float] = {}  # the latest, also of an earlier part of the run
 
@@ -33,6 +49,7 @@ class OnlineEvaluation:
     def recall(self) -> None:
         """Take the latest measures of an earlier part of the run, as its metrics have them."""
         for record in self.run.metrics():
+            self.warning(record)
             self.measures |= {name: record[name] for name in MEASURED if name in record}
 
     def measure_start(self, remembered: dict[str, float]) -> None:
@@ -41,7 +58,7 @@ class OnlineEvaluation:
         def measure() -> dict[str, float]:
             if self.monitor is None:
                 return {}
-            return self.monitor.evaluate(self.task, self.encoder, classify=False)
+            return self.monitor.evaluate_start(self.task, self.encoder)
 
         self.start = remembered or distributed.on_main(measure, self.device)
 
@@ -62,7 +79,13 @@ class OnlineEvaluation:
         return measures
 
     def warning(self, record: dict[str, float]) -> str | None:
-        """One line if the features of this record have collapsed since the start."""
-        if self.monitor is None:
+        """One line if the features have collapsed since the start, and had at the evaluation before.
+
+        Nothing in the warm-up; at the end of the run one evaluation is enough.
+        """
+        if self.monitor is None or "feature_spread" not in record or record["step"] < self.warmup:
             return None
-        return collapse(record, self.start, self.monitor.largest_rank(self.encoder))
+        line = collapse(record, self.start, self.monitor.largest_rank(self.encoder), self.settings)
+        confirmed = self.suspected or record["step"] >= self.total
+        self.suspected = line is not None
+        return line if confirmed else None

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import timm
 import torch
@@ -16,11 +16,11 @@ from mimkit.core.display import Display
 from mimkit.core.errors import UserError, at_least
 from mimkit.core.memory import free_memory
 from mimkit.core.randomness import integer, rng_keys
-from mimkit.data.decode import SMALLEST
+from mimkit.data.header import SMALLEST
 from mimkit.data.labels import label_subset
 from mimkit.data.loader import Loader, Plan, ViewSettings, statistics
 from mimkit.data.reading import Reading, Transform
-from mimkit.data.sources import Pictures, open_pictures
+from mimkit.data.sources import Pictures, open_measured, open_pictures
 from mimkit.data.values import FULL, Values
 from mimkit.data.views import RandomResizedCrop, View
 from mimkit.methods.base import Method, MethodConfig
@@ -156,6 +156,12 @@ class Pretrain:
     seed: int = 0
     """Where all randomness of the run starts."""
     machine: Machine = field(default_factory=Machine)
+    label_column: str | None = None
+    """The column of labels in Parquet files, lists and metadata; by default label, labels, fine_label, class, ..."""
+
+    def reading(self) -> Reading:
+        """How files become pictures with labels, as far as the settings say."""
+        return replace(self.images.reading(), label_column=self.label_column)
 
 
 class Prepared:
@@ -188,11 +194,11 @@ class Prepared:
         """All pictures to learn from."""
         if self.open_pictures is not None:
             return self.open_pictures
-        method = self.config.method
-        split = "train" if method.supervised else "all"
-        pictures = open_pictures(self.config.data, split, self.reading)
+        method, reading = self.config.method, self.reading
         if not method.supervised:
-            return pictures
+            return open_pictures(self.config.data, "all", reading)
+        pictures = open_measured(self.config.data, reading, purpose="fine-tuning", by_class=self.by_class).train
+        self._refuse_renumbered(pictures)
         return label_subset(pictures, method.label_fraction, self.config.seed)
 
     @cached_property
@@ -200,7 +206,7 @@ class Prepared:
         """How files become pictures: as the settings say, or as an earlier part of the run completed them."""
         if self.before.reading:
             return Reading.from_json(self.before.reading)
-        reading = self.config.images.reading()
+        reading = self.config.reading()
         if self.before.pictures is None or reading.value_range is not None:
             return reading
         # A run of a version before 0.3: black and white of other depths than 8 bits were those of the type.
@@ -211,8 +217,25 @@ class Prepared:
     def resolved_reading(self) -> Reading:
         """The reading that an export carries; the pictures of a run that has begun need not be there any more."""
         if self.before.pictures is None:
-            return self.pictures.resolved
-        return self.reading if self.before.reading else self.config.images.reading()
+            reading = self.pictures.resolved
+        else:
+            reading = self.reading if self.before.reading else self.config.images.reading()
+        return replace(reading, label_column=None)  # other data have other columns
+
+    @property
+    def by_class(self) -> bool:
+        """Whether pictures that are set apart for a test are so of each class: not so in runs of before version 0.3."""
+        return bool(self.before.by_class) if self.before.pictures else True
+
+    def _refuse_renumbered(self, pictures: Pictures) -> None:
+        """Refuse to go on with a fine-tuning whose classes an earlier version numbered otherwise."""
+        names, method = pictures.classes or (), cast(Any, self.config.method)  # a FineTuneConfig
+        resorted = pictures.named and all(name.isdecimal() for name in names) and tuple(sorted(names)) != names
+        if not self.by_class and (resorted or method.classes != len(names)):
+            raise UserError(
+                f"an earlier version of mimkit began this run and numbered the {len(names)} classes of {pictures.name} "
+                "otherwise: start anew with another --run"
+            )
 
     @property
     def name(self) -> str:
@@ -234,9 +257,8 @@ class Prepared:
         """A bank and pictures to classify, when there are labels and enough of them: they only measure."""
         if self.pictures.labels is None:
             return None
-        data, reading = self.config.data, self.pictures.resolved
         try:
-            train, test = open_pictures(data, "train", reading), open_pictures(data, "test", reading)
+            train, test, _ = open_measured(self.config.data, self.pictures.resolved, by_class=self.by_class)
         except UserError:
             return None
         train = self.pictures if self.config.method.supervised else train

@@ -29,10 +29,12 @@ class Resolved:
     """Pictures that a process handles at once."""
     resident: bool | None = None
     """Whether the pictures live in memory."""
+    by_class: bool | None = None
+    """Whether pictures that are set apart for a test are so of each class; not so before version 0.3."""
     engine: dict[str, Any] = field(default_factory=dict)
     """Precision, attention path, threads and compilation (`train.machine.Engine`)."""
     start: dict[str, float] = field(default_factory=dict)
-    """What the online evaluation measured before the first step."""
+    """What the online evaluation measured before the first step, with knn_start, knn_pixels and chance of labels."""
 
     def to_json(self) -> dict[str, Any]:
         """As config.json holds it."""

@@ -72,7 +72,16 @@ class Session:
         monitor = None
         if distributed.is_main() and self.config.machine.evals > 0:
             monitor = Monitor(self.prepared, self.engine, workers=self.workers)
-        evaluation = OnlineEvaluation(monitor, self.prepared.task, self.run, self.device)
+        config, total = self.config, self.prepared.steps
+        evaluation = OnlineEvaluation(
+            monitor,
+            self.prepared.task,
+            self.run,
+            self.device,
+            warmup=config.schedule.warmup * total,
+            total=total,
+            settings=config.method.against_collapse,
+        )
         evaluation.measure_start(before.start)
         return evaluation
 
@@ -90,6 +99,7 @@ class Session:
             steps=prepared.steps,
             micro_batch=micro_batch,
             resident=self.loader.resident,
+            by_class=prepared.by_class,
             engine=self.engine.describe(),
             start=self.evaluation.start,
         )

@@ -11,6 +11,7 @@ LOAD = {
     "transformers": "from transformers import ViTMAEForPreTraining\n"
     'model = ViTMAEForPreTraining.from_pretrained("FOLDER")',
 }  # what a person types to load an export, by library
+LISTED = 50  # classes named in a card
 
 
 def model_card(
@@ -29,6 +30,7 @@ def model_card(
     library: str = "timm",
     supervised: bool = False,
     masked: bool = True,
+    classes: Sequence[str] = (),
 ) -> str:
     """The README of an export in Markdown: how to load it, what was run, what was measured.
 
@@ -40,6 +42,7 @@ def model_card(
         library: `timm` or `transformers`, which loads the folder.
         supervised: it learned the labels of the pictures, and has a classifier.
         masked: it learned by masked image modeling.
+        classes: what its outputs are called, of a classifier.
     """
     facts = {
         "Architecture": architecture,
@@ -60,11 +63,23 @@ def model_card(
         _description(supervised, masked),
         f"## Load it\n\n```python\n{LOAD[library]}\n```\n\nFOLDER is where this file lies. Pixels in [0, 1], minus "
         "the mean, divided by the standard deviation.",
+        *([_outputs(classes)] if classes else []),
         "## What was run\n\n| | |\n|-|-|\n" + "\n".join(rows),
         "## What was measured\n\n" + ("| | |\n|-|-|\n" + "\n".join(table) if table else "Nothing yet."),
         "These weights belong to the person who trained them, who decides on their license.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _outputs(classes: Sequence[str]) -> str:
+    """Which output is which class, of the first ones."""
+    rows = [f"| {number} | {_escaped(name)} |" for number, name in enumerate(classes[:LISTED])]
+    rest = [f"and {len(classes) - LISTED:,} more in config.json."] if len(classes) > LISTED else []
+    words = (
+        "As `label_names` in config.json has them, by which transformers answers: "
+        '`pipeline("image-classification", model="FOLDER")`.'
+    )
+    return "\n\n".join(["## What its outputs are", words, "\n".join(["| output | class |", "|-|-|", *rows]), *rest])
 
 
 def _front(library: str, supervised: bool, masked: bool) -> str:

@@ -1,5 +1,6 @@
 """Export for timm: a trained encoder enters, a folder that timm loads leaves."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,11 @@ def export_timm(
     reading: Reading = Reading(),
     interpolation: str = "bicubic",
     crop_pct: float = 0.875,
+    classes: Sequence[str] = (),
 ) -> None:
     """Write `encoder.timm` for `timm.create_model("local-dir:FOLDER", pretrained=True)`, with equal outputs.
+
+    transformers opens it too, by `AutoModel`, `AutoModelForImageClassification` and `pipeline`.
 
     Args:
         folder: replaced when it holds an earlier export; refused when it holds something else.
@@ -37,6 +41,7 @@ def export_timm(
         name: the timm architecture.
         interpolation: resizing that the pictures were prepared with, as timm calls it.
         crop_pct: share of the resized picture that evaluation crops; MAE's evaluation has 0.875.
+        classes: what the outputs of a classifier are called, one name each; none of an encoder without one.
 
     Raises:
         UserError: the folder cannot be written.
@@ -58,7 +63,20 @@ def export_timm(
     # What the architecture's released weights say about themselves is not true of these.
     about = dict.fromkeys(("tag", "license", "origin_url", "paper_name", "paper_ids", "notes"))
     about["description"] = f"{MARK} {__version__}"
-    config = {"architecture": name.split(".")[0], "pretrained_cfg": about, READING: reading.to_json()}
+    config: dict[str, Any] = {"architecture": name.split(".")[0], "pretrained_cfg": about, READING: reading.to_json()}
+    if classes:
+        config["label_names"] = list(classes)
     with replaced(folder) as partial:
         save_for_hf(vit, str(partial), model_config=config, model_args=args, safe_serialization=True, data_config=data)
+        _leave_out_num_classes(partial / "config.json")
         (partial / "README.md").write_text(card, encoding="utf-8")
+
+
+def _leave_out_num_classes(file: Path) -> None:
+    """Let the number of outputs stand at the top of config.json alone.
+
+    timm writes it into `model_args` too and reads either; transformers hands it over itself and fails on a second one.
+    """
+    config = json.loads(file.read_text(encoding="utf-8"))
+    config["model_args"].pop("num_classes", None)
+    file.write_text(json.dumps(config, indent=2), encoding="utf-8")

@@ -1,0 +1,251 @@
+"""Archives: a zip or tar file enters; the pictures in it, read one by one where they lie, leave.
+
+The members are listed once, from the central directory of a zip or the headers of a tar. A picture is then read by its
+offset, by as many processes as there are: nothing is unpacked, and no place in the file is shared.
+"""
+
+import os
+import posixpath
+import struct
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from mimkit.core.errors import UserError
+from mimkit.data.folders import ENDINGS, Paths, cache_folder
+from mimkit.data.layout import arrange
+from mimkit.data.pictures import Encoded, Pictures, Split, digest
+from mimkit.data.reading import Reading
+from mimkit.data.tables import METADATA, metadata_labels
+
+KINDS = (".zip", ".tar")
+PACKED = (".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".tar.zst", ".7z", ".rar")
+"""What can be read from its beginning alone."""
+MANY = 10_000  # members of an archive whose list is kept in the cache
+_LOCAL = struct.Struct("<4s22xHH")  # a member's header in a zip: signature, lengths of its name and extra field
+_PLAIN, _STORED, _DEFLATED = -1, zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
+
+
+@dataclass(frozen=True)
+class Members:
+    """Where the pictures of an archive lie, and tables of their labels."""
+
+    names: Paths
+    places: np.ndarray
+    """(n, 5) int64: offset, bytes in the archive, bytes of the file, checksum, and how it is kept: -1 in a tar."""
+    skipped: tuple[str, ...] = ()
+    """A line for each kind of thing that was not taken."""
+
+    @staticmethod
+    def pack(places: dict[bytes, tuple[int, ...]], skipped: dict[str, list[str]]) -> "Members":
+        """In the order of their names."""
+        names = sorted(places)
+        lines = tuple(f"skipped, {reason}: {len(those):,}, as {those[0]}" for reason, those in skipped.items())
+        table = np.array([places[name] for name in names], np.int64).reshape(-1, 5)
+        return Members(Paths.pack(names), table, lines)
+
+
+class Archive(Encoded):
+    """Pictures in a zip or tar file; `places` are theirs."""
+
+    def __init__(self, name: str, file: Path, top: bytes, paths: Paths, places: np.ndarray) -> None:
+        self.name, self._file, self._top, self._paths, self._places = name, file, top, paths, places
+        status = os.stat(file)
+        self._identity = (status.st_size, status.st_mtime_ns)
+        self._opened: int | None = None
+
+    def __getstate__(self) -> dict:  # a process that is sent this opens the file itself
+        return self.__dict__ | {"_opened": None}
+
+    def __del__(self) -> None:
+        if self.__dict__.get("_opened") is not None:
+            os.close(self.__dict__["_opened"])
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def data(self, i: int) -> bytes:
+        if self._opened is None:
+            self._opened = os.open(self._file, os.O_RDONLY | os.O_CLOEXEC)
+        return read_member(self._opened, self._places[i])
+
+    def where(self, i: int) -> str:
+        return f"{self._file}/{os.fsdecode(self._top + self._paths[i])}"
+
+    @property
+    def fingerprint(self) -> str:
+        """From the names, and size and time of the archive."""
+        return digest(self._paths.buffer.tobytes(), self._paths.ends.tobytes(), self._identity)
+
+
+def read_member(opened: int, place: np.ndarray) -> bytes:
+    """The bytes of one member of an open archive. Raises OSError, also for what is not what the archive says."""
+    offset, packed, size, checksum, kind = place.tolist()
+    if kind == _PLAIN:
+        return _pread(opened, size, offset)
+    signature, name, extra = _LOCAL.unpack(_pread(opened, _LOCAL.size, offset))
+    if signature != b"PK\x03\x04":
+        raise OSError(0, "damaged in the archive")
+    data = _pread(opened, packed, offset + _LOCAL.size + name + extra)
+    if kind == _DEFLATED:
+        try:
+            data = zlib.decompressobj(-15).decompress(data, size + 1)  # no more than it says, whatever is in it
+        except zlib.error:
+            raise OSError(0, "damaged in the archive") from None
+    if len(data) != size or zlib.crc32(data) != checksum:
+        raise OSError(0, "damaged in the archive")
+    return data
+
+
+def _pread(opened: int, size: int, offset: int) -> bytes:
+    """Bytes from a place in a file. Other readers of the file are not disturbed."""
+    data = os.pread(opened, size, offset)
+    while len(data) < size:  # one call gives at most 2 GB
+        piece = os.pread(opened, size - len(data), offset + len(data))
+        if not piece:
+            raise OSError(0, "the archive ends before it")
+        data += piece
+    return data
+
+
+def open_archive(file: Path, split: Split, reading: Reading) -> Pictures:
+    """The pictures in a zip or tar file, laid out as `open_folder` has it; a folder that holds all is passed over.
+
+    Raises UserError.
+    """
+    members = members_of(file)
+    every = list(members.names)
+    tables = {path: place for place, path in enumerate(every) if posixpath.basename(path).decode() in METADATA}
+    numbers = [place for place, path in enumerate(every) if path not in tables]
+    if not numbers:
+        raise UserError("; ".join([f"{file} holds no pictures that can be read", *members.skipped]))
+    wrapper = _wrapper([every[number] for number in numbers])
+    paths = [every[number][len(wrapper) :] for number in numbers]
+    layout = arrange(paths)
+    with open(file, "rb") as opened:
+
+        def read(path: bytes) -> bytes | None:
+            number = tables.get(wrapper + path)
+            return None if number is None else read_member(opened.fileno(), members.places[number])
+
+        used = [paths[number] for number in (*layout.train, *layout.test)]
+        folders = [b"", layout.train_folder, layout.test_folder]
+        labels, notes = metadata_labels(read, folders, used, reading.label_column)
+    if labels is not None:
+        layout = replace(layout, labels=labels)
+    elif reading.label_column is not None:
+        raise UserError(f"{file} has no columns for --label-column: tables, lists and metadata files have")
+    part, top, labels = layout.of(split)
+    names = Paths.pack([paths[number][len(top) :] for number in part])
+    places = members.places[[numbers[number] for number in part]]
+    pictures = Archive(str(file), Path(os.path.abspath(file)), wrapper + top, names, places)
+    pictures.reading, pictures.has_test = reading, bool(layout.test)
+    pictures.set_labels(labels)
+    pictures.notes = (*layout.notes, *notes, *members.skipped)
+    return pictures
+
+
+def _wrapper(paths: list[bytes]) -> bytes:
+    """The folder that holds all paths, with a `/` at its end; empty when there is none."""
+    folder = posixpath.commonpath([posixpath.dirname(path) for path in paths])
+    return folder + b"/" if folder else b""
+
+
+def members_of(file: Path) -> Members:
+    """The pictures of an archive, and metadata; from the cache where they are many. Raises UserError."""
+    try:
+        status = os.stat(file)
+        cached = (
+            cache_folder() / "archives" / f"{digest(os.path.abspath(file), status.st_size, status.st_mtime_ns)}.npz"
+        )
+        try:
+            with np.load(cached, allow_pickle=False) as kept:
+                names = Paths(kept["names"], kept["ends"])
+                return Members(names, kept["places"], tuple(kept["skipped"].tolist()))
+        except Exception:  # no cache, or one that is damaged: list them anew
+            members = _zip_members(file) if file.suffix.lower() == ".zip" else _tar_members(file)
+    except (OSError, zipfile.BadZipFile, tarfile.TarError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{file} cannot be read as an archive ({reason}): pack it again, or unpack it") from None
+    if len(members.names) > MANY:
+        _keep(cached, members)
+    return members
+
+
+def _keep(cached: Path, members: Members) -> None:
+    """Write the list beside and rename; a cache that cannot be written is no error."""
+    try:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=cached.parent, suffix=".part", delete=False) as file:
+            np.savez(
+                file,
+                names=members.names.buffer,
+                ends=members.names.ends,
+                places=members.places,
+                skipped=np.array(members.skipped, str),
+            )
+        os.replace(file.name, cached)
+    except OSError:
+        pass
+
+
+def _name(name: str) -> bytes | None:
+    """A member's path as those of a folder; None for what a folder would not give either."""
+    path = posixpath.normpath(name.replace("\\", "/")).lstrip("/")
+    parts = path.split("/")
+    if any(part.startswith(".") or part == "__MACOSX" for part in parts):
+        return None
+    picture = posixpath.splitext(path)[1].lower() in ENDINGS
+    return path.encode("utf-8", "surrogateescape") if picture or parts[-1] in METADATA else None
+
+
+def _zip_members(file: Path) -> Members:
+    places: dict[bytes, tuple[int, ...]] = {}
+    skipped: dict[str, list[str]] = {}
+    with zipfile.ZipFile(file) as archive:
+        for member in archive.infolist():
+            path = None if member.is_dir() else _name(member.filename)
+            if path is None:
+                continue
+            if member.flag_bits & 1:
+                skipped.setdefault("encrypted", []).append(member.filename)
+            elif member.compress_type not in (_STORED, _DEFLATED):
+                skipped.setdefault(f"compressed by method {member.compress_type}", []).append(member.filename)
+            else:
+                sizes = member.compress_size, member.file_size
+                places[path] = (member.header_offset, *sizes, member.CRC, member.compress_type)
+    return Members.pack(places, skipped)
+
+
+def _tar_members(file: Path) -> Members:
+    places: dict[bytes, tuple[int, ...]] = {}
+    skipped: dict[str, list[str]] = {}
+    with tarfile.open(file, "r:", errorlevel=2) as archive:
+        while (member := archive.next()) is not None:
+            archive.members.clear()  # type: ignore[missing-attribute]  # it would keep a million of them
+            path = None if member.isdir() else _name(member.name)
+            if path is None:
+                continue
+            if not member.isreg() or member.issparse():
+                skipped.setdefault("no regular files", []).append(member.name)
+            else:
+                places[path] = (member.offset_data, member.size, member.size, 0, _PLAIN)
+    return Members.pack(places, skipped)
+
+
+def refuse_packed(file: Path) -> None:
+    """Raises UserError for an archive that can be read from its beginning alone, by name or by its first bytes."""
+    name = file.name.lower()
+    with open(file, "rb") as opened:
+        start = opened.read(6)
+    packed = start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"))
+    if name.endswith(PACKED) or (packed and name.endswith(KINDS)):
+        raise UserError(
+            f"{file} cannot be read picture by picture, since it is compressed as a whole: unpack it, or pack it again "
+            "as .zip or plain .tar"
+        )
