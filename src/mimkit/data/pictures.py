@@ -177,7 +177,7 @@ class Encoded(Pictures):
         # Of a TIFF the part that is needed; whatever else is decoded as a whole is worth keeping for its other boxes.
         whole = self._decoded.get(i)
         if whole is None:
-            with self._opened(i) as file:
+            with self._handle(i) as file:
                 tiff = is_tiff(file.read(4))
                 file.seek(0)
                 if tiff:
@@ -190,7 +190,7 @@ class Encoded(Pictures):
         return whole[:, top : top + height, left : left + width]
 
     def header(self, i: int) -> Header:
-        with self._opened(i) as file:
+        with self._handle(i) as file:
             return header(file, self.reading)
 
     @cached_property
@@ -199,7 +199,7 @@ class Encoded(Pictures):
         return {}
 
     @contextmanager
-    def _opened(self, i: int) -> Generator[BufferedIOBase]:
+    def _handle(self, i: int) -> Generator[BufferedIOBase]:
         try:
             with self.file(i) as file:
                 yield file
