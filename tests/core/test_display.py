@@ -8,7 +8,7 @@ from mimkit.core.display import Display, hatched, split_holes
 from mimkit.core.errors import UserError
 from mimkit.core.grids import RAMP
 from mimkit.data.values import Values
-from mimkit.train.prepare import Images
+from mimkit.train.images import Images
 
 
 def normalized(channels: int, side: int = 6):

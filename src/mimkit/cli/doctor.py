@@ -70,7 +70,7 @@ def run(args: list[str]) -> int:
         refuse_unwritable(arguments.html)
     from mimkit.analysis.doctor import examine
     from mimkit.data.named import NAMES
-    from mimkit.train.prepare import Images
+    from mimkit.train.images import Images
 
     data, recipe = list(arguments.data), None
     if len(data) > 1 and data[-1] not in NAMES and not Path(data[-1]).exists():

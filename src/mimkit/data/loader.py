@@ -19,6 +19,7 @@ from mimkit.core.batch import Batch
 from mimkit.core.errors import UserError
 from mimkit.core.memory import memory_budget
 from mimkit.core.randomness import rng_keys
+from mimkit.core.symmetry import draw_symmetries, turned
 from mimkit.data.augment import erased
 from mimkit.data.color import ColorAugment
 from mimkit.data.decode import BadPicture
@@ -26,7 +27,7 @@ from mimkit.data.normalize import Normalize
 from mimkit.data.pictures import Pictures, sample
 from mimkit.data.resize import crop_resize_many
 from mimkit.data.stream import Chunks, Drawn, EvaluationViews, MicroBatches, Plan, all_bad, cut, order, stream
-from mimkit.data.views import CenterCrop, View, relative_boxes
+from mimkit.data.views import CenterCrop, Flips, View, relative_boxes
 
 __all__ = ["Loader", "Plan", "ViewSettings", "evaluation_batches", "order", "statistics"]
 
@@ -48,6 +49,8 @@ class ViewSettings:
     mean: Sequence[float]
     """Per channel, of pixels in 0..1; with `std`."""
     std: Sequence[float]
+    flips: Flips = "left-right"
+    """`dihedral`: each view is turned by one of the symmetries of its shape, besides what mirrors it."""
 
 
 class Loader:
@@ -82,6 +85,7 @@ class Loader:
         assert plan.n == len(pictures) and plan.other_views == len(settings.other_views)
         self.pictures, self.plan, self.device = pictures, plan, torch.device(device)
         self.views, self.size = (settings.view, *settings.other_views), settings.size
+        self.dihedral = settings.flips == "dihedral"
         for view in self.views:
             view.check(pictures.channels)
         self.skipped: dict[int, str] = {}
@@ -162,11 +166,15 @@ class Loader:
         return self._finish(view, values, drawn, normalized=finish is not None)
 
     def _finish(self, view: View, values: Tensor, drawn: Tensor, *, normalized: bool = False) -> Tensor:
-        """Colors, normalization and erasing, on the device; from values in 0..255 if not normalized."""
+        """Colors, normalization, erasing and symmetries, on the device; from values in 0..255 if not normalized."""
         if view.color is not None:
             values = self._colored(view.color, values.to(self.device, non_blocking=True).float() / 255, drawn)
         images = values if normalized else self._normalize(values)
-        return erased(images, drawn, view.erase) if view.erase else images
+        images = erased(images, drawn, view.erase) if view.erase else images
+        return turned(images, self._symmetries(drawn, images)) if self.dihedral else images
+
+    def _symmetries(self, drawn: Tensor, images: Tensor) -> Tensor:
+        return draw_symmetries(drawn, square=images.shape[2] == images.shape[3]).to(self.device, non_blocking=True)
 
     def _colored(self, change: ColorAugment, values: Tensor, drawn: Tensor) -> Tensor:
         """Colors of values in 0..1 changed, in 0..255; holes meet the change as the mean and stay holes."""
@@ -184,7 +192,8 @@ class Loader:
         if self._values.holes:
             valid = ~images[0].isnan()
             images = [image.nan_to_num(0.0) for image in images]
-        return Batch(images[0], mask, drawn.index, skipped, crop, flip, valid, other_views=tuple(images[1:]))
+        symmetry = self._symmetries(drawn.views[0], images[0]) if self.dihedral else None
+        return Batch(images[0], mask, drawn.index, skipped, crop, flip, symmetry, valid, other_views=tuple(images[1:]))
 
     def _substituted(self, epoch: Tensor, picture: Tensor) -> Tensor:
         """Numbers of pictures with the bad ones replaced."""

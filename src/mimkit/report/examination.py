@@ -20,7 +20,7 @@ from mimkit.data.pictures import Pictures
 from mimkit.data.resize import crop_resize_one
 from mimkit.data.views import CenterCrop
 from mimkit.report.images import picture, uri
-from mimkit.train.prepare import Images
+from mimkit.train.images import Images
 
 THUMB = 144  # pixels of a thumbnail's longer side
 FITTED = 64  # pictures that say what is black and white on the page

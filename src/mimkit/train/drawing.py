@@ -15,7 +15,7 @@ from mimkit.masks import Mask
 from mimkit.methods.base import Method
 from mimkit.model.backbone import Backbone
 from mimkit.model.patches import patchify
-from mimkit.train.prepare import Images
+from mimkit.train.images import Images
 from mimkit.train.run_folder import RunFolder, read_json
 
 Column = tuple[str, Float[Tensor, "B 3 H W"]]
