@@ -167,8 +167,9 @@ def test_the_monitor_draws_original_masked_and_reconstruction(norm, tmp_path, fo
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
     images = Images(size=(32, 24), mean=mean, std=std)
     prepared = Prepared(Pretrain(data=(str(forty),), images=images))
-    Monitor(prepared, engine, workers=0).draw(method, method.encoder, tmp_path / "look.png")
-    sheet = np.array(Image.open(tmp_path / "look.png")).astype(int)
+    Monitor(prepared, engine, workers=0).draw(method, method.encoder, tmp_path, 7)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["reconstruction.png", "step-000000007.png"]
+    sheet = np.array(Image.open(tmp_path / "reconstruction.png")).astype(int)
     height, width = 32 * 4, 24 * 4
     rows = SHOWN // 2
     step = 3 * (width + GAP) + GAP

@@ -11,7 +11,7 @@ from PIL import Image
 
 from commandline import mimkit
 from mimkit.core.display import Display
-from mimkit.core.grids import GAP, TITLE
+from mimkit.core.grids import GAP, TITLE, colorize
 from mimkit.data.sources import open_pictures
 from mimkit.train.drawing import run_display
 from mimkit.train.run_folder import RunFolder
@@ -52,6 +52,30 @@ def test_the_grid_of_a_run(run):
     for cell in cells:
         assert stripes(cell[HOLE]).all() and stripes(cell).mean() == pytest.approx(140 / 784, abs=0.02)
     assert cells[0][20:].std(axis=-1).mean() > 10, "three channels are colors"
+
+
+def test_each_channel_has_a_row(run):
+    """Rows of the grid are the channels of the first picture, each stretched over all pictures that are shown."""
+    sheet = np.array(Image.open(run / "pictures" / "channels.png"))
+    side = SIDE * SCALE
+    assert sheet.shape[0] == TITLE + 5 * (side + GAP)
+    left = sheet.shape[1] - 3 * (side + GAP)
+    pictures = open_pictures([str(run.parent / "data")], "all")
+    shown = np.stack(
+        [pictures.values.levels(pictures.read(i)).numpy() for i in torch.linspace(0, 15, 8).long().tolist()]
+    )
+    for channel in range(5):
+        cell = sheet[TITLE + channel * (side + GAP) :, left:][:side:SCALE, :side:SCALE]
+        assert stripes(cell[HOLE]).all()
+        low, high = np.nanpercentile(shown[:, channel], (2, 98))
+        place = np.clip((shown[0, channel] - low) / (high - low), 0, 1)
+        expected = colorize(torch.from_numpy(place).float().nan_to_num(0)[None, None], (0, 1))[0].permute(1, 2, 0) * 255
+        assert np.abs(cell[12:].astype(int) - expected[12:].round().int().numpy()).max() <= 2
+
+
+def test_each_channel_has_a_loss(run):
+    losses = {name: value for name, value in RunFolder(run).metrics()[-1].items() if name.startswith("loss_channel_")}
+    assert set(losses) == {f"loss_channel_{channel}" for channel in range(1, 6)}
 
 
 def test_a_run_shows_as_its_settings_say(run):

@@ -1,8 +1,10 @@
 """Pictures of what a method predicts: a method and a batch enter, a titled grid of images leaves."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import torch
 from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor
@@ -17,6 +19,8 @@ from mimkit.model.backbone import Backbone
 from mimkit.model.patches import patchify
 from mimkit.train.images import Images
 from mimkit.train.run_folder import RunFolder, read_json
+
+MOST_CHANNELS = 32  # rows of a grid of channels
 
 Column = tuple[str, Float[Tensor, "B 3 H W"]]
 """A title and images in [0, 1], on the CPU."""
@@ -56,6 +60,38 @@ def prediction_grid(method: Method, encoder: Backbone, batch: Batch, display: Di
     columns = [("original", originals), ("masked", masked(originals, hidden, thrown))]
     columns.append(("agreement", masked(heat, hidden, thrown)))
     return titled_grid(with_holes(columns, holes), sets=2 if mask.views == 1 else 1)
+
+
+def channel_grid(
+    method: Method, encoder: Backbone, batch: Batch, display: Display, bands: Sequence[int] | None = None
+) -> Image.Image | None:
+    """Original | masked | reconstruction of each channel of the first picture, a row each.
+
+    None of a method that reconstructs nothing, and of up to three channels, which are a color. Stretched pictures are
+    drawn from dark violet to yellow: gray shows few of their levels.
+
+    Args:
+        bands: the numbers that channels have in their files; by default 1, 2, ...
+    """
+    channels = batch.images.shape[1]
+    if channels <= 3 or (reconstruction := method.reconstruct(batch, 0.0)) is None:
+        return None
+    predicted, mask = reconstruction
+    hidden, thrown = first_view(mask, encoder)
+    rows: list[list[Column]] = []
+    for channel in range(1, min(channels, MOST_CHANNELS) + 1):
+        single = replace(display.only(channel), color_map=display.color_map or display.stretch)
+        single = single.fitted(batch.images, batch.valid)
+        original = single(batch.images[:1])
+        filled = pasted(original, single(predicted[:1]), hidden[:1])
+        columns = [("original", original), ("masked", masked(original, hidden[:1], thrown[:1]))]
+        columns.append(("reconstruction", masked(filled, hidden[:1] * 0, thrown[:1])))
+        holes = single.holes(batch.valid)
+        rows.append(with_holes(columns, None if holes is None else holes[:1]))
+    titles = [title for title, _ in rows[0]]
+    sheet = [(title, torch.cat([row[i][1] for row in rows])) for i, title in enumerate(titles)]
+    names = [f"band {band}" for band in bands] if bands else [f"channel {i + 1}" for i in range(channels)]
+    return titled_grid(sheet, labels=names[: len(rows)])
 
 
 def with_holes(columns: list[Column], holes: Bool[Tensor, "B 1 H W"] | None) -> list[Column]:

@@ -18,7 +18,7 @@ from mimkit.data.views import CenterCrop
 from mimkit.methods import losses as losses
 from mimkit.methods.base import Method
 from mimkit.model.backbone import Backbone
-from mimkit.train.drawing import prediction_grid
+from mimkit.train.drawing import channel_grid, prediction_grid
 from mimkit.train.machine import Engine
 from mimkit.train.prepare import Prepared
 
@@ -38,6 +38,7 @@ class Monitor:
         self.engine, self.seed = engine, prepared.config.seed
         mean, std = prepared.statistics
         self.display = prepared.config.images.display(prepared.pictures.values, mean, std)
+        self.bands = prepared.config.images.bands
         train, test = prepared.labeled or (prepared.pictures, None)
         self.test = test if test is not None and test.labels is not None and train.labels is not None else None
         height, width = prepared.size
@@ -123,8 +124,12 @@ class Monitor:
         return torch.eq(predicted, self.query_labels).float().mean().item()
 
     @torch.inference_mode()
-    def draw(self, method: Method, encoder: Backbone, path: Path) -> None:
-        """Write `drawing.prediction_grid` of a few pictures, under the same masks at every evaluation."""
+    def draw(self, method: Method, encoder: Backbone, folder: Path, steps: int) -> None:
+        """Write pictures of what a method predicts, under the same masks at every evaluation.
+
+        `step-N.png` and `reconstruction.png` are `drawing.prediction_grid` of a few pictures; `channels.png` is
+        `drawing.channel_grid` of the first, where it has more than three channels.
+        """
         images, device = self.shown.to(self.engine.device), self.engine.device
         number = torch.arange(len(images))
         valid = None if self.shown_valid is None else self.shown_valid.to(device)
@@ -133,9 +138,12 @@ class Monitor:
         method.eval()
         with self.engine.autocast():
             grid = prediction_grid(method, encoder, batch, self.display)
+            channels = channel_grid(method, encoder, batch, self.display, self.bands)
         method.train(training)
-        if grid is not None:
-            save_picture(grid, path)
+        files = {f"step-{steps:09d}.png": grid, "reconstruction.png": grid, "channels.png": channels}
+        for name, sheet in files.items():
+            if sheet is not None:
+                save_picture(sheet, folder / name)
 
 
 def shrunk(images: Float[Tensor, "N C H W"]) -> Float[Tensor, "N D"]:
