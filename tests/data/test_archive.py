@@ -3,6 +3,7 @@
 import os
 import pickle
 import struct
+import tracemalloc
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -120,8 +121,12 @@ def test_a_member_is_never_larger_than_it_says(tmp_path):
     for place in (data.index(b"PK\3\4") + 22, data.index(b"PK\1\2") + 24):
         data[place : place + 4] = struct.pack("<I", 1000)
     file.write_bytes(data)
+    pictures = open_pictures([str(file)], "all")
+    tracemalloc.start()
     with pytest.raises(BadPicture, match="damaged"):
-        open_pictures([str(file)], "all").read(0)
+        pictures.read(0)
+    assert tracemalloc.get_traced_memory()[1] < 2_000_000
+    tracemalloc.stop()
 
 
 def test_what_cannot_be_read_is_skipped_and_said(tmp_path):

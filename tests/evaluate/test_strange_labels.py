@@ -12,10 +12,12 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from commandline import FAST, SMALL, mimkit, refused
 from mimkit.api.embeddings import Embeddings, Neighbors
+from mimkit.api.library import load
 from mimkit.core.errors import UserError
 from mimkit.core.metrics import knn
 from mimkit.data.pictures import Decoded
 from mimkit.data.sources import open_measured
+from mimkit.evaluate.run import splits_by_class
 from mimkit.train.prepare import Prepared, Pretrain
 from mimkit.train.run_folder import RunFolder
 
@@ -148,6 +150,7 @@ def test_a_column_of_labels_can_be_named_for_every_command(tmp_path, monkeypatch
         said = mimkit(command)
         assert said.status == 0, (command, said.err)
     assert set(np.load("v.npz")["classes"]) == set(NAMES)
+    assert load("run").evaluate("knn")["classes"] == 4  # the run knows the column of its own pictures
 
 
 def test_unlabeled_neighbors_neither_agree_nor_disagree():
@@ -173,6 +176,20 @@ def test_a_run_of_before_goes_on_with_its_split_and_a_new_one_has_the_stratified
     assert new.by_class and not old.by_class and Prepared(config, {"pictures": 100, "by_class": True}).by_class
     tested = [prepared.labeled[1].labels.bincount(minlength=2).tolist() for prepared in (new, old)]
     assert tested[0] == [19, 1] and sum(tested[1]) == 20 and tested[1] != tested[0]
+
+
+def test_a_fine_tuning_of_before_is_measured_on_what_it_has_not_learned(tmp_path):
+    for method, by_class, expected in (
+        ("FineTuneConfig", None, False),
+        ("FineTuneConfig", True, True),
+        ("MAEConfig", None, True),
+    ):
+        resolved = {"pictures": 100} | ({} if by_class is None else {"by_class": by_class})
+        (tmp_path / "config.json").write_text(
+            json.dumps({"config": {"method": {"class": method}}, "resolved": resolved})
+        )
+        assert splits_by_class(tmp_path / "export") is expected
+    assert splits_by_class(None) and splits_by_class(tmp_path / "elsewhere" / "export")
 
 
 def test_kNN_of_huge_ids_takes_the_room_of_their_number():

@@ -41,6 +41,7 @@ class Run(Target):
             raise UserError(f"{self.folder} holds no run of mimkit: give the folder that pretraining wrote")
         self._saved = self._files.read_config()
         super().__init__(str(self.folder), self.config.data)
+        self.label_column = self.config.label_column
 
     @property
     def name(self) -> str:

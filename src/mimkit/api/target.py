@@ -33,6 +33,8 @@ class Target:
         """As the command line takes it."""
         self.data = data
         """The pictures that are looked at where none are named."""
+        self.label_column: str | None = None
+        """Their column of labels, where one was named."""
         self._opened: Extractor | None = None
 
     @property
@@ -95,7 +97,7 @@ class Target:
         Raises:
             UserError: anything a person can mend, as vectors that half of the memory does not hold.
         """
-        return embed(self.target, self._data(data), **settings)
+        return embed(self.target, self._data(data), **self._labels(data, settings))
 
     def embed_to(self, out: str | os.PathLike[str], data: Data = (), **settings: Any) -> Result:
         """A vector of each picture, or of each patch, into a file while pictures are read: sets of any size.
@@ -109,7 +111,7 @@ class Target:
         Raises:
             UserError: anything a person can mend.
         """
-        return embed_to_file(self.target, self._data(data), Path(out), **settings)
+        return embed_to_file(self.target, self._data(data), Path(out), **self._labels(data, settings))
 
     def evaluate(
         self, kind: Literal["knn", "probe", "attentive"] = "knn", data: Data = (), **settings: Any
@@ -125,7 +127,7 @@ class Target:
         Raises:
             UserError: anything a person can mend.
         """
-        return Evaluation(evaluate(kind, self.target, self._data(data), **settings))
+        return Evaluation(evaluate(kind, self.target, self._data(data), **self._labels(data, settings)))
 
     def analyze(self, data: Data = (), *, metrics: tuple[str, ...] = USUAL, **settings: Any) -> Analysis:
         """What each layer and head does with pictures.
@@ -138,7 +140,12 @@ class Target:
         Raises:
             UserError: anything a person can mend.
         """
-        return Analysis(analyze([self.target], self._data(data), metrics=metrics, **settings))
+        return Analysis(analyze([self.target], self._data(data), metrics=metrics, **self._labels(data, settings)))
+
+    def _labels(self, data: Data, settings: dict[str, Any]) -> dict[str, Any]:
+        """The settings, with the column of labels of one's own pictures where no others are named."""
+        own = {} if places(data) or self.label_column is None else {"label_column": self.label_column}
+        return own | settings
 
     def _data(self, data: Data) -> tuple[str, ...]:
         """The pictures that are named, or else one's own. Raises UserError when there are none."""

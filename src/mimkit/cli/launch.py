@@ -91,7 +91,8 @@ def _words(result: dict[str, Any], config: Pretrain, goes_on_with: str) -> str:
         lines.append(f"  online kNN     {_compared(result['knn'], RunFolder(folder))}")
     load = f"timm.create_model('local-dir:{(folder / 'export').absolute()}', pretrained=True)"
     lines.append(f"  the model      {load}")
-    lines.append(f"  measure it     mimkit evaluate knn {place} --data {shlex.join(config.data)}")
+    column = "" if config.label_column is None else f" --label-column {shlex.quote(config.label_column)}"
+    lines.append(f"  measure it     mimkit evaluate knn {place} --data {shlex.join(config.data)}{column}")
     return "\n".join(lines)
 
 

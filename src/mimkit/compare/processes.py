@@ -165,10 +165,15 @@ class Work:
             self._run(["pretrain", *contender.command(self.flags), *own], folder)
             self.children.log(f"trained   {contender.words}, seed {seed}: {contender.epochs} epochs")
         accuracies: dict[str, float] = {}
+        column = contender.config.label_column
+        data = ["--data", *self.data, *([] if column is None else ["--label-column", column])]
         for kind in self.measurement.kinds:
             name, _, words = kind.partition(" ")
             tuned = name == "finetune"
-            result = self._fine_tuned(words, target, folder, seed) if tuned else self._frozen(kind, target, folder)
+            if tuned:
+                result = self._fine_tuned(words, target, data, folder, seed)
+            else:
+                result = self._frozen(kind, target, data, folder)
             accuracies[kind] = (result if tuned else result["results"][result["headline"]])["accuracy"]
             contender.largest = contender.largest or result.get("largest_class")  # not of version 0.2
         contender.results[seed] = accuracies
@@ -180,7 +185,7 @@ class Work:
     def _run(self, words: list[str], folder: Path) -> None:
         self.children.run(words, folder.with_name(f"{folder.name}.log"))
 
-    def _fine_tuned(self, line: str, target: str, folder: Path, seed: int) -> dict[str, Any]:
+    def _fine_tuned(self, line: str, target: str, data: list[str], folder: Path, seed: int) -> dict[str, Any]:
         """Scores after fine-tuning with labels, in a run beside that of the target."""
         tuned = folder.with_name("-".join(filter(None, [folder.name, "finetuned", slug(line)])))
         if not RunFolder(tuned).finished or unfinished(tuned):
@@ -188,10 +193,10 @@ class Work:
             recipe = words[:1] if words and not words[0].startswith("-") else []
             ours = ["--seed", str(seed), "--run", str(tuned), "--machine.threads", str(self.children.threads)]
             own = [*ours, *words[len(recipe) :]]
-            self._run(["evaluate", "finetune", target, *recipe, "--data", *self.data, *own], folder)
+            self._run(["evaluate", "finetune", target, *recipe, *data, *own], folder)
         return read_json(RunFolder(tuned).result_path)
 
-    def _frozen(self, kind: str, target: str, folder: Path) -> dict[str, Any]:
+    def _frozen(self, kind: str, target: str, data: list[str], folder: Path) -> dict[str, Any]:
         """Scores of kNN or a probe on frozen features; the result is kept beside the run."""
         limits = self.measurement.limits
         name = "-".join(["measured", kind, *(word.removeprefix("--limit-") for word in limits)])
@@ -200,7 +205,7 @@ class Work:
             folder.mkdir(parents=True, exist_ok=True)
             # A measurement that was killed half way leaves nothing that looks finished.
             partial = file.with_suffix(".partial")
-            self._run(["evaluate", kind, target, "--data", *self.data, "--json", str(partial), *limits], folder)
+            self._run(["evaluate", kind, target, *data, "--json", str(partial), *limits], folder)
             os.replace(partial, file)
         (result,) = read_json(file)["results"]
         return result

@@ -15,8 +15,10 @@ from mimkit.compare.contender import Budget, Contender, allocate_epochs, configu
 from mimkit.compare.processes import Children, Measurement, Work, alone, check_fine_tuning
 from mimkit.compare.table import draw_curves, markdown, summary
 from mimkit.core.errors import UserError, at_least
+from mimkit.data.reading import Reading
 from mimkit.data.sources import open_measured
 from mimkit.train.machine import cores
+from mimkit.train.prepare import Pretrain
 from mimkit.train.run_folder import write_json
 
 LIKE_ALL = "--machine.evals 8 --machine.tensorboard False"  # unless `common` or a contender says otherwise
@@ -66,7 +68,7 @@ def compare(
     threads = max(1, cores() // jobs)
     flags = f"--machine.threads {threads} --machine.workers {min(16, threads)} {LIKE_ALL}"
     configs = [configure(line, data, common, flags) for line in lines]
-    _refuse_measurement(measurement, data)
+    _refuse_measurement(measurement, configs[0])
     with alone(out):
         groups = []
         for number in sorted(set(epochs)) or [configs[0].epochs]:
@@ -92,11 +94,11 @@ def _refuse(lines: Sequence[str], measurement: Measurement) -> None:
         raise UserError("a contender is named twice: they differ in their settings, or one is enough")
 
 
-def _refuse_measurement(measurement: Measurement, data: Sequence[str]) -> None:
+def _refuse_measurement(measurement: Measurement, config: Pretrain) -> None:
     """Refuse what the last step of each contender would refuse, before the first one takes hours."""
     for kind in measurement.kinds:
         check_fine_tuning(kind)
-    open_measured(data)
+    open_measured(config.data, Reading(label_column=config.label_column))
 
 
 def _refuse_places(trained: Sequence[Contender], out: Path, seeds: int) -> None:

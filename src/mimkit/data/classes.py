@@ -16,7 +16,7 @@ from mimkit.core.errors import UserError
 UNLABELED = -1
 COLUMNS = (
     *("label", "labels", "fine_label", "class", "classes", "category", "target", "cls", "class_name", "category_name"),
-    *("label_name", "class_label", "class_id", "label_id", "category_id", "y"),
+    *("label_name", "class_label", "class_id", "label_id", "category_id"),
 )
 """Names of columns of labels, in the order in which they are looked for, capitals aside."""
 BLANKS = frozenset({"", "-1", "None", "null", "NULL", "nan", "NaN"})

@@ -184,6 +184,7 @@ class _Walk:
         self.other_files[reason] += 1
 
 
+_HOLDERS = (".zip", ".tar", ".csv", ".jsonl")  # files that are data by themselves
 _LASTING = ("no ending", "no regular files", "links in a loop", "paths that are too long")
 _ENDINGS = frozenset(ending.encode() for ending in ENDINGS)
 _REASONS = {
@@ -308,4 +309,7 @@ def _nothing(folder: Path, other_files: Counter[str]) -> str:
     endings = ", ".join(ending for ending, _ in other_files.most_common(5))
     readable = " ".join(sorted(ENDINGS))
     contents = f"{other_files.total():,} files, none of them pictures: {endings}"
-    return f"{folder} holds {contents}; readable endings: {readable}"
+    hint = ""
+    if holders := [ending for ending in _HOLDERS if ending in other_files]:
+        hint = f"; of {' '.join(holders)} name the files themselves"
+    return f"{folder} holds {contents}{hint}; readable endings: {readable}"

@@ -34,7 +34,10 @@ def label_subset(pictures: Pictures, fraction: float, seed: int = 0) -> Pictures
     need_labels(pictures, "fine-tuning")
     if not 0 < fraction <= 1:
         raise UserError(f"the share of labels lies above 0 and up to 1, got {fraction}")
+    unlabeled = pictures.unlabeled_count
     pictures = only_labeled(pictures)
+    if unlabeled:
+        pictures.notes += (f"{unlabeled:,} pictures without a label are left out",)
     if fraction == 1:
         return pictures
     assert pictures.labels is not None

@@ -453,7 +453,8 @@ def place_in_class(labels: Int64[Tensor, " n"]) -> Int64[Tensor, " n"]:
 def first_few(names: Sequence[str], count: int = 5) -> str:
     """The first names, and how many more there are."""
     more = f" and {len(names) - count:,} more" if len(names) > count else ""
-    return ", ".join(names[:count]) + more
+    # Names of files need not be valid text, and this is printed.
+    return ", ".join(names[:count]).encode(errors="replace").decode() + more
 
 
 def sample(n: int, size: int, seed: int = 0) -> list[int]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -23,6 +24,7 @@ from mimkit.evaluate.pools import Pool
 from mimkit.evaluate.probe import ProbeMethod, evaluate_probe
 from mimkit.evaluate.target import Extractor, export_folder, open_target
 from mimkit.train.machine import Machine
+from mimkit.train.run_folder import read_json
 
 Kind = Literal["knn", "probe", "attentive"]
 Choice = Pool | Literal["auto", "all"]
@@ -203,15 +205,25 @@ def _with(result: dict[str, Any], scores: dict[str, Any]) -> str:
 def _open(target: str, data: list[str], label_column: str | None) -> tuple[Measured, Extractor]:
     """Pictures to learn from and to be tested on, as the target wants them, and the target."""
     own = export_folder(target)  # before pictures are opened, which can take long
-    measured = open_measured(data, Reading(label_column=label_column))
+    by_class = splits_by_class(own)
+    measured = open_measured(data, Reading(label_column=label_column), by_class=by_class)
     train = measured.train
     # A folder brings its own; for others they are computed, which reads a thousand pictures.
     mean, std = statistics(train) if own is None else ((), ())
     extractor = open_target(target, size=usual_size(train), channels=train.channels, mean=mean, std=std)
     # The pictures were opened as they are, to tell a timm model their channels; a run wants them as it was trained.
     if not (train.read_as(extractor.reading) and measured.test.read_as(extractor.reading)):
-        measured = open_measured(data, replace(extractor.reading, label_column=label_column))
+        reading = replace(extractor.reading, label_column=label_column)
+        measured = open_measured(data, reading, by_class=by_class)
     return measured, extractor
+
+
+def splits_by_class(export: Path | None) -> bool:
+    """Whether pictures are set apart of each class: not for a fine-tuning of before 0.3, which learned other ones."""
+    file = None if export is None else export.parent / "config.json"
+    saved = read_json(file) if file is not None and file.is_file() else {}
+    method = saved.get("config", {}).get("method", {}).get("class", "")
+    return not method.endswith("FineTuneConfig") or bool(saved.get("resolved", {}).get("by_class"))
 
 
 def usual_size(pictures: Pictures) -> tuple[int, int]:

@@ -81,7 +81,9 @@ def announce_pictures(session: "Session", log: Callable[[str], None]) -> None:
     place = "in memory" if session.loader.resident else "streamed"
     log(f"  pictures   {len(pictures):,} from {pictures.name}, {place}; {labels}")
     mean, std = prepared.statistics
-    for note in pictures.notes:
+    # Where an evaluation while training is labeled, it may be by another split.
+    labeled = prepared.labeled if session.evaluation.monitor is not None else None
+    for note in dict.fromkeys((*pictures.notes, *(labeled[0].notes if labeled else ()))):
         log(f"  note       {note}")
     log(f"  images     {size[0]}x{size[1]}, {pictures.channels} channels; mean {first_few(mean)}, std {first_few(std)}")
 
