@@ -361,6 +361,6 @@ def _plan_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
         lines.append(("", result["note"]))
     memory = f"about {result['memory_bytes'] / 1e9:.1f} GB with {result['micro_batch']} pictures at once"
     lines.append(("memory", f"{memory}; {result['free_bytes'] / 1e9:.0f} GB free"))
-    speed = f"if reading keeps up ({result['read_per_second']:,.0f}/s)"
+    speed = f"if reading keeps up (more than {result['read_per_second']:,.0f}/s)"
     lines.append(("time", f"about {duration(result['seconds'])} here, {speed}"))
     return lines

@@ -16,7 +16,7 @@ import numpy as np
 from mimkit.data.header import BadPicture, Header
 from mimkit.data.pictures import Pictures, sample
 
-_SIDE = 128  # rows and columns of a picture that tell how bright it is
+_SIDE = 64  # rows and columns of a picture, at most, that tell how bright it is
 _DEPTHS = {"uint8": "8-bit", "uint16": "16-bit", "int16": "signed 16-bit"}
 _KINDS = {1: "gray", 3: "color"}
 _NUMBER = re.compile(r"\d[\d,.]*")
@@ -102,11 +102,12 @@ def _look(pictures: Pictures, number: int) -> tuple[int, Header | None, Facts | 
     except BadPicture as error:
         return number, header, str(error)
     values, height, width = pictures.values, raw.shape[1], raw.shape[2]
-    numbers = raw.numpy()
+    # Decoders leave channels last, which is slow to look through. NumPy copies: torch's own threads would fight ours.
+    numbers = np.ascontiguousarray(raw.numpy())
     empty = np.broadcast_to(values.empty(raw).numpy(), numbers.shape) if values.holes else None
-    content = hashlib.sha1(repr(raw.shape).encode() + np.ascontiguousarray(numbers).data, usedforsecurity=False)
+    content = hashlib.sha1(repr(raw.shape).encode() + numbers.data, usedforsecurity=False)
     least, most = _extremes(numbers, empty)
-    few = raw[:, :: max(1, height // _SIDE), :: max(1, width // _SIDE)]
+    few = raw[:, :: -(-height // _SIDE), :: -(-width // _SIDE)]
     return (
         number,
         header,
@@ -126,7 +127,8 @@ def _look(pictures: Pictures, number: int) -> tuple[int, Header | None, Facts | 
 def _extremes(values: np.ndarray, empty: np.ndarray | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """The lowest and the highest value of each channel, of those that are data."""
     if empty is None or not empty.any():
-        return tuple(values.min((1, 2)).tolist()), tuple(values.max((1, 2)).tolist())
+        flat = values.reshape(len(values), -1)
+        return tuple(flat.min(1).tolist()), tuple(flat.max(1).tolist())
     rows = [channel[~hole] for channel, hole in zip(values, empty, strict=True)]
     pairs = [(float(row.min()), float(row.max())) if len(row) else (float("nan"),) * 2 for row in rows]
     return tuple(low for low, _ in pairs), tuple(high for _, high in pairs)
