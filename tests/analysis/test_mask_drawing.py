@@ -11,6 +11,7 @@ from PIL import Image
 from commandline import mimkit, refused
 from mimkit.analysis.mask_drawing import MaskDrawing, draw_masks, masker_of, patch_of, with_ratio
 from mimkit.core.batch import Batch
+from mimkit.core.display import Display
 from mimkit.core.grids import (
     GAP,
     HIDDEN,
@@ -18,7 +19,6 @@ from mimkit.core.grids import (
     THROWN,
     TITLE,
     colorize,
-    displayable,
     faded,
     mask_to_pixels,
     masked,
@@ -40,18 +40,6 @@ from mimkit.recipes import find_recipe
 from mimkit.train.machine import Engine
 from mimkit.train.monitor import SHOWN, Monitor
 from mimkit.train.prepare import Images, Prepared, Pretrain
-
-
-@pytest.mark.parametrize("channels", [1, 2, 3, 5])
-def test_pictures_with_any_number_of_channels(channels):
-    pixels = torch.rand(2, channels, 4, 6, generator=torch.Generator().manual_seed(0))
-    mean, std = [0.1 * (c + 1) for c in range(channels)], [0.3 + 0.1 * c for c in range(channels)]
-    normalized = (pixels - torch.tensor(mean).view(1, -1, 1, 1)) / torch.tensor(std).view(1, -1, 1, 1)
-    shown = displayable(normalized, mean, std)
-    assert shown.shape == (2, 3, 4, 6)
-    torch.testing.assert_close(shown, pixels if channels == 3 else pixels[:, :1].expand(-1, 3, -1, -1))
-    far = displayable(normalized * 1000, mean, std)
-    assert far.min() >= 0 and far.max() <= 1
 
 
 def test_hidden_patches_as_pixels():
@@ -163,13 +151,11 @@ def test_an_exact_prediction_looks_like_the_original(norm, channels):
     restored, mask = method.reconstruct(batch, 0.0)
     torch.testing.assert_close(restored, images, rtol=1e-4, atol=1e-4)
     hidden = mask_to_pixels(mask.hidden, method.encoder.grid, method.encoder.patch)
-    mean, std = [0.5] * channels, [0.2] * channels
-    original = displayable(images, mean, std)
-    torch.testing.assert_close(
-        pasted(original, displayable(restored, mean, std), hidden), original, rtol=1e-4, atol=1e-4
-    )
+    display = Display(mean=[0.5] * channels, std=[0.2] * channels)
+    original = display(images)
+    torch.testing.assert_close(pasted(original, display(restored), hidden), original, rtol=1e-4, atol=1e-4)
     assert hidden.mean() == 0.75  # of 12 patches 9 are hidden
-    half = pasted(original, displayable(torch.zeros_like(images), mean, std), hidden)
+    half = pasted(original, display(torch.zeros_like(images)), hidden)
     assert torch.equal(patchify(half, (8, 8))[~mask.hidden], patchify(original, (8, 8))[~mask.hidden])
     assert patchify(half, (8, 8))[mask.hidden] == pytest.approx(0.5)
 
@@ -181,8 +167,9 @@ def test_the_monitor_draws_original_masked_and_reconstruction(norm, tmp_path, fo
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
     images = Images(size=(32, 24), mean=mean, std=std)
     prepared = Prepared(Pretrain(data=(str(forty),), images=images))
-    Monitor(prepared, engine, workers=0).draw(method, method.encoder, tmp_path / "look.png")
-    sheet = np.array(Image.open(tmp_path / "look.png")).astype(int)
+    Monitor(prepared, engine, workers=0).draw(method, method.encoder, tmp_path, 7)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["reconstruction.png", "step-000000007.png"]
+    sheet = np.array(Image.open(tmp_path / "reconstruction.png")).astype(int)
     height, width = 32 * 4, 24 * 4
     rows = SHOWN // 2
     step = 3 * (width + GAP) + GAP

@@ -18,6 +18,7 @@ from PIL import Image
 
 from mimkit.core.errors import UserError
 from mimkit.core.randomness import rng_keys
+from mimkit.core.symmetry import turned
 from mimkit.data.augment import RandAugment, erased
 from mimkit.data.color import ColorAugment
 from mimkit.data.decode import BadPicture
@@ -67,7 +68,7 @@ def loader(pictures=None, **how) -> Loader:
     pictures = pictures or Made()
     how = dict(seed=3, batch_size=12, micro_batch=12, view=RandomResizedCrop(), size=(16, 16), **HALF) | how
     settings = ViewSettings(
-        **{name: how.pop(name) for name in ("view", "other_views", "size", "mean", "std") if name in how}
+        **{name: how.pop(name) for name in ("view", "other_views", "size", "mean", "std", "flips") if name in how}
     )
     plan = {name: how.pop(name) for name in ("seed", "batch_size", "micro_batch", "rank", "world") if name in how}
     plan = Plan(n=len(pictures), other_views=len(settings.other_views), **plan)
@@ -80,6 +81,8 @@ def same(one, other, within: float = 0.0) -> None:
     for a, b in zip(one, other, strict=True):
         assert torch.equal(a.rng_keys, b.rng_keys) and torch.equal(a.index, b.index)
         assert torch.equal(a.crop, b.crop) and torch.equal(a.flip, b.flip)
+        assert (a.symmetry is None) == (b.symmetry is None)
+        assert a.symmetry is None or torch.equal(a.symmetry, b.symmetry)
         assert len(a.other_views) == len(b.other_views)
         for x, y in zip((a.images, *a.other_views), (b.images, *b.other_views), strict=True):
             assert x.shape == y.shape and (x - y).abs().max() <= within
@@ -298,6 +301,41 @@ def test_crop_and_flip_say_where_the_view_lies(view, resident, workers, odd):
             assert ((line[:, -6:].mean(1) - line[:, :6].mean(1)) * 24 / 18 - length).abs().max() < 0.5
         flips.append(batch.flip)
     assert torch.cat(flips).any() == (not isinstance(view, CenterCrop))
+
+
+DIHEDRAL = dict(
+    other_views=(Whole(flip=0.0, size=12), RandomResizedCrop(erase=0.5)),
+    flips="dihedral",
+    batch_size=40,
+    micro_batch=40,
+)
+
+
+@pytest.mark.parametrize("resident", [True, False])
+@pytest.mark.parametrize("size, kinds", [((16, 16), 8), ((16, 20), 4)])
+def test_dihedral_flips_turn_each_view_by_itself(size, kinds, resident):
+    how = DIHEDRAL | dict(resident=resident, size=size)
+    turns = []
+    plain = loader(**how | {"flips": "left-right"}).micro_batches(0, 8)
+    for upright, batch in zip(plain, loader(**how).micro_batches(0, 8), strict=True):
+        assert upright.symmetry is None and torch.equal(upright.flip, batch.flip)
+        assert torch.equal(batch.images, turned(upright.images, batch.symmetry))
+        for view, before in zip(batch.other_views, upright.other_views, strict=True):
+            options = torch.stack([turned(before, torch.full((40,), number)) for number in range(8)])
+            fits = (options == view).flatten(2).all(2)
+            assert fits.any(0).all(), "a symmetry of what the view would have been"
+            turns.append(fits.int().argmax(0))
+            assert not torch.equal(turns[-1], batch.symmetry), "drawn by itself"
+        turns.append(batch.symmetry)
+    assert len(torch.cat(turns[2::3]).unique()) == kinds == len(torch.cat(turns[1::3]).unique())
+    assert len(torch.cat(turns[0::3]).unique()) == 8, "a square view of its own size"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_dihedral_flips_are_the_same_in_memory_and_streamed(workers):
+    one = loader(Made(bad=(5, 9)), resident=True, **DIHEDRAL).micro_batches(0, 4)
+    other = loader(Made(bad=(5, 9)), resident=False, workers=workers, **DIHEDRAL).micro_batches(0, 4)
+    same(one, other, within=3 / 255 / 0.25)
 
 
 def test_views_are_what_the_boxes_say():

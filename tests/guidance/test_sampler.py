@@ -13,6 +13,7 @@ from torch import Tensor
 from mimkit.core.batch import Batch, DatasetView
 from mimkit.core.errors import UserError
 from mimkit.core.randomness import rng_keys
+from mimkit.core.symmetry import turned
 from mimkit.guidance.exploitation import Exploitation
 from mimkit.guidance.sampler import MaskSampler
 from mimkit.guidance.signals import compute_signal, warp_to_view
@@ -262,14 +263,37 @@ def test_maps_go_where_torchvision_takes_the_pixels(flip):
         assert (found - expected.unflatten(1, grid).flip(2).flatten(1, 2)).abs().max() > spread  # the measure can tell
 
 
-def test_the_loader_s_crops_are_those_of_its_pictures(forty):
+@pytest.mark.parametrize("grid", [(6, 6), (4, 8)])
+def test_maps_follow_a_symmetry(grid):
+    """A map that rises evenly says at each patch of the view where it lies in the picture."""
+    rows, columns = grid
+    y, x = (torch.arange(rows) + 0.5) / rows, (torch.arange(columns) + 0.5) / columns
+    score_maps = torch.stack([y[:, None].expand(grid), x.expand(grid)], dim=2).flatten(0, 1).expand(16, -1, -1)
+    crop = torch.tensor([0.3, 0.25, 0.4, 0.5]).expand(16, -1)  # away from the border, where maps end
+    symmetry, flip = torch.arange(16) % 8, torch.arange(16) >= 8
+    result = warp_to_view(score_maps, crop, flip, grid, symmetry).unflatten(1, grid)
+    fine = torch.stack(torch.meshgrid(torch.linspace(0, 1, 49), torch.linspace(0, 1, 49), indexing="ij"))
+    views = fine.expand(16, -1, -1, -1) * torch.tensor([0.4, 0.5]).view(2, 1, 1) + torch.tensor([0.3, 0.25]).view(
+        2, 1, 1
+    )
+    views = turned(torch.where(flip.view(-1, 1, 1, 1), views.flip(3), views), symmetry)
+    expected = F.grid_sample(
+        views,
+        2 * torch.stack([x.expand(grid), y[:, None].expand(grid)], dim=2).expand(16, -1, -1, -1) - 1,
+        align_corners=True,
+    )
+    torch.testing.assert_close(result.permute(0, 3, 1, 2), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("flips", ["left-right", "dihedral"])
+def test_the_loader_s_crops_are_those_of_its_pictures(forty, flips):
     """Boxes in a batch say which part of the picture the batch shows."""
     from drills import tiny
     from mimkit.data.views import RandomResizedCrop
     from mimkit.train.prepare import Prepared
 
     run = tiny(forty)
-    run.images.view = RandomResizedCrop(scale=(0.3, 0.8))
+    run.images.view, run.images.flips = RandomResizedCrop(scale=(0.3, 0.8)), flips
     ready = Prepared(run)
     pixels = torch.stack([ready.pictures.read(n) for n in range(40)]) / 255
     loader = ready.loader(torch.device("cpu"), rank=0, world=1, micro_batch=8, workers=0, log=lambda line: None)
@@ -277,7 +301,7 @@ def test_the_loader_s_crops_are_those_of_its_pictures(forty):
     batch = next(loader.micro_batches(0, 1))
     assert batch.crop is not None and batch.flip.any() and not batch.flip.all()
     chosen = pixels[batch.index].flatten(2).mT
-    expected = warp_to_view(chosen, batch.crop, batch.flip, (12, 12)).mT.unflatten(2, (12, 12))
+    expected = warp_to_view(chosen, batch.crop, batch.flip, (12, 12), batch.symmetry).mT.unflatten(2, (12, 12))
     shown = batch.images * std.view(-1, 1, 1) + mean.view(-1, 1, 1)
     assert (shown - expected).abs().mean() < 0.05 and (shown.flip(3) - expected).abs().mean() > 0.1
 

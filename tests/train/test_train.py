@@ -317,6 +317,7 @@ def deep(tmp_path_factory) -> Path:
 
 CHANGES = {
     "data": "another folder",
+    "images.flips": "dihedral",
     "encoder.name": "vit_medium_patch16_gap_240",  # it has no class token
     "encoder.patch": 6,
     "encoder.width": 48,
@@ -369,6 +370,9 @@ NO_CURVE = {
     "images.axes": "these are no TIFF files: tests/data/test_decode.py",
     "images.plane": "these are no stacks: tests/data/test_decode.py",
     "images.tile": "these are too small: tests/data/test_tiles.py",
+    "images.shown": "people alone see it: tests/core/test_display.py, tests/train/test_drawing.py",
+    "images.stretch": "people alone see it: tests/core/test_display.py",
+    "images.color_map": "people alone see it: tests/core/test_display.py",
     "images.other_views": "MAE looks at one view: test_further_views_have_addresses_too",
     "label_column": "labels measure only: test_a_column_of_labels_can_be_named_for_every_command",
 }

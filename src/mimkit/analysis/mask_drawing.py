@@ -6,17 +6,17 @@ from typing import Any, cast
 
 import timm
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from rich.markup import escape
 from rich.table import Table
 from timm.models import VisionTransformer
 from torch import Tensor
 
 from mimkit.core.batch import Batch
+from mimkit.core.display import Display, split_holes
 from mimkit.core.errors import UserError, at_least
 from mimkit.core.grids import (
     colorize,
-    displayable,
     faded,
     mask_to_pixels,
     masked,
@@ -41,7 +41,8 @@ from mimkit.model.build import EncoderConfig, is_windowed
 from mimkit.model.patches import patchify
 from mimkit.model.teacher import Teacher
 from mimkit.model.vit import Encoder, refuse_unsuitable
-from mimkit.train.prepare import Pretrain
+from mimkit.train.drawing import run_display, with_holes
+from mimkit.train.prepare import Images, Pretrain
 from mimkit.weights.load import load_weights
 
 VIEW = CenterCrop(fraction=1.0)
@@ -77,6 +78,13 @@ class MaskDrawing:
     """Pictures to draw."""
     seeds: int = 4
     """Masks to draw on each."""
+    channels: tuple[int, ...] | None = None
+    """Channels to show, counted from 1, as images.shown; by default as the run or the recipe says."""
+    stretch: bool | None = None
+    """Spread the 2nd to the 98th percentile over black to white, as images.stretch; by default as the run or the recipe
+    says."""
+    color_map: bool = False
+    """A single channel in colors, as images.color_map."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +122,7 @@ def draw_masks(drawing: MaskDrawing, recipe: Pretrain | None = None) -> tuple[di
     prototype, progress = moment(drawing.masker, drawing.progress)
     maskers = [with_ratio(prototype, ratio) for ratio in drawing.ratios] or [prototype]
     scene = open_scene(drawing, prototype, prototype.reads(progress), recipe)
-    images, picture_numbers = some_images(scene, drawing.show)
+    images, valid, picture_numbers = some_images(scene, drawing.show)
     # Looked at once: maskers of other ratios see the same signal.
     signal = look(scene, prototype, images, progress)
     objects = None
@@ -129,13 +137,19 @@ def draw_masks(drawing: MaskDrawing, recipe: Pretrain | None = None) -> tuple[di
     drawn, by_ratio = [], []
     for masker in maskers:
         masks = [masker(signal, address, progress, scene.grid) for address in addresses]
+        if valid is not None:
+            measured = patchify(valid.float(), scene.patch).mean(dim=2)
+            masks = [mask.without_holes(measured) for mask in masks]
         numbers = mask_statistics(masks, addresses, scene.grid, scene.patch, scores=scores, objects=objects)
         descriptions = [masker.describe(signal, mask) for mask in masks]
         for key in descriptions[0]:
             numbers[f"masker_{key}"] = mean(torch.stack([each[key].float() for each in descriptions]))
         drawn.append(masks)
         by_ratio.append(numbers)
-    sheet = columns(scene, prototype, images, signal, objects, drawn)
+    display = display_of(drawing, scene, recipe).fitted(images, valid)
+    sheet = columns(scene, prototype, display(images), signal, objects, drawn)
+    if (holes := display.holes(valid)) is not None:
+        sheet = with_holes(sheet, holes.repeat_interleave(len(drawn), dim=0))
     try:
         labels = [f"{ratio:g}" for _ in images for ratio in drawing.ratios]
         save_picture(titled_grid(sheet, labels=labels), drawing.out)
@@ -262,15 +276,27 @@ def with_model(target: str, pictures: Pictures, drawing: MaskDrawing, fixed_size
     )
 
 
-def some_images(scene: Scene, count: int) -> tuple[Float[Tensor, "B C H W"], Tensor]:
-    """So many images, spread over the set, and their numbers."""
+def display_of(drawing: MaskDrawing, scene: Scene, recipe: Pretrain | None) -> Display:
+    """How pictures are shown: as the flags say, else as the run of the model or the recipe does."""
+    if drawing.channels or drawing.stretch is not None or drawing.color_map or drawing.model is None:
+        images = Images() if recipe is None else replace(recipe.images)
+        images.shown, images.color_map = drawing.channels or images.shown, drawing.color_map or images.color_map
+        images.stretch = images.stretch if drawing.stretch is None else drawing.stretch
+        return images.display(scene.pictures.values, scene.mean, scene.std)
+    folder = export_folder(drawing.model)
+    return run_display(folder.parent if folder else Path(), scene.pictures.values, scene.mean, scene.std)
+
+
+def some_images(scene: Scene, count: int) -> tuple[Float[Tensor, "B C H W"], Bool[Tensor, "B C H W"] | None, Tensor]:
+    """So many images, spread over the set, where they have data if not everywhere, and their numbers."""
     batches = evaluation_batches(
-        scene.pictures, size=scene.size, mean=scene.mean, std=scene.std, view=VIEW, limit=count
+        scene.pictures, size=scene.size, mean=scene.mean, std=scene.std, view=VIEW, limit=count, keep_holes=True
     )
     parts = [(images, numbers) for images, _, numbers in batches]
     if not parts:
         raise UserError(f"none of {count} pictures of {scene.pictures.name} can be read: see 'mimkit doctor'")
-    return torch.cat([images for images, _ in parts]), torch.cat([numbers for _, numbers in parts])
+    images, valid = split_holes(torch.cat([images for images, _ in parts]))
+    return images, valid, torch.cat([numbers for _, numbers in parts])
 
 
 def look(scene: Scene, masker: Masker, images: Float[Tensor, "B C H W"], progress: float) -> Float[Tensor, "B N M"]:
@@ -302,13 +328,12 @@ def look(scene: Scene, masker: Masker, images: Float[Tensor, "B C H W"], progres
 def columns(
     scene: Scene,
     masker: Masker,
-    images: Float[Tensor, "B C H W"],
+    originals: Float[Tensor, "B 3 H W"],
     signal: Float[Tensor, "B N M"],
     objects: Float[Tensor, "B N"] | None,
     drawn: list[list[Mask]],
 ) -> list[tuple[str, Float[Tensor, "rows 3 H W"]]]:
     """Titles and images: a row for each picture and ratio, a column for each seed and view beside what was seen."""
-    originals = displayable(images, scene.mean, scene.std)
 
     def rows(per_picture: Tensor) -> Tensor:
         return per_picture.repeat_interleave(len(drawn), dim=0)

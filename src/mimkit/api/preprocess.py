@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mimkit.core.errors import UserError
 from mimkit.data.decode import BadPicture, decode, dtype_of, from_array, from_pillow, header
-from mimkit.data.loader import Normalize
+from mimkit.data.normalize import Normalize
 from mimkit.data.resize import crop_resize_one
 from mimkit.data.values import STORED, Storage, given_values
 from mimkit.evaluate.target import Extractor

@@ -1,15 +1,41 @@
 """`mimkit doctor`: a folder and a recipe enter, what is wrong with the pictures and what training would cost leave."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import Positional, arg
 
 from mimkit.cli.console import show
+from mimkit.cli.report import refuse_without_jinja2
 from mimkit.core.errors import UserError
-from mimkit.core.flags import Arguments, parse
+from mimkit.core.flags import Arguments, parse, refuse_unwritable
+from mimkit.data.reading import Transform
 from mimkit.recipes import check_recipe
+
+
+@dataclass(kw_only=True)
+class ReadingFlags:
+    """How files become pictures, as for pretrain."""
+
+    channels: int | None = None
+    """1 gray, 3 color, N bands."""
+    value_range: tuple[float, ...] | None = None
+    """What becomes black and white in 16-bit and float pictures."""
+    value_transform: Transform = "none"
+    """Of values between black and white: none, log, or sqrt."""
+    window: tuple[float, float] | None = None
+    """Center and width of the values that are seen, as for CT."""
+    nodata: float | None = None
+    """The value of pixels where nothing was measured."""
+    bands: tuple[int, ...] | None = None
+    """Which bands of a file are seen, in this order, counted from 1."""
+    axes: str | None = None
+    """Letters of a TIFF's axes, as ZCYX."""
+    plane: int | None = None
+    """Which plane of a stack is the picture, counted from 0."""
+    tile: int | None = None
+    """Cut pictures into tiles of this side."""
 
 
 @dataclass(kw_only=True)
@@ -26,6 +52,9 @@ class DoctorArguments(Arguments):
     """Pictures in a step, if other than the recipe's."""
     epochs: int | None = None
     """Passes over the pictures, if other than the recipe's."""
+    images: ReadingFlags = field(default_factory=ReadingFlags)
+    html: Annotated[Path | None, arg(metavar="FILE")] = None
+    """Write the findings as a self-contained page too, with thumbnails of the pictures that stand out."""
 
 
 def declaration() -> tuple[type[Arguments], Arguments | None]:
@@ -36,22 +65,34 @@ def declaration() -> tuple[type[Arguments], Arguments | None]:
 def run(args: list[str]) -> int:
     """Examine a folder before anything trains."""
     arguments = parse(DoctorArguments, args, "mimkit doctor")
+    if arguments.html is not None:
+        refuse_without_jinja2()
+        refuse_unwritable(arguments.html)
     from mimkit.analysis.doctor import examine
     from mimkit.data.named import NAMES
+    from mimkit.train.images import Images
 
     data, recipe = list(arguments.data), None
     if len(data) > 1 and data[-1] not in NAMES and not Path(data[-1]).exists():
         recipe = data.pop()
         check_recipe(recipe)
-    result, table = examine(
+    examination = examine(
         data,
         recipe,
         limit=arguments.limit,
         batch_size=arguments.batch_size,
         epochs=arguments.epochs,
         label_column=arguments.label_column,
+        images=None if arguments.images == ReadingFlags() else Images(**asdict(arguments.images)),
     )
-    show(result, arguments.json, table)
-    if not result["readable"]:
-        raise UserError(f"no picture of {result['data']} can be read, for the reasons above: give another folder")
+    show(examination.result, arguments.json, examination.table)
+    if arguments.html is not None:
+        from mimkit.report.examination import examination_page
+        from mimkit.train.run_folder import disk_errors, write_text
+
+        with disk_errors(arguments.html.parent):
+            write_text(arguments.html, examination_page(examination))
+    if not examination.result["readable"]:
+        name = examination.result["data"]
+        raise UserError(f"no picture of {name} can be read, for the reasons above: give another folder")
     return 0

@@ -17,6 +17,7 @@ class Batch:
     skipped: tuple[tuple[int, str], ...] = ()  # bad pictures met while making this batch: (picture, reason)
     crop: Float[Tensor, "B 4"] | None = None  # seen box: top, left, height, width as shares of the whole picture
     flip: Bool[Tensor, " B"] | None = None  # whether mirrored left to right after the cut
+    symmetry: Int64[Tensor, " B"] | None = None  # behind that, of `core.symmetry`; None: none
     valid: Bool[Tensor, "B C H W"] | None = None  # which values were measured, the others are 0; None: all of them
     progress: Float[Tensor, ""] | None = None  # progress on the device, for arithmetic in compiled steps
     other_views: tuple[

@@ -19,18 +19,6 @@ GAP, TITLE = 6, 22  # pixels between pictures and for the line of titles
 SIDE = 112  # pictures are shown at least this large, by a whole factor
 
 
-def displayable(
-    images: Float[Tensor, "B C H W"], mean: Sequence[float], std: Sequence[float]
-) -> Float[Tensor, "B 3 H W"]:
-    """Normalized images as RGB in [0, 1] on the CPU; of other channel counts the first stands for gray."""
-    shape = (1, -1, 1, 1)
-    images = images.detach().float().cpu()
-    images = images * torch.tensor(std).view(shape) + torch.tensor(mean).view(shape)
-    if images.shape[1] != 3:
-        images = images[:, :1].expand(-1, 3, -1, -1)
-    return images.clamp(0, 1)
-
-
 def mask_to_pixels(
     hidden: Bool[Tensor, "B N"], grid: tuple[int, int], patch: tuple[int, int]
 ) -> Float[Tensor, "B 1 H W"]:

@@ -45,9 +45,10 @@ ROOMS = {
     "model.build": "EncoderConfig",
     "model.decoder": "DecoderConfig",
     "model.tokenizer": "TokenizerConfig",
+    "train.images": "Images",
     "train.machine": "Machine",
     "train.optimizer": "AdamWConfig LarsConfig SGDConfig",
-    "train.prepare": "Images Pretrain",
+    "train.prepare": "Pretrain",
     "train.schedule": "WarmupCosine WarmupSteps",
 }
 CLASSES = {name: f"mimkit.{room}" for room, names in ROOMS.items() for name in names.split()}

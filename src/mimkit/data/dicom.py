@@ -24,7 +24,8 @@ def dicom_header(data: bytes, reading: Reading) -> Header:
     check_size(about.Columns, about.Rows)
     padding = about.get("PixelPaddingValue")
     nodata = None if padding is None else float(padding) * _slope(about) + _intercept(about)
-    return Header(about.Rows, about.Columns, 3 if about.get("SamplesPerPixel", 1) == 3 else 1, _dtype(about), nodata)
+    channels, planes = 3 if about.get("SamplesPerPixel", 1) == 3 else 1, int(about.get("NumberOfFrames", 1) or 1)
+    return Header(about.Rows, about.Columns, channels, _dtype(about), nodata, planes)
 
 
 def dicom_values(data: bytes, reading: Reading) -> np.ndarray:

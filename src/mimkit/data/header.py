@@ -22,6 +22,10 @@ class Header(NamedTuple):
     """NumPy's name of the type of its values."""
     nodata: float | None = None
     """The value that stands for no data, where the file says so."""
+    planes: int = 1
+    """How many pictures a stack holds, of which one is read."""
+    axes: str = ""
+    """Letters of the file's axes, as ZCYX, where it has such notes."""
 
 
 def check_size(width: int, height: int, *, whole: bool = True) -> None:

@@ -19,18 +19,19 @@ from mimkit.core.batch import Batch
 from mimkit.core.errors import UserError
 from mimkit.core.memory import memory_budget
 from mimkit.core.randomness import rng_keys
+from mimkit.core.symmetry import draw_symmetries, turned
 from mimkit.data.augment import erased
 from mimkit.data.color import ColorAugment
 from mimkit.data.decode import BadPicture
+from mimkit.data.normalize import Normalize
 from mimkit.data.pictures import Pictures, sample
 from mimkit.data.resize import crop_resize_many
 from mimkit.data.stream import Chunks, Drawn, EvaluationViews, MicroBatches, Plan, all_bad, cut, order, stream
-from mimkit.data.views import CenterCrop, View, relative_boxes
+from mimkit.data.views import CenterCrop, Flips, View, relative_boxes
 
 __all__ = ["Loader", "Plan", "ViewSettings", "evaluation_batches", "order", "statistics"]
 
 _CHUNK = 256  # pictures that one worker decodes in a piece when a set is loaded into memory
-_AT_ONCE = 1 << 18  # values normalized in a piece on the CPU
 _DRAWN = 4096  # pictures whose boxes are drawn at once, for as many steps as they make
 _GPU_FRACTION = 0.2  # of a GPU's memory that pictures may take
 
@@ -48,6 +49,8 @@ class ViewSettings:
     mean: Sequence[float]
     """Per channel, of pixels in 0..1; with `std`."""
     std: Sequence[float]
+    flips: Flips = "left-right"
+    """`dihedral`: each view is turned by one of the symmetries of its shape, besides what mirrors it."""
 
 
 class Loader:
@@ -82,6 +85,7 @@ class Loader:
         assert plan.n == len(pictures) and plan.other_views == len(settings.other_views)
         self.pictures, self.plan, self.device = pictures, plan, torch.device(device)
         self.views, self.size = (settings.view, *settings.other_views), settings.size
+        self.dihedral = settings.flips == "dihedral"
         for view in self.views:
             view.check(pictures.channels)
         self.skipped: dict[int, str] = {}
@@ -162,11 +166,15 @@ class Loader:
         return self._finish(view, values, drawn, normalized=finish is not None)
 
     def _finish(self, view: View, values: Tensor, drawn: Tensor, *, normalized: bool = False) -> Tensor:
-        """Colors, normalization and erasing, on the device; from values in 0..255 if not normalized."""
+        """Colors, normalization, erasing and symmetries, on the device; from values in 0..255 if not normalized."""
         if view.color is not None:
             values = self._colored(view.color, values.to(self.device, non_blocking=True).float() / 255, drawn)
         images = values if normalized else self._normalize(values)
-        return erased(images, drawn, view.erase) if view.erase else images
+        images = erased(images, drawn, view.erase) if view.erase else images
+        return turned(images, self._symmetries(drawn, images)) if self.dihedral else images
+
+    def _symmetries(self, drawn: Tensor, images: Tensor) -> Tensor:
+        return draw_symmetries(drawn, square=images.shape[2] == images.shape[3]).to(self.device, non_blocking=True)
 
     def _colored(self, change: ColorAugment, values: Tensor, drawn: Tensor) -> Tensor:
         """Colors of values in 0..1 changed, in 0..255; holes meet the change as the mean and stay holes."""
@@ -184,7 +192,8 @@ class Loader:
         if self._values.holes:
             valid = ~images[0].isnan()
             images = [image.nan_to_num(0.0) for image in images]
-        return Batch(images[0], mask, drawn.index, skipped, crop, flip, valid, other_views=tuple(images[1:]))
+        symmetry = self._symmetries(drawn.views[0], images[0]) if self.dihedral else None
+        return Batch(images[0], mask, drawn.index, skipped, crop, flip, symmetry, valid, other_views=tuple(images[1:]))
 
     def _substituted(self, epoch: Tensor, picture: Tensor) -> Tensor:
         """Numbers of pictures with the bad ones replaced."""
@@ -273,28 +282,6 @@ def _rows(pixels: Shaped[Tensor, "n C H W"], index: Int64[Tensor, " b"]) -> Shap
     return signed.index_select(0, index.to(pixels.device)).view(pixels.dtype)
 
 
-class Normalize:
-    """Views in 0..255, uint8 or float32, to (x / 255 - mean) / std in float32 on the device; in `out` if given."""
-
-    def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device) -> None:
-        # One product and one sum a value, with 255, mean and std folded into two numbers a channel.
-        spread = torch.tensor(std, dtype=torch.float32, device=device).view(-1, 1, 1)
-        self._device, self._scale = device, 1 / (255 * spread)
-        self._shift = -torch.tensor(mean, dtype=torch.float32, device=device).view(-1, 1, 1) / spread
-
-    def __call__(self, views: Tensor, out: Tensor | None = None) -> Float[Tensor, "B C h w"]:
-        views = views.to(self._device, non_blocking=True)
-        if self._device.type != "cpu":
-            return torch.addcmul(self._shift, views.float(), self._scale, out=out)
-        out = torch.empty(views.shape) if out is None else out
-        # Two passes over values that are still in the cache cost no more than one over those that are not.
-        rows = max(1, _AT_ONCE // views[0].numel()) if len(views) else 1
-        for values, into in zip(views.split(rows), out.split(rows), strict=True):  # a piece stays in the cache
-            values = into.copy_(values) if values.dtype == torch.uint8 else values  # mixed types are slow
-            torch.mul(values, self._scale, out=into).add_(self._shift)
-        return out
-
-
 def evaluation_batches(
     pictures: Pictures,
     *,
@@ -308,19 +295,21 @@ def evaluation_batches(
     limit: int | None = None,
     shuffle: bool = False,
     skipped: dict[int, str] | None = None,
+    keep_holes: bool = False,
 ) -> Iterator[tuple[Float[Tensor, "B C h w"], Int64[Tensor, " B"] | None, Int64[Tensor, " B"]]]:
     """Every picture once, without augmentation: normalized images on the device, labels and numbers.
 
-    Pixels without data are 0, the mean. Bad pictures are left out and noted in `skipped`. `limit` takes so many, spread
-    over the set. They come in order, which in a folder of classes is class by class; with `shuffle` in one by address,
-    where each batch is a random sample. Labels (None when the set has none) and numbers stay on the CPU.
+    Pixels without data are 0, the mean, or with `keep_holes` NaN (`core.display.split_holes`). Bad pictures are left
+    out and noted in `skipped`. `limit` takes so many, spread over the set. They come in order, which in a folder of
+    classes is class by class; with `shuffle` in one by address, where each batch is a random sample. Labels (None when
+    the set has none) and numbers stay on the CPU.
     """
     device, skipped, values = torch.device(device), {} if skipped is None else skipped, pictures.values
     normalized = Normalize(mean, std, device)
 
     def normalize(views: Tensor, out: Tensor | None = None) -> Tensor:
         images = normalized(views, out)
-        return images.nan_to_num_(0.0) if values.holes else images
+        return images.nan_to_num_(0.0) if values.holes and not keep_holes else images
 
     index = sample(len(pictures), len(pictures) if limit is None else limit)
     if shuffle:

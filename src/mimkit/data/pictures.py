@@ -91,6 +91,10 @@ class Pictures(ABC):
     def size(self, i: int) -> tuple[int, int]:
         """Height and width of picture `i` from its header. Raises BadPicture."""
 
+    def header(self, i: int) -> Header:
+        """What picture `i` says of itself before its pixels are decoded. Raises BadPicture."""
+        return Header(*self.size(i), self.channels, str(self.storage.dtype).removeprefix("torch."))
+
     @abstractmethod
     def where(self, i: int) -> str:
         """Where picture `i` lies, for messages."""
@@ -141,7 +145,7 @@ class Encoded(Pictures):
         return decode(self._bytes(i), self.storage, self.reading)
 
     def size(self, i: int) -> tuple[int, int]:
-        return self._header(i)[:2]
+        return self.header(i)[:2]
 
     @cached_property
     def storage(self) -> Storage:
@@ -149,7 +153,7 @@ class Encoded(Pictures):
         headers = []
         for i in sample(len(self), 64):
             try:
-                headers.append(self._header(i))
+                headers.append(self.header(i))
             except BadPicture:
                 continue
         counts = {about.channels for about in headers}
@@ -185,7 +189,7 @@ class Encoded(Pictures):
         row, column, height, width = box
         return whole[:, row : row + height, column : column + width]
 
-    def _header(self, i: int) -> Header:
+    def header(self, i: int) -> Header:
         with self._handle(i) as file:
             return header(file, self.reading)
 
@@ -327,6 +331,10 @@ class Joined(Pictures):
         source, place = self._locate(i)
         return source.size(place)
 
+    def header(self, i: int) -> Header:
+        source, place = self._locate(i)
+        return source.header(place)
+
     def where(self, i: int) -> str:
         source, place = self._locate(i)
         return source.where(place)
@@ -381,6 +389,9 @@ class Subset(Pictures):
 
     def size(self, i: int) -> tuple[int, int]:
         return self._whole.size(int(self._index[i]))
+
+    def header(self, i: int) -> Header:
+        return self._whole.header(int(self._index[i]))
 
     def where(self, i: int) -> str:
         return self._whole.where(int(self._index[i]))

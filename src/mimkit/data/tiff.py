@@ -154,7 +154,8 @@ def tiff_header(data: bytes | BufferedIOBase, reading: Reading) -> Header | None
         with opened(data, reading) as layout:
             height, width = layout.side("Y"), layout.side("X")
             turned = layout.orientation in (5, 6, 7, 8)
-            about = Header(height, width, layout.samples, layout.series.dtype.name, layout.nodata)
+            dtype = layout.series.dtype.name
+            about = Header(height, width, layout.samples, dtype, layout.nodata, layout.planes, layout.axes)
     except BadPicture:
         raise
     except Exception as error:

@@ -6,6 +6,7 @@ Boxes are (top, left, height, width) in whole pixels.
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -17,6 +18,8 @@ from mimkit.data.augment import RandAugment
 from mimkit.data.color import ColorAugment
 from mimkit.data.resize import Interpolation
 
+Flips = Literal["left-right", "dihedral"]
+"""How pictures may be turned: mirrored, as a view says; or pictures without an up by all symmetries of their shape."""
 _TRIES = 10
 
 

@@ -55,8 +55,7 @@ def evaluate(
         kind: `knn` (`core.metrics.knn`), `probe` (`evaluate_probe`) or `attentive` (`evaluate_attentive`).
         target: see `open_target`.
         data: see `open_pictures`; without a test split of its own, 20 % are set apart by address.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        workers: processes that read pictures; 0 reads here.
+        device, workers: `auto`, `cpu`, `cuda` or `cuda:N`; processes that read pictures, 0 reads here.
         limit_train, limit_test: how many pictures to take, spread over the set; all by default.
         k, temperature, method: of kNN; of the probe.
         pools: of kNN and probe, see `evaluate.pools`; the first is the headline. `auto` is what the target was trained
@@ -83,7 +82,7 @@ def evaluate(
         measured: dict[str, Any] = evaluate_attentive(extractor, train, test, **machine)
     else:
         measured = _measure_pools(extractor, train, test, choose_pools(extractor, pools), settings, **machine)
-    assumed = {"assumed": extractor.assumed} if extractor.assumed else {}
+    settings |= {"assumed": extractor.assumed} if extractor.assumed else {}
     return {
         "kind": kind,
         "target": target,
@@ -93,7 +92,7 @@ def evaluate(
         "notes": list(dict.fromkeys((*train.notes, *test.notes, *described(train)))),
         "split_note": "" if train.has_test else SPLIT_NOTE,
         "headline": next(iter(measured["results"])),
-        "settings": {"size": list(extractor.size), **assumed, **settings},
+        "settings": {"size": list(extractor.size), **settings},
         **measured,
     }
 

@@ -137,7 +137,7 @@ class MaskSampler(nn.Module):
         if self.cache is not None and len(self.cache) and batch.crop is not None:
             assert batch.flip is not None
             cached = self.cache[batch.index.to(self.cache.device, non_blocking=True)].float()
-            return warp_to_view(cached, batch.crop, batch.flip, encoder.grid)
+            return warp_to_view(cached, batch.crop, batch.flip, encoder.grid, batch.symmetry)
         signal = self.signal(kind, encoder, patches) if attention is None else attention
         return self.masker.score_maps(signal, encoder.grid)
 

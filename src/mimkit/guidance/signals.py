@@ -5,10 +5,11 @@ from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from mimkit.core.symmetry import MIRRORED, TRANSPOSED, UPENDED
 from mimkit.masks.masker import Signal
 from mimkit.model.attention import class_attention
 from mimkit.model.backbone import Backbone
@@ -65,18 +66,30 @@ def warp_to_view(
     crop: Float[Tensor, "B 4"],
     flip: Bool[Tensor, " B"],
     grid: tuple[int, int],
+    symmetry: Int64[Tensor, " B"] | None = None,
 ) -> Float[Tensor, "B N M"]:
-    """Maps of whole pictures through the crop and the mirror of their views, bilinearly; the identity for no crop.
+    """Maps of whole pictures through crop, mirror and symmetry of their views, bilinearly; the identity for no crop.
 
-    `crop` holds top, left, height and width as shares of the picture.
+    `crop` holds top, left, height and width as shares of the picture; `symmetry` is one of `core.symmetry`.
     """
     rows, columns = grid
     device = score_maps.device
-    down = (torch.arange(rows, device=device) + 0.5) / rows
-    across = (torch.arange(columns, device=device) + 0.5) / columns
-    y = crop[:, :1] + crop[:, 2:3] * down  # (B, rows), shares of the picture
-    x = crop[:, 1:2] + crop[:, 3:] * torch.where(flip.unsqueeze(1), across.flip(0), across)
-    places = torch.stack([x.unsqueeze(1).expand(-1, rows, -1), y.unsqueeze(2).expand(-1, -1, columns)], dim=3)
+    down = ((torch.arange(rows, device=device) + 0.5) / rows).view(1, rows, 1)
+    across = ((torch.arange(columns, device=device) + 0.5) / columns).view(1, 1, columns)
+    flip = flip.view(-1, 1, 1)
+    # Where each place of the view lies in the crop, in shares of it.
+    if symmetry is None:
+        v, u = down, torch.where(flip, across.flip(2), across)
+    else:
+        bits = symmetry.to(device).view(-1, 1, 1)
+        transposed = (bits & TRANSPOSED) > 0
+        # What was mirrored before rows and columns were exchanged is upended behind that.
+        upended, mirrored = ((bits & UPENDED) > 0) ^ (flip & transposed), ((bits & MIRRORED) > 0) ^ (flip & ~transposed)
+        v, u = torch.where(upended, down.flip(1), down), torch.where(mirrored, across.flip(2), across)
+        v, u = torch.where(transposed, u, v), torch.where(transposed, v, u)
+    top, left, height, width = crop.view(-1, 4, 1, 1).unbind(1)
+    y, x = top + height * v, left + width * u
+    places = torch.stack([x.expand(-1, rows, columns), y.expand(-1, rows, columns)], dim=3)
     square = score_maps.mT.reshape(len(score_maps), -1, rows, columns)
     out = F.grid_sample(square, 2 * places - 1, mode="bilinear", padding_mode="border", align_corners=False)
     return out.flatten(2).mT

@@ -70,7 +70,7 @@ class EMAE(MAE):
         patches, mask, logs = self.sample(batch, progress)
         prediction = self.predict(patches, mask)
         reconstruction = self.reconstruction(prediction, patches, batch, mask)
-        logs |= {"reconstruction": reconstruction.detach()}
+        logs |= {"reconstruction": reconstruction.detach()} | self.by_channel(prediction, patches, batch, mask)
         if self.config.weight == 0:
             return Step(reconstruction, logs)
         consistency = disagreement(

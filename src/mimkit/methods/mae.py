@@ -11,6 +11,7 @@ from mimkit.core.randomness import rng_keys
 from mimkit.guidance.exploitation import Exploitation, decoder_attention, exploitation_rate
 from mimkit.masks import Mask, Masker, RandomMasker
 from mimkit.methods.base import MaskedConfig, MaskedMethod
+from mimkit.methods.channels import channel_losses, logged
 from mimkit.methods.losses import squared_error
 from mimkit.methods.targets.pixels import PatchTarget, Pixels
 from mimkit.model.decoder import Decoder, DecoderConfig
@@ -48,6 +49,7 @@ class MAE(MaskedMethod):
     def forward(self, batch: Batch, progress: float) -> Step:
         patches, mask, logs = self.sample(batch, progress)
         prediction = self.predict(patches, mask)
+        logs |= self.by_channel(prediction, patches, batch, mask)
         return Step(self.reconstruction(prediction, patches, batch, mask), logs)
 
     def reconstruction(
@@ -64,6 +66,23 @@ class MAE(MaskedMethod):
         # Other numbers than pixels are known of whole patches alone.
         whole = mask.counted * mask.repeat(valid.all(dim=2))
         return squared_error(prediction, target, whole, mask.alike)
+
+    @torch.no_grad()
+    def by_channel(
+        self, prediction: Float[Tensor, "BK N O"], patches: Float[Tensor, "B N P"], batch: Batch, mask: Mask
+    ) -> dict[str, Tensor]:
+        """The reconstruction loss of each channel, of a target of pixels with more than three."""
+        channels = self.encoder.channels
+        if not (isinstance(self.target, Pixels) and logged(channels)):
+            return {}
+        valid = None if batch.valid is None else patchify(batch.valid, self.encoder.patch)
+        errors = (prediction.float() - mask.repeat(self.target(patches, valid))).square()
+
+        def rows(values: Tensor) -> Tensor:
+            return values.flatten(1).unflatten(1, (-1, channels))  # channels lie fastest in a patch
+
+        where = mask.counted.repeat_interleave(errors.shape[2] // channels, dim=1)
+        return channel_losses(rows(errors), where, None if valid is None else rows(mask.repeat(valid)))
 
     @torch.no_grad()
     def exploitation(self, images: Float[Tensor, "B C H W"]) -> Exploitation:

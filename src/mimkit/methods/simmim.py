@@ -15,7 +15,8 @@ from mimkit.masks import Mask, Masker, SimMIMMasker
 from mimkit.masks.informed import InformedMasker
 from mimkit.masks.masker import Signal
 from mimkit.methods.base import MaskedConfig, MaskedMethod
-from mimkit.methods.losses import mean_where, pixel_errors
+from mimkit.methods.channels import channel_losses, logged
+from mimkit.methods.losses import DISTANCES, mean_where, pixel_errors
 from mimkit.methods.targets.base import PictureTarget, Targets
 from mimkit.methods.targets.color import RawPixels
 from mimkit.model.backbone import Backbone
@@ -74,12 +75,16 @@ class SimMIM(MaskedMethod):
     def forward(self, batch: Batch, progress: float) -> Step:
         patches, mask, logs = self.sample(batch, progress)
         target = mask.repeat(self.target(batch.images))
-        errors = pixel_errors(self.predict(patches, mask), target, self.loss)
+        prediction = self.predict(patches, mask)
+        errors = pixel_errors(prediction, target, self.loss)
         # The mean over the pixels of the whole batch, and with SimMIM's 1e-5 in the denominator.
         where = self.where(mask)
         if batch.valid is not None:
             where = where & mask.repeat(self.measured(batch.valid))
         loss = mean_where(errors, where, per_picture=mask.alike, epsilon=1e-5)
+        if isinstance(self.target.target, RawPixels) and logged(self.encoder.channels):
+            distances = DISTANCES[self.loss](prediction.detach().float() - target)
+            logs |= channel_losses(distances.flatten(2).mT, where)
         return Step(loss, logs)
 
     def measured(self, valid: Bool[Tensor, "B C H W"]) -> Bool[Tensor, "B T"]:

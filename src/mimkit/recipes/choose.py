@@ -8,6 +8,8 @@ from mimkit.data.decode import BadPicture
 from mimkit.data.pictures import Pictures, sample
 
 SEEN_ON_CPU = 1_000_000  # pictures that a small recipe sees in about ten minutes on two cores
+MOST = 1600  # epochs
+PASSES = 50  # epochs for each picture of a tiny set
 SEEN_ON_GPU = 60_000_000  # pictures that ViT-B/16 sees in some hours on one large GPU
 
 
@@ -34,7 +36,11 @@ def _choice(pictures: Pictures, device: torch.device) -> tuple[str, int, str]:
 def choose_recipe(pictures: Pictures, device: torch.device) -> tuple[str, int, str]:
     """(name, epochs, why): a small recipe for small pictures or CPUs, ViTs of the papers otherwise.
 
-    The epochs, 2 to 1600, make the number of pictures seen, not of passes, the same for small and large sets.
+    The epochs, 2 to 1600, make the number of pictures seen, not of passes, the same for small and large sets. Of a
+    handful of pictures there are fewer: many passes over them teach nothing.
     """
     name, total, why = _choice(pictures, device)
-    return name, min(1600, max(2, round(total / len(pictures)))), why
+    epochs, most = min(MOST, max(2, round(total / len(pictures)))), PASSES * len(pictures)
+    if epochs <= most:
+        return name, epochs, why
+    return name, most, f"{why}; {len(pictures)} pictures are too few to learn from, {most} epochs try everything out"

@@ -6,15 +6,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from sklearn.cluster import KMeans
 from torch import Tensor
 
 from mimkit.analysis.network import Layer, Network
 from mimkit.analysis.run import open_task, shown_pictures
 from mimkit.core.batch import Batch
+from mimkit.core.display import Display, hatched, split_holes
 from mimkit.core.errors import UserError
-from mimkit.core.grids import colorize, displayable, mask_to_pixels, masked, pasted, patches_to_pixels
+from mimkit.core.grids import colorize, mask_to_pixels, masked, pasted, patches_to_pixels
 from mimkit.core.randomness import rng_keys
 from mimkit.data.loader import evaluation_batches
 from mimkit.data.pictures import Pictures
@@ -24,6 +25,7 @@ from mimkit.masks.ncut import ncut, object_side
 from mimkit.model.attention import attention_weights
 from mimkit.report.images import numbers, picture, sheet, uri
 from mimkit.train.checkpoint import checkpoints, load_checkpoint
+from mimkit.train.drawing import run_display
 from mimkit.train.run_folder import RunFolder
 
 BANK = 500  # pictures among which neighbors are looked for
@@ -44,9 +46,10 @@ def look(folder: Path, data: list[str], count: int, device: torch.device) -> dic
     """
     extractor = open_target(str(folder), size=(1, 1), channels=3)
     shown = shown_pictures(data, extractor.reading)
-    images, labels, index = _some(shown, extractor, device)
+    images, valid, labels, index = _some(shown, extractor, device)
     queries = torch.linspace(0, len(images) - 1, min(count, len(images))).long()
-    rgb = displayable(images, extractor.mean, extractor.std)
+    display = run_display(folder, shown.values, extractor.mean, extractor.std).fitted(images, valid)
+    rgb = hatched(display(images), display.holes(valid))
     names = None if shown.classes is None else list(shown.classes)
 
     def label(place: int) -> str:
@@ -71,7 +74,8 @@ def look(folder: Path, data: list[str], count: int, device: torch.device) -> dic
     }
     features = torch.cat([extractor(batch)[extractor.headline].cpu() for batch in images.to(device).split(50)])
     sections["neighbors"] = _neighbors(features, rgb, queries, labels, label)
-    _try(sections, "masks", lambda: _masks(RunFolder(folder), images[queries], extractor, device))
+    here = None if valid is None else valid[queries]
+    _try(sections, "masks", lambda: _masks(RunFolder(folder), images[queries], here, display, device))
     try:
         network = Network(extractor)
     except UserError as error:
@@ -96,16 +100,20 @@ def _try(sections: dict[str, Any], name: str, make: Callable[[], Any]) -> None:
 
 def _some(
     shown: Pictures, extractor: Extractor, device: torch.device
-) -> tuple[Float[Tensor, "N C H W"], Tensor | None, Tensor]:
-    """Normalized images on the CPU, labels and numbers."""
+) -> tuple[Float[Tensor, "N C H W"], Bool[Tensor, "N C H W"] | None, Tensor | None, Tensor]:
+    """Normalized images on the CPU, where they have data if not everywhere, labels and numbers."""
     skipped: dict[int, str] = {}
     settings: Any = dict(size=extractor.size, mean=extractor.mean, std=extractor.std, view=extractor.view)
-    parts = list(evaluation_batches(shown, device=device, limit=BANK, skipped=skipped, batch_size=50, **settings))
+    parts = list(
+        evaluation_batches(
+            shown, device=device, limit=BANK, skipped=skipped, batch_size=50, keep_holes=True, **settings
+        )
+    )
     if not parts:
         raise all_bad(shown, skipped)
     images, labels, index = zip(*parts, strict=True)
     labeled = None if labels[0] is None else torch.cat([batch for batch in labels if batch is not None])
-    return torch.cat([batch.cpu() for batch in images]), labeled, torch.cat(index)
+    return *split_holes(torch.cat([batch.cpu() for batch in images])), labeled, torch.cat(index)
 
 
 def _neighbors(
@@ -139,7 +147,11 @@ def _neighbors(
 
 
 def _masks(
-    run: RunFolder, images: Float[Tensor, "B C H W"], extractor: Extractor, device: torch.device
+    run: RunFolder,
+    images: Float[Tensor, "B C H W"],
+    valid: Bool[Tensor, "B C H W"] | None,
+    display: Display,
+    device: torch.device,
 ) -> dict[str, Any]:
     """Each picture's sprite: a row for each seed, in it the masked picture and what the model made of it."""
     # Masks come from the method, which only a checkpoint has.
@@ -152,11 +164,12 @@ def _masks(
     task.to(device)
     progress = min(0.999, state["step"] / max(1, run.read_config()["resolved"].get("steps") or 1))
     number = torch.arange(len(images))
-    originals = displayable(images, extractor.mean, extractor.std)
+    originals, holes = display(images), display.holes(valid)
+    valid = None if valid is None else valid.to(device)
     rows: list[list[Any]] = [[] for _ in images]
     third, views, fraction = "", 1, 0.0
     for seed in range(SEEDS):
-        batch = Batch(images.to(device), rng_keys("report", seed, number).to(device), number)
+        batch = Batch(images.to(device), rng_keys("report", seed, number).to(device), number, valid=valid)
         reconstructed = task.reconstruct(batch, progress)
         reconstruction = reconstructed or task.agreement(batch, progress)
         if reconstruction is None:
@@ -173,9 +186,11 @@ def _masks(
             )
         else:
             third = "reconstruction"
-            predicted = displayable(values, extractor.mean, extractor.std)
-            shown_cells = masked(pasted(originals, predicted, hidden), hidden * 0, thrown)
-        for row, hidden_cell, result_cell in zip(rows, masked(originals, hidden, thrown), shown_cells, strict=True):
+            shown_cells = masked(pasted(originals, display(values), hidden), hidden * 0, thrown)
+        hidden_cells, shown_cells = (
+            hatched(cells, holes) for cells in (masked(originals, hidden, thrown), shown_cells)
+        )
+        for row, hidden_cell, result_cell in zip(rows, hidden_cells, shown_cells, strict=True):
             row.append([picture(hidden_cell), picture(result_cell)])
     return {
         "src": [uri(sheet(row), side=max(row[0][0].size)) for row in rows],

@@ -8,9 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mimkit.core.batch import Batch
-from mimkit.core.grids import (
-    save_picture,
-)
+from mimkit.core.display import split_holes
+from mimkit.core.grids import save_picture
 from mimkit.core.metrics import class_names, effective_rank, knn
 from mimkit.core.randomness import rng_keys
 from mimkit.data.loader import evaluation_batches
@@ -19,7 +18,7 @@ from mimkit.data.views import CenterCrop
 from mimkit.methods import losses as losses
 from mimkit.methods.base import Method
 from mimkit.model.backbone import Backbone
-from mimkit.train.drawing import prediction_grid
+from mimkit.train.drawing import channel_grid, prediction_grid
 from mimkit.train.machine import Engine
 from mimkit.train.prepare import Prepared
 
@@ -37,7 +36,9 @@ class Monitor:
     def __init__(self, prepared: Prepared, engine: Engine, *, workers: int) -> None:
         """Load the pictures: whole, as evaluation sees them."""
         self.engine, self.seed = engine, prepared.config.seed
-        self.mean, self.std = prepared.statistics
+        mean, std = prepared.statistics
+        self.display = prepared.config.images.display(prepared.pictures.values, mean, std)
+        self.bands = prepared.config.images.bands
         train, test = prepared.labeled or (prepared.pictures, None)
         self.test = test if test is not None and test.labels is not None and train.labels is not None else None
         height, width = prepared.size
@@ -48,7 +49,14 @@ class Monitor:
             view, limit = CenterCrop(fraction=1.0), max(SHOWN, int(count * fraction))
             batches = list(
                 evaluation_batches(
-                    pictures, size=prepared.size, mean=self.mean, std=self.std, view=view, workers=workers, limit=limit
+                    pictures,
+                    size=prepared.size,
+                    mean=mean,
+                    std=std,
+                    view=view,
+                    workers=workers,
+                    limit=limit,
+                    keep_holes=True,
                 )
             )
             labels = [batch[1] for batch in batches if batch[1] is not None]
@@ -59,6 +67,12 @@ class Monitor:
         self.query_labels: Tensor | None = None
         if self.test is not None:
             self.queries, self.query_labels = load(self.test, QUERIES)
+        source = self.bank if self.queries is None else self.queries
+        places = torch.linspace(0, len(source) - 1, SHOWN).long()  # of several classes, where they lie in order
+        self.shown, self.shown_valid = split_holes(source[places])
+        for images in (self.bank, self.queries):
+            if images is not None and prepared.pictures.values.holes:
+                images.nan_to_num_(0.0)
 
     @torch.no_grad()  # no inference mode: the first step may use what the encoder keeps from the evaluation before it
     def features(self, encoder: Backbone, images: Tensor) -> Tensor:
@@ -110,20 +124,26 @@ class Monitor:
         return torch.eq(predicted, self.query_labels).float().mean().item()
 
     @torch.inference_mode()
-    def draw(self, method: Method, encoder: Backbone, path: Path) -> None:
-        """Write `drawing.prediction_grid` of a few pictures, under the same masks at every evaluation."""
-        source = self.queries if self.queries is not None else self.bank
-        places = torch.linspace(0, len(source) - 1, SHOWN).long()  # of several classes, where they lie in order
-        images = source[places].to(self.engine.device)
+    def draw(self, method: Method, encoder: Backbone, folder: Path, steps: int) -> None:
+        """Write pictures of what a method predicts, under the same masks at every evaluation.
+
+        `step-N.png` and `reconstruction.png` are `drawing.prediction_grid` of a few pictures; `channels.png` is
+        `drawing.channel_grid` of the first, where it has more than three channels.
+        """
+        images, device = self.shown.to(self.engine.device), self.engine.device
         number = torch.arange(len(images))
-        batch = Batch(images, rng_keys("look", self.seed, number).to(images.device), number)
+        valid = None if self.shown_valid is None else self.shown_valid.to(device)
+        batch = Batch(images, rng_keys("look", self.seed, number).to(device), number, valid=valid)
         training = method.training
         method.eval()
         with self.engine.autocast():
-            grid = prediction_grid(method, encoder, batch, self.mean, self.std)
+            grid = prediction_grid(method, encoder, batch, self.display)
+            channels = channel_grid(method, encoder, batch, self.display, self.bands)
         method.train(training)
-        if grid is not None:
-            save_picture(grid, path)
+        files = {f"step-{steps:09d}.png": grid, "reconstruction.png": grid, "channels.png": channels}
+        for name, sheet in files.items():
+            if sheet is not None:
+                save_picture(sheet, folder / name)
 
 
 def shrunk(images: Float[Tensor, "N C H W"]) -> Float[Tensor, "N D"]:

@@ -70,8 +70,7 @@ class OnlineEvaluation:
             measures = self.monitor.evaluate(self.task, self.encoder)
             folder: Path = self.run.folder / "pictures"
             with disk_errors(self.run.folder):
-                self.monitor.draw(self.task, self.encoder, folder / f"step-{steps:09d}.png")
-                self.monitor.draw(self.task, self.encoder, folder / "reconstruction.png")
+                self.monitor.draw(self.task, self.encoder, folder, steps)
             return measures
 
         measures = distributed.on_main(measure_and_draw, self.device)

@@ -15,111 +15,22 @@ from mimkit.core.batch import Batch
 from mimkit.core.errors import UserError, at_least
 from mimkit.core.memory import free_memory
 from mimkit.core.randomness import integer, rng_keys
-from mimkit.data.header import SMALLEST
 from mimkit.data.labels import label_subset
 from mimkit.data.loader import Loader, Plan, ViewSettings, statistics
-from mimkit.data.reading import Reading, Transform
+from mimkit.data.reading import Reading
 from mimkit.data.sources import Pictures, open_measured, open_pictures
 from mimkit.data.values import FULL
-from mimkit.data.views import RandomResizedCrop, View
 from mimkit.methods.base import Method, MethodConfig
 from mimkit.methods.mae import MAEConfig
 from mimkit.model.backbone import Backbone
 from mimkit.model.build import EncoderConfig, is_convolutional
 from mimkit.model.vit import refuse_unsuitable
+from mimkit.train.images import Images
 from mimkit.train.machine import Machine, untouched
 from mimkit.train.optimizer import AdamWConfig, OptimizerConfig
 from mimkit.train.resolved import Resolved
 from mimkit.train.schedule import Schedule, WarmupCosine
 from mimkit.weights.load import load_weights
-
-
-@dataclass(kw_only=True, slots=True)
-class Images:
-    """How pictures become the images of a batch."""
-
-    size: int | tuple[int, int] = 224
-    """Side of the images in pixels, or height and width."""
-    view: View = field(default_factory=RandomResizedCrop)
-    """What part of a picture is seen, when it is mirrored, and what becomes of its colors."""
-    other_views: tuple[View, ...] = ()
-    """Further views of the same picture, each drawn by itself, for methods that compare views."""
-    channels: int | None = None
-    """1 gray, 3 color, N bands; by default as the pictures have them."""
-    mean: tuple[float, ...] | None = None
-    """Per channel, of pixels in 0..1; by default computed from the data."""
-    std: tuple[float, ...] | None = None
-    """Per channel, of pixels in 0..1; by default computed from the data."""
-    value_range: tuple[float, ...] | None = None
-    """What becomes black and white in 16-bit and float pictures: a pair, or a pair for each channel in turn; by default
-    what nearly all of a sample lies between."""
-    value_transform: Transform = "none"
-    """Of values between black and white: none, log, or sqrt."""
-    window: tuple[float, float] | None = None
-    """Center and width of the values that are seen, as for CT; instead of value_range."""
-    nodata: float | None = None
-    """The value of pixels where nothing was measured, besides NaN and what a GeoTIFF says of itself: they are the mean,
-    and count in no statistic and no loss."""
-    bands: tuple[int, ...] | None = None
-    """Which bands of a file are seen, in this order, counted from 1; by default all."""
-    axes: str | None = None
-    """Letters of a TIFF's axes where its own notes are wrong or missing, as ZCYX."""
-    plane: int | None = None
-    """Which plane of a stack is the picture, counted from 0."""
-    tile: int | None = None
-    """Cut pictures into tiles of this side, each of which is a picture; by default they are whole."""
-    bad_fraction: float = 0.01
-    """The run stops when more than this share of the pictures cannot be read."""
-
-    def check(self) -> None:
-        """Refuse numbers that cannot be meant, before anything takes long."""
-        at_least(1, **{"images.size": min(self.shape()), "images.channels": self.channels})
-        if self.view.size is not None:
-            raise UserError(
-                f"the first view has images.size: give --images.size {self.view.size}, not images.view.size"
-            )
-        if not 0 <= self.bad_fraction <= 1:
-            raise UserError(f"images.bad_fraction is a share between 0 and 1, got {self.bad_fraction}")
-        at_least(0, **{"images.plane": self.plane})
-        if self.nodata is not None and math.isnan(self.nodata):
-            self.nodata = None  # NaN is no data anyway, and equals no other setting
-        at_least(SMALLEST, **{"images.tile": self.tile})
-        pairs = self.value_range or (0.0, 1.0)
-        if len(pairs) % 2 or not all(low < high for low, high in zip(pairs[::2], pairs[1::2], strict=True)):
-            raise UserError(f"images.value_range must be pairs of rising numbers, got {self.value_range}")
-        if self.window is not None and (self.value_range is not None or not self.window[1] > 0):
-            raise UserError("images.window is a center and a width above 0, and stands instead of images.value_range")
-        if self.bands is not None and min(self.bands, default=0) < 1:
-            raise UserError(f"images.bands are counted from 1, got {self.bands}")
-        if self.bands is not None and self.channels not in (None, len(self.bands)):
-            raise UserError(f"{len(self.bands)} images.bands are as many channels: leave images.channels away")
-
-    def reading(self) -> Reading:
-        """How files become pictures, as far as the settings say."""
-        value_range = self.value_range
-        if self.window is not None:
-            center, width = self.window
-            value_range = (center - width / 2, center + width / 2)
-        return Reading(
-            channels=self.channels if self.bands is None else len(self.bands),
-            value_range=value_range,
-            value_transform=self.value_transform,
-            nodata=self.nodata,
-            bands=self.bands,
-            axes=self.axes,
-            plane=self.plane,
-            tile=self.tile,
-        )
-
-    def follow(self, reading: Reading) -> None:
-        """Read files as a model was taught that learned from others."""
-        self.channels, self.value_range, self.window = reading.channels, reading.value_range, None
-        self.value_transform, self.nodata, self.bands = reading.value_transform, reading.nodata, reading.bands
-        self.axes, self.plane, self.tile = reading.axes, reading.plane, reading.tile
-
-    def shape(self) -> tuple[int, int]:
-        """Height and width."""
-        return (self.size, self.size) if isinstance(self.size, int) else (self.size[0], self.size[1])
 
 
 @dataclass(kw_only=True, slots=True)
@@ -389,6 +300,13 @@ class Prepared:
             world=distributed.world() if world is None else world,
             other_views=len(images.other_views),
         )
-        settings = ViewSettings(view=images.view, other_views=images.other_views, size=self.size, mean=mean, std=std)
+        settings = ViewSettings(
+            view=images.view,
+            other_views=images.other_views,
+            size=self.size,
+            mean=mean,
+            std=std,
+            flips=images.flips,
+        )
         resident = self.resident()
         return Loader(self.pictures, settings, plan, device=device, workers=workers, resident=resident, log=log)
