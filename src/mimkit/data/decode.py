@@ -16,8 +16,8 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg, decode_png
 
 from mimkit.core.errors import UserError
-from mimkit.data.dicom import dicom_header, dicom_values, is_dicom
-from mimkit.data.header import BadPicture, Header, check_size
+from mimkit.data.dicom import START, dicom_header, is_dicom, opened_dicom
+from mimkit.data.header import LARGEST, BadPicture, Header, check_size
 from mimkit.data.reading import Reading
 from mimkit.data.tiff import GDAL_NODATA, Box, is_tiff, opened, tiff_header
 from mimkit.data.values import DEPTHS, STORED, Storage
@@ -28,25 +28,26 @@ _ORIENTATION, _BITS = 0x0112, 258  # tags of EXIF and TIFF
 _MODES = {1: ImageReadMode.GRAY, 3: ImageReadMode.RGB}
 _DARK = 4096  # a 16-bit picture whose values all lie below holds 12 bits or fewer: 8-bit ones beside it are no guide
 _WORK = {"JPEG2000": 16, "AVIF": 12}  # bytes that decoding a sample takes, where that is far more than its result
-LARGEST = 1 << 31  # bytes that decoding one picture may take
 
 
 def header(file: bytes | BufferedIOBase, reading: Reading = Reading()) -> Header:
     """Size, channels, type and no-data value of a picture, before its pixels are decoded.
 
-    Of a TIFF file no more is read than its notes.
+    Of a TIFF or DICOM file no more is read than its notes.
 
     Raises BadPicture for what is no picture, too small, too large to decode, or a stack of which no plane was named;
     UserError when an extra is missing.
     """
     file = io.BytesIO(file) if isinstance(file, bytes) else file
-    tiff = is_tiff(file.read(4))
+    start = file.read(START)
     file.seek(0)
-    about = tiff_header(file, reading) if tiff else None
-    data = b"" if about else file.read()
-    if is_dicom(data):
-        about = dicom_header(data, reading)
-    elif about is None:
+    about = None
+    if is_dicom(start):
+        about = dicom_header(file, reading)
+    elif is_tiff(start):
+        about = tiff_header(file, reading)
+    if about is None:
+        data = file.read()
         picture = _open(data)
         width, height = picture.size
         if picture.format != "TIFF" and _orientation(picture) in (5, 6, 7, 8):  # Pillow turns TIFF files itself
@@ -108,7 +109,8 @@ def decode_box(file: BufferedIOBase, box: Box, storage: Storage, reading: Readin
 def _decode(data: bytes, storage: Storage, reading: Reading) -> Tensor:
     plain = storage.channels in (1, 3) and reading.bands is None
     if is_dicom(data):
-        return _stored(dicom_values(data, reading), storage, reading, dicom_header(data, reading).nodata)
+        frame = opened_dicom(data, reading)
+        return _stored(_as_set(frame.values(), storage.dtype), storage, reading, frame.nodata)
     tiff = is_tiff(data)
     try:
         picture = _open(data)
@@ -233,6 +235,21 @@ def _stored(
         raise BadPicture(f"is {DEPTHS[dtype]}, but the set is {DEPTHS[storage.dtype]}: use one depth")
     pixels = torch.from_numpy(np.ascontiguousarray(values)).to(storage.dtype)
     return _to_channels(pixels, storage.channels) if storage.channels in (1, 3) else pixels
+
+
+def _as_set(values: np.ndarray, dtype: torch.dtype) -> np.ndarray:
+    """Values of a DICOM file, whose units are the same in every file while the type is not, in the set's type.
+
+    Those that the set cannot hold, and 8-bit ones, stay what they are.
+    """
+    if torch.uint8 in (dtype, STORED[values.dtype.name]):
+        return values
+    name = str(dtype).removeprefix("torch.")
+    if dtype == torch.float32:
+        return values.astype(name)
+    limits = torch.iinfo(dtype)
+    fits = limits.min <= values.min() and values.max() <= limits.max and (values == np.rint(values)).all()
+    return values.astype(name) if fits else values
 
 
 def _holes_as_nan(values: np.ndarray, nodata: float | None, also: float | None) -> np.ndarray:

@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from mimkit.core.errors import UserError
+from mimkit.data.dicom import START, is_dicom
 from mimkit.data.layout import arrange, refuse_empty_train
 from mimkit.data.pictures import Encoded, Pictures, Split, digest, sample
 from mimkit.data.reading import Reading
 from mimkit.data.tables import metadata_labels
 
-_KINDS = "jpg jpeg jpe jfif mpo png webp avif bmp gif tif tiff ppm pgm pbm pnm jp2"
+_KINDS = "jpg jpeg jpe jfif mpo png webp avif bmp gif tif tiff ppm pgm pbm pnm jp2 dcm dicom"
 ENDINGS = frozenset(f".{kind}" for kind in _KINDS.split())
 SETTLED = 2_000_000_000  # ns; a directory changed just now may change again within one tick of its clock
 
@@ -171,12 +172,22 @@ class _Walk:
     def take(self, entry: os.DirEntry, path: bytes) -> None:
         """Note a file."""
         ending = os.path.splitext(entry.name)[1].lower()
-        if ending not in _ENDINGS:
+        if ending not in _ENDINGS and not self.unnamed_dicom(entry, ending):
             self.other_files[os.fsdecode(ending) or "no ending"] += 1
         elif entry.is_file() or not os.path.exists(os.path.join(self.root, path)):  # a link that leads nowhere is bad
             self.pictures.append(path)
         else:
             self.skip("no regular files", path)
+
+    def unnamed_dicom(self, entry: os.DirEntry, ending: bytes) -> bool:
+        """Whether a file is DICOM by its first bytes. Scanners name files by numbers alone, without an ending."""
+        if (ending and not ending[1:].isdigit()) or entry.name == b"DICOMDIR" or not entry.is_file():
+            return False
+        opened = os.open(entry.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            return is_dicom(os.read(opened, START))
+        finally:
+            os.close(opened)
 
     def skip(self, reason: str, path: bytes) -> None:
         """Note what is not taken."""
@@ -195,7 +206,9 @@ _REASONS = {
 
 
 def walk(root: bytes) -> Index:
-    """Every picture below `root`, by file ending alone, no file opened; hidden names left out, links followed.
+    """Every picture below `root`, by file ending alone; hidden names left out, links followed.
+
+    Only files without an ending are opened: those that begin as DICOM files are pictures as well.
 
     What is no regular file, links in a loop and paths that cannot be followed are skipped, and counted in `skipped`.
     """

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
+LARGEST = 1 << 31  # bytes that decoding one picture may take
 SMALLEST = 8  # pixels on a side; anything smaller is an icon, a tracking pixel or damage
 
 

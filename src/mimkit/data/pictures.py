@@ -20,6 +20,7 @@ from mimkit.core.errors import UserError
 from mimkit.core.randomness import rng_keys
 from mimkit.data.classes import UNLABELED, Labels, in_order, number_values
 from mimkit.data.decode import BadPicture, Header, decode, decode_box, header
+from mimkit.data.dicom import START, is_dicom
 from mimkit.data.reading import Reading
 from mimkit.data.tiff import Box, is_tiff
 from mimkit.data.values import STORED, Storage, Values, given_values, measured_values
@@ -178,9 +179,9 @@ class Encoded(Pictures):
         whole = self._decoded.get(i)
         if whole is None:
             with self._handle(i) as file:
-                tiff = is_tiff(file.read(4))
+                start = file.read(START)
                 file.seek(0)
-                if tiff:
+                if is_tiff(start) and not is_dicom(start):
                     return decode_box(file, box, self.storage, self.reading)
             whole = self.read(i)
             while self._decoded and sum(picture.nbytes for picture in self._decoded.values()) > _DECODED:

@@ -39,7 +39,7 @@ class Tiled(Pictures):
             return self.side, self.side
 
     def __len__(self) -> int:
-        return len(self.owners)
+        return len(self._boxes)
 
     @property
     def storage(self) -> Storage:
