@@ -233,7 +233,9 @@ def _stored(
         values = np.rint(values / 257).astype(np.uint8)
     elif dtype != storage.dtype:
         raise BadPicture(f"is {DEPTHS[dtype]}, but the set is {DEPTHS[storage.dtype]}: use one depth")
-    pixels = torch.from_numpy(np.ascontiguousarray(values)).to(storage.dtype)
+    values = np.ascontiguousarray(values)
+    # A file's own buffer may not be written to, of which torch would warn.
+    pixels = torch.from_numpy(values if values.flags.writeable else values.copy()).to(storage.dtype)
     return _to_channels(pixels, storage.channels) if storage.channels in (1, 3) else pixels
 
 

@@ -7,6 +7,7 @@ from io import BufferedIOBase
 from typing import Any, cast
 
 import numpy as np
+from PIL import Image
 
 from mimkit.core.errors import missing_extra
 from mimkit.data.header import BadPicture, Header, check_size
@@ -120,10 +121,15 @@ class Layout:
 
     def _page(self, page: Any, axes: str, box: Box | None) -> np.ndarray:
         """A page, or a box of it: of tiles and strips only those that it touches."""
-        if box is not None and axes.replace("C", "S") in ("YX", "YXS", "SYX"):
-            return page_box(page, box)
-        self._bound(page.nbytes)
-        return page.asarray()[_boxed(axes, box)]
+        try:
+            if box is not None and axes.replace("C", "S") in ("YX", "YXS", "SYX"):
+                return page_box(page, box)
+            self._bound(page.nbytes)
+            return page.asarray()[_boxed(axes, box)]
+        except ValueError as error:
+            if "imagecodecs" not in str(error):
+                raise
+            return _by_pillow(page)[_boxed(axes, box)]
 
     def _bound(self, size: int) -> None:
         if size > LARGEST:
@@ -201,6 +207,18 @@ def page_box(page: Any, box: Box) -> np.ndarray:
                     into = values[plane, y0 - row : y1 - row, x0 - column : x1 - column]
                     into[:] = piece[0, y0 - y : y1 - y, x0 - x : x1 - x]
     return _squeezed(values, page)
+
+
+def _by_pillow(page: Any) -> np.ndarray:
+    """A page whose compression tifffile leaves to another package, if Pillow gives the very values that it says."""
+    file = page.parent.filehandle
+    file.seek(0)
+    with Image.open(io.BytesIO(file.read()), formats=["TIFF"]) as picture:
+        picture.seek(page.index)
+        values = np.asarray(picture)
+    if values.dtype != page.dtype or values.shape != page.shape:
+        raise BadPicture(f"is compressed by {page.compression.name}: pip install imagecodecs")
+    return values
 
 
 def _squeezed(values: np.ndarray, page: Any) -> np.ndarray:
