@@ -15,8 +15,9 @@ import numpy as np
 
 from mimkit.core.errors import UserError
 from mimkit.data.dicom import START, is_dicom
+from mimkit.data.encoded import Encoded
 from mimkit.data.layout import arrange, refuse_empty_train
-from mimkit.data.pictures import Encoded, Pictures, Split, digest, sample
+from mimkit.data.pictures import Pictures, Split, digest, sample
 from mimkit.data.reading import Reading
 from mimkit.data.tables import metadata_labels
 
