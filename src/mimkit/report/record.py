@@ -9,6 +9,7 @@ from typing import Any
 
 from mimkit.core.config import flatten
 from mimkit.core.errors import UserError
+from mimkit.data.reading import Reading
 from mimkit.evaluate.run import NAMES
 from mimkit.train.recorder import duration
 from mimkit.train.run_folder import MEASURED, RunFolder, read_json
@@ -91,6 +92,14 @@ def read_run(folder: Path) -> dict[str, Any]:
     }
 
 
+def _read_as(reading: Any) -> str | None:
+    """How files became pictures, in words; nothing of plain 8-bit ones, and of what cannot be understood."""
+    try:
+        return str(Reading.from_json(reading)) or None
+    except (AttributeError, TypeError, ValueError):
+        return None
+
+
 def _facts(saved: dict[str, Any], records: list[dict[str, Any]], result: dict[str, Any]) -> dict[str, Any]:
     """What was trained on what, by name, in the order of the page; None or nothing where no file says it."""
     config, resolved = saved["config"], saved["resolved"]
@@ -105,6 +114,7 @@ def _facts(saved: dict[str, Any], records: list[dict[str, Any]], result: dict[st
         "encoder": ", ".join([str(encoder.get("name", "")), *_shape(encoder)]),
         "pictures": f"{count:,} from {short(resolved.get('data', ''))}" if count else None,
         "images": " x ".join(map(str, images)) + f" px, {resolved.get('channels')} channels" if images else None,
+        "read as": _read_as(resolved.get("reading")),
         "schedule": f"{epochs} epoch{'s' * (epochs != 1)}, {steps}",
         "seed": config.get("seed"),
         "started": str(saved.get("started", "")).replace("T", " ").replace("+00:00", " UTC"),
