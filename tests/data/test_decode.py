@@ -12,7 +12,7 @@ from PIL import Image
 
 from encoded import BAD, JPEG, PNG, encoded, smooth
 from mimkit.core.errors import UserError
-from mimkit.data.decode import BadPicture, decode, header
+from mimkit.data.decode import BadPicture, Header, decode, header
 from mimkit.data.reading import Reading
 from mimkit.data.values import Storage
 
@@ -177,7 +177,7 @@ def test_multichannel_tiff(layout, kind):
         near(decode(data, Storage(5, dtype), Reading(channels=5)).permute(1, 2, 0).numpy(), raw, 0)
     axes = {"interleaved": "YXS", "planes": "SYX", "imagej": "CYX", "pages": "CYX"}[layout]
     near(pixels(data, 5, dtype, axes=axes), raw, 0)
-    assert header(data, Reading(axes=axes)) == (40, 56, 5, np.dtype(kind).name, None)
+    assert header(data, Reading(axes=axes)) == Header(40, 56, 5, np.dtype(kind).name, axes=axes)
     near(pixels(data, 3, dtype, axes=axes, bands=(4, 3, 2)), raw[..., [3, 2, 1]], 0)
     with pytest.raises(BadPicture, match=r"has 5 bands, images\.bands 6"):
         decode(data, Storage(1, dtype), Reading(axes=axes, bands=(6,)))
@@ -202,7 +202,7 @@ def test_missing_tifffile_names_the_extra(monkeypatch):
 
 
 def test_a_header_is_read_without_the_pixels():
-    assert header(PNG[:100]) == header(JPEG[: len(JPEG) // 2]) == (200, 300, 3, "uint8", None)
+    assert header(PNG[:100]) == header(JPEG[: len(JPEG) // 2]) == Header(200, 300, 3, "uint8")
     for name in ("empty.jpg", "text.jpg", "bomb.png", "one.png", "cut_header.jpg"):
         with pytest.raises(BadPicture):
             header(BAD[name][0])

@@ -192,7 +192,7 @@ def dicom_header(file: BufferedIOBase, reading: Reading) -> Header:
     """What a file says about itself; its pixels are not read. Raises BadPicture; UserError without pydicom."""
     try:
         frame = Frame(_read(file, pixels=False), reading)
-        return Header(frame.height, frame.width, frame.channels, frame.dtype, frame.nodata)
+        return Header(frame.height, frame.width, frame.channels, frame.dtype, frame.nodata, frame.frames)
     except (BadPicture, UserError):
         raise
     except Exception as error:  # whatever pydicom raises for damaged bytes

@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from io import BufferedIOBase
+from io import BufferedIOBase, BufferedReader
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +68,7 @@ class Files(Encoded):
         return read_regular(self.path(i))
 
     def file(self, i: int) -> BufferedIOBase:
-        return open(os.fsdecode(self.path(i)), "rb")
+        return open_regular(self.path(i))
 
     def where(self, i: int) -> str:
         return os.fsdecode(self.path(i))
@@ -86,20 +86,23 @@ class Files(Encoded):
         return digest(self._paths.buffer.tobytes(), self._paths.ends.tobytes(), few)
 
 
-def read_regular(path: str | bytes) -> bytes:
-    """The bytes of a regular file.
+def open_regular(path: str | bytes) -> BufferedReader:
+    """A regular file, opened.
 
     Raises OSError, also for anything else: a pipe would be waited for without end, and a device has no end.
     """
     # Opening a pipe waits for a writer, unless told not to.
-    opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        if not stat.S_ISREG(os.fstat(opened).st_mode):
-            raise OSError(errno.EINVAL, "it is no regular file")
-        with open(opened, "rb", buffering=0, closefd=False) as file:
-            return file.read()
-    finally:
-        os.close(opened)
+    file = open(os.fsdecode(path), "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "it is no regular file")
+    return file
+
+
+def read_regular(path: str | bytes) -> bytes:
+    """The bytes of a regular file. Raises OSError, also for anything else, as `open_regular`."""
+    with open_regular(path) as file:
+        return file.read()
 
 
 class Index:
@@ -183,11 +186,8 @@ class _Walk:
         """Whether a file is DICOM by its first bytes. Scanners name files by numbers alone, without an ending."""
         if (ending and not ending[1:].isdigit()) or entry.name == b"DICOMDIR" or not entry.is_file():
             return False
-        opened = os.open(entry.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            return is_dicom(os.read(opened, START))
-        finally:
-            os.close(opened)
+        with open_regular(entry.path) as file:
+            return is_dicom(file.read(START))
 
     def skip(self, reason: str, path: bytes) -> None:
         """Note what is not taken."""
