@@ -92,7 +92,7 @@ def open_regular(path: str | bytes) -> BufferedReader:
     Raises OSError, also for anything else: a pipe would be waited for without end, and a device has no end.
     """
     # Opening a pipe waits for a writer, unless told not to.
-    file = open(os.fsdecode(path), "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
+    file = open(os.fsdecode(path), "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
         raise OSError(errno.EINVAL, "it is no regular file")
