@@ -226,3 +226,40 @@ def test_a_truncated_jpeg_is_refused_wherever_it_ends():
     padded = JPEG + b"\0" * 100
     near(pixels(padded), pixels(JPEG), 0)
     near(pixels(JPEG + b"trailing words of a camera"), pixels(JPEG), 2)
+
+
+def test_no_other_format_is_opened_whatever_a_file_is_called(monkeypatch):
+    """An EPS called .jpg would reach Ghostscript."""
+    eps = encoded(Image.fromarray(smooth()), "EPS")
+    assert Image.open(io.BytesIO(eps)).format == "EPS"
+
+    def ghostscript(*arguments, **settings):
+        raise AssertionError("an interpreter was started")
+
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", ghostscript)
+    for kind, data in (
+        ("EPS", eps),
+        ("PDF", encoded(Image.fromarray(smooth()), "PDF")),
+        ("ICO", b"\0\0\1\0" + b"\0" * 60),
+    ):
+        with pytest.raises(BadPicture, match="not a picture that can be read"):
+            decode(data, Storage(3))
+        with pytest.raises(BadPicture):
+            header(data), kind
+
+
+def test_a_small_file_that_takes_much_memory_is_refused():
+    features = pytest.importorskip("PIL.features")
+    if not features.check("jpg_2000"):
+        pytest.skip("this Pillow has no JPEG 2000")
+    small = encoded(Image.fromarray(np.zeros((64, 64, 3), np.uint8)), "JPEG2000")
+    assert decode(small, Storage(3)).shape == (3, 64, 64)
+    # Its header says 10,000 x 10,000: 4.8 GB while OpenJPEG decodes it.
+    place = small.index(b"\xff\x51") + 8  # of the sizes in the SIZ marker
+    sizes = struct.pack(">II", 10_000, 10_000)
+    huge = bytearray(small)
+    huge[place : place + 8] = sizes
+    box = small.index(b"ihdr") + 4
+    huge[box : box + 8] = sizes
+    with pytest.raises(BadPicture, match=r"takes 4\.8 GB of memory to decode"):
+        header(bytes(huge))

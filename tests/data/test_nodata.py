@@ -142,3 +142,21 @@ def test_a_file_with_a_mark_of_its_own_is_refused_or_mapped(tmp_path):
     assert pictures.storage.nodata == -7
     empty = pictures.values.levels(pictures.read(COUNT)).isnan()[0].numpy()
     assert np.array_equal(empty, holes[1])
+
+
+def test_a_compression_that_tifffile_leaves_to_others(tmp_path):
+    """GDAL's usual LZW: Pillow reads it, for whole pictures and for tiles, and the note of no data still holds."""
+    from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+    values = np.random.default_rng(0).integers(0, 200, (90, 70, 3)).astype(np.uint8)
+    values[:30, :20] = 255
+    notes = ImageFileDirectory_v2()
+    notes[42113] = "255"
+    Image.fromarray(values).save(tmp_path / "scene.tif", compression="tiff_lzw", tiffinfo=notes)
+    whole = open_pictures([str(tmp_path)], "all")
+    assert whole.storage.nodata == 255 and np.array_equal(whole.read(0).permute(1, 2, 0).numpy(), values)
+    assert whole.values.levels(whole.read(0)).isnan()[0].sum() == 600
+    tiled = open_pictures([str(tmp_path)], "all", Reading(tile=32))
+    for number in range(len(tiled)):
+        x, y = map(int, tiled.where(number).rpartition(" at ")[2].split(","))
+        assert np.array_equal(tiled.read(number).permute(1, 2, 0).numpy(), values[y : y + 32, x : x + 32])

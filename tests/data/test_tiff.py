@@ -106,6 +106,11 @@ VARIANTS = {
     "LZW": (pillow(Image.fromarray(COLOR8), compression="tiff_lzw"), channels_first(COLOR8), {}),
     "LZW, 16 bits": (pillow(Image.fromarray(GRAY), compression="tiff_lzw"), GRAY[None], {}),
     "LZW, float": (pillow(Image.fromarray(FLOATS), compression="tiff_lzw"), FLOATS[None], {}),
+    "LZW, signed": (
+        pillow(Image.fromarray(GRAY), compression="tiff_lzw", tiffinfo={339: 2}),
+        GRAY.astype(np.int16)[None],
+        {},
+    ),
     "deflate by Pillow": (pillow(Image.fromarray(GRAY), compression="tiff_adobe_deflate"), GRAY[None], {}),
     "PackBits": (pillow(Image.fromarray(COLOR8), compression="packbits"), channels_first(COLOR8), {}),
     "fax": (pillow(Image.fromarray(GRAY8 > 99), compression="group4"), (GRAY8 > 99)[None] * 255, {}),
@@ -176,7 +181,9 @@ VARIANTS = {
 }
 
 
-PILLOWS = {"inks", "4 bits"} | ({"LZW", "LZW, 16 bits", "LZW, float", "fax", "12 bits"} if not CODECS else set())
+PILLOWS = {"inks", "4 bits"} | (
+    {"LZW", "LZW, 16 bits", "LZW, signed", "LZW, float", "fax", "12 bits"} if not CODECS else set()
+)
 
 
 def storage(data: bytes, reading: Reading) -> Storage:
@@ -253,12 +260,15 @@ def test_what_cannot_be_read_right_is_refused(name):
 
 @pytest.mark.skipif(CODECS, reason="imagecodecs is installed")
 def test_what_needs_imagecodecs_says_so():
-    """Pages of a stack, and values of odd widths in tiles."""
-    data = pillow(Image.fromarray(GRAY), compression="tiff_lzw", save_all=True, append_images=[Image.fromarray(GRAY)])
+    """Pillow reads the pages of a stack as well, but not 16-bit colors."""
+    pages = [Image.fromarray(page) for page in STACK[0, :, 0]]
+    data = pillow(pages[0], compression="tiff_lzw", save_all=True, append_images=pages[1:])
+    assert np.array_equal(decode(data, Storage(1, torch.uint16), Reading(plane=2)).numpy(), STACK[0, 2, :1])
+    colors = tiff(COLOR, photometric="rgb").replace(
+        struct.pack("<HHIHH", 259, 3, 1, 1, 0), b"\x03\x01\3\0\1\0\0\0\5\0\0\0"
+    )
     with pytest.raises(BadPicture, match="is packed as LZW: pip install imagecodecs"):
-        decode(data, Storage(1, torch.uint16), Reading(plane=0))
-    with pytest.raises(BadPicture, match="is packed as 12 bits: pip install imagecodecs"):
-        decode_box(io.BytesIO(VARIANTS["12 bits"][0]), BOX, Storage(1, torch.uint16), Reading())
+        decode(colors, Storage(3, torch.uint16))
 
 
 DEEP = [

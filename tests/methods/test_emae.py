@@ -11,8 +11,8 @@ from mimkit.core.errors import UserError
 from mimkit.core.randomness import rng_keys
 from mimkit.masks import Mask, PartitionMasker, RandomMasker
 from mimkit.masks.partition import ComplementaryMasker
+from mimkit.methods.agreement import disagreement, disagreement_by_variance
 from mimkit.methods.emae import EMAEConfig
-from mimkit.methods.losses import disagreement, disagreement_by_variance
 from mimkit.model.build import EncoderConfig
 from mimkit.model.decoder import DecoderConfig
 from mimkit.model.patches import patchify

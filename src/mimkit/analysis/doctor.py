@@ -15,6 +15,7 @@ from mimkit.analysis.survey import Survey, duplicates, mix, odd_ones, reasons, s
 from mimkit.core.errors import UserError, at_least
 from mimkit.core.memory import free_memory
 from mimkit.data.pictures import Pictures
+from mimkit.data.reading import Reading
 from mimkit.data.sources import open_pictures
 from mimkit.data.values import DEPTHS
 from mimkit.recipes import find_recipe
@@ -60,18 +61,17 @@ def examine(
     limit: int = 20_000,
     batch_size: int | None = None,
     epochs: int | None = None,
-    label_column: str | None = None,
-    images: Images | None = None,
+    reading: Reading = Reading(),
 ) -> Examination:
     """Read pictures and plan a recipe on them.
 
     Of each split at most `limit` pictures are read, spread over it. Without a recipe one is chosen that fits;
-    `batch_size` and `epochs` replace those of the recipe, and `images` says how files become pictures.
+    `batch_size` and `epochs` replace those of the recipe, and `reading` says how files become pictures.
     """
     at_least(1, limit=limit, batch_size=batch_size, epochs=epochs)
     config = find_recipe(recipe) if recipe else Pretrain()
-    config.data, config.label_column = tuple(data), label_column
-    _read_as(config, images)
+    config.data = tuple(data)
+    _read_as(config, reading)
     pictures, device = Prepared(config).pictures, config.machine.find_device()
     train = survey(pictures, limit)
     test = None
@@ -85,8 +85,8 @@ def examine(
     if recipe is None:
         recipe, fitting_epochs, why = choose_recipe(pictures, device)
         config = find_recipe(recipe)
-        config.data, config.epochs, config.label_column = tuple(data), fitting_epochs, label_column
-        _read_as(config, images)
+        config.data, config.epochs = tuple(data), fitting_epochs
+        _read_as(config, reading)
     # What was given overrides the recipe after it is known which recipe that is.
     config.batch_size, config.epochs = batch_size or config.batch_size, epochs or config.epochs
     # Opened once: a folder of millions need not be walked again.
@@ -100,13 +100,11 @@ def examine(
     return Examination(result, train, test)
 
 
-def _read_as(config: Pretrain, images: Images | None) -> None:
-    """Read files as these settings say, where there are any; channels that a recipe fixes stay."""
-    if images is not None:
-        images.check()
-        channels = config.images.channels
-        config.images.follow(images.reading())
-        config.images.channels = config.images.channels or channels
+def _read_as(config: Pretrain, reading: Reading) -> None:
+    """Read files as this says, where it says something; else as the recipe does."""
+    config.images.follow(config.images.reading().changed_by(reading))
+    config.label_column = reading.label_column
+    config.images.check()
 
 
 def describe(train: Survey, test: Survey | None) -> dict[str, Any]:

@@ -1,41 +1,17 @@
 """`mimkit doctor`: a folder and a recipe enter, what is wrong with the pictures and what training would cost leave."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import Positional, arg
 
 from mimkit.cli.console import show
+from mimkit.cli.reading import ReadingFlags
 from mimkit.cli.report import refuse_without_jinja2
 from mimkit.core.errors import UserError
 from mimkit.core.flags import Arguments, parse, refuse_unwritable
-from mimkit.data.reading import Transform
 from mimkit.recipes import check_recipe
-
-
-@dataclass(kw_only=True)
-class ReadingFlags:
-    """How files become pictures, as for pretrain."""
-
-    channels: int | None = None
-    """1 gray, 3 color, N bands."""
-    value_range: tuple[float, ...] | None = None
-    """What becomes black and white in 16-bit and float pictures."""
-    value_transform: Transform = "none"
-    """Of values between black and white: none, log, or sqrt."""
-    window: tuple[float, float] | None = None
-    """Center and width of the values that are seen, as for CT."""
-    nodata: float | None = None
-    """The value of pixels where nothing was measured."""
-    bands: tuple[int, ...] | None = None
-    """Which bands of a file are seen, in this order, counted from 1."""
-    axes: str | None = None
-    """Letters of a TIFF's axes, as ZCYX."""
-    plane: int | None = None
-    """Which plane of a stack is the picture, counted from 0."""
-    tile: int | None = None
-    """Cut pictures into tiles of this side."""
 
 
 @dataclass(kw_only=True)
@@ -53,6 +29,7 @@ class DoctorArguments(Arguments):
     epochs: int | None = None
     """Passes over the pictures, if other than the recipe's."""
     images: ReadingFlags = field(default_factory=ReadingFlags)
+    """How files become pictures, as for pretrain."""
     html: Annotated[Path | None, arg(metavar="FILE")] = None
     """Write the findings as a self-contained page too, with thumbnails of the pictures that stand out."""
 
@@ -70,7 +47,6 @@ def run(args: list[str]) -> int:
         refuse_unwritable(arguments.html)
     from mimkit.analysis.doctor import examine
     from mimkit.data.named import NAMES
-    from mimkit.train.images import Images
 
     data, recipe = list(arguments.data), None
     if len(data) > 1 and data[-1] not in NAMES and not Path(data[-1]).exists():
@@ -82,8 +58,7 @@ def run(args: list[str]) -> int:
         limit=arguments.limit,
         batch_size=arguments.batch_size,
         epochs=arguments.epochs,
-        label_column=arguments.label_column,
-        images=None if arguments.images == ReadingFlags() else Images(**asdict(arguments.images)),
+        reading=arguments.images.reading(arguments.label_column),
     )
     show(examination.result, arguments.json, examination.table)
     if arguments.html is not None:

@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from mimkit.core.errors import UserError
+from mimkit.data.encoded import Encoded
 from mimkit.data.folders import ENDINGS, Paths, cache_folder
 from mimkit.data.layout import arrange
-from mimkit.data.pictures import Encoded, Pictures, Split, digest
+from mimkit.data.pictures import Pictures, Split, digest
 from mimkit.data.reading import Reading
 from mimkit.data.tables import METADATA, metadata_labels
 

@@ -20,7 +20,7 @@ from mimkit.core.errors import UserError
 from mimkit.data.dicom import START, dicom_header, is_dicom, opened_dicom
 from mimkit.data.header import LARGEST, BadPicture, Header, check_size
 from mimkit.data.reading import Reading
-from mimkit.data.tiff import GDAL_NODATA, Box, Layout, OnlyWhole, is_tiff, opened, tiff_header
+from mimkit.data.tiff import GDAL_NODATA, Box, is_tiff, opened, tiff_header
 from mimkit.data.values import DEPTHS, STORED, Storage
 
 for _name in ("PIL", "tifffile"):  # what they log about damaged files, BadPicture says
@@ -134,13 +134,7 @@ def _decode(data: bytes, storage: Storage, reading: Reading) -> Tensor:
     if picture is None or (isinstance(picture, TiffImageFile) and not (plain and _simple(picture, reading))):
         with opened(data, reading) as layout:
             check_size(layout.side("X"), layout.side("Y"))
-            try:
-                values = layout.values()
-            except OnlyWhole:
-                if picture is None or not _same(picture, layout):
-                    raise
-                return from_pillow(picture, storage, reading, layout.nodata)
-            return _upright(_stored(values, storage, reading, layout.nodata), layout.orientation)
+            return _upright(_stored(layout.values(), storage, reading, layout.nodata), layout.orientation)
     if not plain and reading.bands is None:
         raise BadPicture(f"{storage.channels} channels can only come from TIFF files, this is {picture.format}")
     orientation = _orientation(picture)
@@ -172,35 +166,20 @@ def _eight_bits(picture: TiffImageFile) -> bool:
     return not (deep or more or flat)
 
 
-def _same(picture: Image.Image, layout: Layout) -> bool:
-    """Whether Pillow's first page of a TIFF file is the plane that is meant, in its full depth."""
-    if not isinstance(picture, TiffImageFile) or layout.planes > 1 or layout.page.index != 0:
-        return False
-    if picture.size != (layout.side("X"), layout.side("Y")):
-        width, height = picture.size  # Pillow turns it upright by itself
-        if layout.orientation < 5 or (height, width) != (layout.side("X"), layout.side("Y")):
-            return False
-    gray = layout.samples == 1 and layout.kind == 1
-    deep = {"I;16": "uint16", "I;16B": "uint16", "F": "float32"}.get(picture.mode) == layout.dtype
-    return _eight_bits(picture) or (gray and deep)
-
-
-def from_pillow(
-    picture: Image.Image, storage: Storage, reading: Reading = Reading(), nodata: float | None = None
-) -> Shaped[Tensor, "C H W"]:
-    """A picture that Pillow has opened, upright, as `decode` gives it; `nodata` is the file's. Raises BadPicture."""
+def from_pillow(picture: Image.Image, storage: Storage, reading: Reading = Reading()) -> Shaped[Tensor, "C H W"]:
+    """A picture that Pillow has opened, upright, as `decode` gives it. Raises BadPicture."""
     picture = ImageOps.exif_transpose(picture)  # loads the pixels
     if picture.mode in ("F", "I") or picture.mode.startswith("I;16"):
-        values = np.array(picture)[None]
+        values = np.asarray(picture)[None]
         # Pillow's 32-bit integers are 16-bit ones of PNG and PPM files.
         deep = picture.mode == "I" and picture.format != "TIFF" and values.min() >= 0 and values.max() <= 65535
-        return _stored(values.astype(np.uint16) if deep else values, storage, reading, nodata)
+        return _stored(values.astype(np.uint16) if deep else values, storage, reading)
     if picture.mode in ("P", "PA"):  # a palette may hold transparent colors, which Pillow wants as RGBA first
         picture = picture.convert("RGBA")
-    if reading.bands is not None or storage != Storage(storage.channels) or nodata is not None:
+    if reading.bands is not None or storage != Storage(storage.channels):
         colors = picture.convert("L" if picture.mode in ("1", "L", "LA", "La") else "RGB")
         values = np.array(colors).reshape(*colors.size[::-1], -1).transpose(2, 0, 1)
-        return _stored(values, storage, reading, nodata)
+        return _stored(values, storage, reading)
     pixels = np.array(picture.convert("L" if storage.channels == 1 else "RGB"))
     return torch.from_numpy(pixels).reshape(*pixels.shape[:2], storage.channels).permute(2, 0, 1).contiguous()
 
@@ -275,7 +254,9 @@ def _stored(
         values = np.rint(values / 257).astype(np.uint8)
     elif dtype != storage.dtype:
         raise BadPicture(f"is {DEPTHS[dtype]}, but the set is {DEPTHS[storage.dtype]}: use one depth")
-    pixels = torch.from_numpy(np.ascontiguousarray(values)).to(storage.dtype)
+    values = np.ascontiguousarray(values)
+    # A file's own buffer may not be written to, of which torch would warn.
+    pixels = torch.from_numpy(values if values.flags.writeable else values.copy()).to(storage.dtype)
     return _to_channels(pixels, storage.channels) if storage.channels in (1, 3) else pixels
 
 

@@ -15,8 +15,9 @@ import numpy as np
 
 from mimkit.core.errors import UserError
 from mimkit.data.dicom import START, is_dicom
+from mimkit.data.encoded import Encoded
 from mimkit.data.layout import arrange, refuse_empty_train
-from mimkit.data.pictures import Encoded, Pictures, Split, digest, sample
+from mimkit.data.pictures import Pictures, Split, digest, sample
 from mimkit.data.reading import Reading
 from mimkit.data.tables import metadata_labels
 
@@ -87,20 +88,24 @@ class Files(Encoded):
 
 
 def open_regular(path: str | bytes) -> BufferedReader:
-    """A regular file, opened.
+    """A regular file to read.
 
     Raises OSError, also for anything else: a pipe would be waited for without end, and a device has no end.
     """
+    return open(os.fsdecode(path), "rb", opener=_opened_regular)
+
+
+def _opened_regular(path: str, flags: int) -> int:
     # Opening a pipe waits for a writer, unless told not to.
-    file = open(os.fsdecode(path), "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
+    opened = os.open(path, flags | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(opened).st_mode):
+        os.close(opened)
         raise OSError(errno.EINVAL, "it is no regular file")
-    return file
+    return opened
 
 
 def read_regular(path: str | bytes) -> bytes:
-    """The bytes of a regular file. Raises OSError, also for anything else, as `open_regular`."""
+    """The bytes of a regular file. Raises OSError, see `open_regular`."""
     with open_regular(path) as file:
         return file.read()
 

@@ -12,8 +12,9 @@ import numpy as np
 
 from mimkit.core.errors import UserError, missing_extra
 from mimkit.data.classes import Labels, label_column, number_values
+from mimkit.data.encoded import Encoded
 from mimkit.data.folders import cache_folder
-from mimkit.data.pictures import Encoded, Pictures, Split, digest, first_few
+from mimkit.data.pictures import Pictures, Split, digest, first_few
 from mimkit.data.reading import Reading
 from mimkit.data.tables import class_names
 

@@ -1,14 +1,10 @@
-"""A set of pictures, whatever holds them: a number enters, a uint8 picture or its label leaves."""
+"""A set of pictures, whatever holds them: a number enters, a picture in its own depth or its label leaves."""
 
 import hashlib
-import io
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
-from io import BufferedIOBase
 from typing import Literal
 
 import numpy as np
@@ -19,14 +15,12 @@ from torch import Tensor
 from mimkit.core.errors import UserError
 from mimkit.core.randomness import rng_keys
 from mimkit.data.classes import UNLABELED, Labels, in_order, number_values
-from mimkit.data.decode import BadPicture, Header, decode, decode_box, header
-from mimkit.data.dicom import START, is_dicom
+from mimkit.data.decode import BadPicture, Header
 from mimkit.data.reading import Reading
-from mimkit.data.tiff import Box, OnlyWhole, is_tiff
-from mimkit.data.values import STORED, Storage, Values, given_values, measured_values
+from mimkit.data.tiff import Box
+from mimkit.data.values import Storage, Values, given_values, measured_values
 
 Split = Literal["train", "test", "all"]
-_DECODED = 1 << 29  # bytes of whole pictures that a process keeps for further boxes of them
 _SAMPLE = 256  # pictures whose values tell black and white, where their type does not
 
 
@@ -133,96 +127,6 @@ class Pictures(ABC):
     def tensor(self) -> Shaped[Tensor, "n C H W"] | None:
         """All pictures at once when they are decoded already, else None."""
         return None
-
-
-class Encoded(Pictures):
-    """Pictures held as encoded bytes somewhere; a subclass says where with `data`."""
-
-    @abstractmethod
-    def data(self, i: int) -> bytes:
-        """The encoded bytes of picture `i`. Raises OSError."""
-
-    def read(self, i: int) -> Tensor:
-        if self.reading.plane is not None and (plane := self._part(i, None)) is not None:
-            return plane
-        return decode(self._bytes(i), self.storage, self.reading)
-
-    def _part(self, i: int, box: Box | None) -> Tensor | None:
-        """A box of picture `i`, or its plane of a stack, where no more of the file needs to be read: of most TIFFs."""
-        with self._handle(i) as file:
-            start = file.read(START)
-            file.seek(0)
-            if not is_tiff(start) or is_dicom(start):
-                return None
-            try:
-                return decode_box(file, box, self.storage, self.reading)
-            except OnlyWhole:
-                return None
-
-    def size(self, i: int) -> tuple[int, int]:
-        return self.header(i)[:2]
-
-    @cached_property
-    def storage(self) -> Storage:
-        """By the headers of up to 64 pictures: all gray 1 channel, N for a TIFF of N, else 3; the usual type."""
-        headers = []
-        for i in sample(len(self), 64):
-            try:
-                headers.append(self.header(i))
-            except BadPicture:
-                continue
-        counts = {about.channels for about in headers}
-        channels = self.reading.channels or (counts.pop() if len(counts) == 1 else 3)
-        dtypes = Counter(STORED[about.dtype] for about in headers)
-        dtype = dtypes.most_common(1)[0][0] if dtypes else torch.uint8
-        nodata = Counter(about.nodata for about in headers if about.nodata is not None).most_common(1)
-        if dtype == torch.float32:
-            return Storage(channels, dtype)
-        return Storage(
-            channels,
-            dtype,
-            self.reading.nodata if self.reading.nodata is not None else nodata[0][0] if nodata else None,
-        )
-
-    def file(self, i: int) -> BufferedIOBase:
-        """Picture `i` as a file, of which one can read a part. Raises OSError."""
-        return io.BytesIO(self.data(i))
-
-    def read_box(self, i: int, box: Box) -> Tensor:
-        # Of a TIFF the part that is needed; whatever else is decoded as a whole is worth keeping for its other boxes.
-        whole = self._decoded.get(i)
-        if whole is None:
-            if (pixels := self._part(i, box)) is not None:
-                return pixels
-            whole = self.read(i)
-            while self._decoded and sum(picture.nbytes for picture in self._decoded.values()) > _DECODED:
-                self._decoded.pop(next(iter(self._decoded)))
-            self._decoded[i] = whole
-        row, column, height, width = box
-        return whole[:, row : row + height, column : column + width]
-
-    def header(self, i: int) -> Header:
-        with self._handle(i) as file:
-            return header(file, self.reading)
-
-    @cached_property
-    def _decoded(self) -> dict[int, Tensor]:
-        """Pictures of which boxes were read, the latest last."""
-        return {}
-
-    @contextmanager
-    def _handle(self, i: int) -> Generator[BufferedIOBase]:
-        try:
-            with self.file(i) as file:
-                yield file
-        except OSError as error:
-            raise BadPicture(f"cannot be opened: {error.strerror or error}") from error
-
-    def _bytes(self, i: int) -> bytes:
-        try:
-            return self.data(i)
-        except OSError as error:
-            raise BadPicture(f"cannot be opened: {error.strerror or error}") from error
 
 
 class Decoded(Pictures):

@@ -8,6 +8,7 @@ from io import BufferedIOBase
 from typing import Any, cast
 
 import numpy as np
+from PIL import Image
 
 from mimkit.core.errors import missing_extra
 from mimkit.data.header import LARGEST, BadPicture, Header, check_inflated, check_size
@@ -149,13 +150,7 @@ class Layout:
             raise OnlyWhole(f"holds colors as {_CONVERTED[self.kind]}: convert it to RGB")
         if 1 < self.page.bitspersample < 8 and self.kind != _PALETTE:
             raise OnlyWhole(f"has {self.page.bitspersample} bits a value: convert it to 8")
-        try:
-            values = self._samples(box)
-        except (ValueError, KeyError, ImportError, NotImplementedError) as error:
-            if "imagecodecs" not in str(error).lower():
-                raise
-            name = f"{self.page.bitspersample} bits" if self.page.compression == 1 else self.page.compression.name
-            raise OnlyWhole(f"is packed as {name}: pip install imagecodecs") from error
+        values = self._samples(box)
         values = values[:-1] if self.alpha and len(values) in (2, 4) else values
         if self._turned():
             return ~values if values.dtype == bool else values.dtype.type(self._white()) - values
@@ -205,11 +200,18 @@ class Layout:
         if page is None:
             raise BadPicture("its plane lies in another file: give it by itself")
         page = page.aspage()
-        if box is not None and axes.replace("C", "S") in ("YX", "YXS", "SYX"):
-            return page_box(page, box)
-        _bound(page.nbytes)
-        _bound_pieces(page, range(len(page.dataoffsets)))
-        return page.asarray()[_boxed(axes, box)]
+        try:
+            if box is not None and axes.replace("C", "S") in ("YX", "YXS", "SYX"):
+                return page_box(page, box)
+            _bound(page.nbytes)
+            _bound_pieces(page, range(len(page.dataoffsets)))
+            return page.asarray()[_boxed(axes, box)]
+        except (ValueError, NotImplementedError) as error:
+            if "imagecodecs" not in str(error):
+                raise
+            if box is not None:  # of a whole picture the other boxes need not decode it again
+                raise OnlyWhole("can only be decoded whole") from error
+            return _by_pillow(page)
 
 
 @contextmanager
@@ -286,6 +288,22 @@ def page_box(page: Any, box: Box) -> np.ndarray:
                     into = values[plane, y0 - row : y1 - row, x0 - column : x1 - column]
                     into[:] = piece[0, y0 - y : y1 - y, x0 - x : x1 - x]
     return _squeezed(values, page)
+
+
+def _by_pillow(page: Any) -> np.ndarray:
+    """A page whose compression tifffile leaves to another package, if Pillow gives the very values that it says."""
+    file = page.parent.filehandle
+    file.seek(0)
+    with Image.open(io.BytesIO(file.read()), formats=["TIFF"]) as picture:
+        picture.seek(page.index)
+        deep = "uint16" if picture.mode.startswith("I;16") else "uint8"
+        types = {"1": ("bool",), "F": ("float32",), "I": ("int16", "int32")}.get(picture.mode, (deep,))
+        turned = page.photometric == _WHITE_IS_ZERO and page.bitspersample <= 8  # by Pillow, and not as the file has it
+        values = np.asarray(picture) if page.dtype.name in types and not turned else None
+    if values is None or values.shape != page.shape:
+        name = f"{page.bitspersample} bits" if page.compression == 1 else page.compression.name
+        raise BadPicture(f"is packed as {name}: pip install imagecodecs")
+    return values.astype(page.dtype)
 
 
 def _bound(size: int) -> None:

@@ -64,9 +64,8 @@ def evaluate(
 
     Returns:
         JSON: kind, target, data, train and test (pictures used), classes, skipped (pictures that cannot be read),
-        unlabeled (pictures without a label, which no measure sees), notes (lines about the data), split_note (empty
-        when the data have a test split), headline (a pool), results {pool: scores} (see `core.metrics.class_scores`,
-        accuracies in 0..1), what `core.metrics.class_balance` gives, and settings.
+        unlabeled (pictures without a label), notes (lines about the data), split_note (empty with a test split),
+        headline (a pool), results {pool: scores} of `core.metrics.class_scores`, what `class_balance` gives, settings.
 
     Raises:
         UserError: anything a person can mend.

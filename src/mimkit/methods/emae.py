@@ -6,8 +6,9 @@ from mimkit.core.batch import Batch, Step
 from mimkit.core.errors import UserError, at_least
 from mimkit.masks import ComplementaryMasker, Masker, PartitionMasker
 from mimkit.masks.informed import choice
+from mimkit.methods.agreement import disagreement
 from mimkit.methods.base import MaskedConfig
-from mimkit.methods.losses import DISTANCES, disagreement
+from mimkit.methods.losses import DISTANCES
 from mimkit.methods.mae import MAE
 from mimkit.methods.targets.pixels import PatchTarget, Pixels
 from mimkit.model.decoder import Decoder, DecoderConfig
