@@ -31,8 +31,8 @@ _ORIENTATION, _BITS, _COLORS, _EXTRA_SAMPLES, _SIGNS = 0x0112, 258, 320, 338, 33
 _MODES = {1: ImageReadMode.GRAY, 3: ImageReadMode.RGB}
 _DARK = 4096  # a 16-bit picture whose values all lie below holds 12 bits or fewer: 8-bit ones beside it are no guide
 # Bytes that decoding a sample takes at its peak, where that is far more than its result: measured 7 to 10 for
-# JPEG 2000, 7 for AVIF, 9 for WebP; 3 to 6 for all others (python benchmarks/decoding.py).
-_WORK = {"JPEG2000": 12, "AVIF": 8, "WEBP": 10}
+# JPEG 2000, 8 for AVIF, 11 for WebP; 2 to 7 for all others (python benchmarks/decoding.py).
+_WORK = {"JPEG2000": 12, "AVIF": 8, "WEBP": 12}
 
 
 def header(file: bytes | BufferedIOBase, reading: Reading = Reading()) -> Header:
