@@ -12,7 +12,7 @@ from PIL import Image
 
 from encoded import BAD, JPEG, PNG, encoded, smooth
 from mimkit.core.errors import UserError
-from mimkit.data.decode import BadPicture, decode, header
+from mimkit.data.decode import BadPicture, Header, decode, header
 from mimkit.data.reading import Reading
 from mimkit.data.values import Storage
 
@@ -177,7 +177,7 @@ def test_multichannel_tiff(layout, kind):
         near(decode(data, Storage(5, dtype), Reading(channels=5)).permute(1, 2, 0).numpy(), raw, 0)
     axes = {"interleaved": "YXS", "planes": "SYX", "imagej": "CYX", "pages": "CYX"}[layout]
     near(pixels(data, 5, dtype, axes=axes), raw, 0)
-    assert header(data, Reading(axes=axes)) == (40, 56, 5, np.dtype(kind).name, None)
+    assert header(data, Reading(axes=axes)) == Header(40, 56, 5, np.dtype(kind).name, axes=axes)
     near(pixels(data, 3, dtype, axes=axes, bands=(4, 3, 2)), raw[..., [3, 2, 1]], 0)
     with pytest.raises(BadPicture, match=r"has 5 bands, images\.bands 6"):
         decode(data, Storage(1, dtype), Reading(axes=axes, bands=(6,)))
@@ -202,7 +202,7 @@ def test_missing_tifffile_names_the_extra(monkeypatch):
 
 
 def test_a_header_is_read_without_the_pixels():
-    assert header(PNG[:100]) == header(JPEG[: len(JPEG) // 2]) == (200, 300, 3, "uint8", None)
+    assert header(PNG[:100]) == header(JPEG[: len(JPEG) // 2]) == Header(200, 300, 3, "uint8")
     for name in ("empty.jpg", "text.jpg", "bomb.png", "one.png", "cut_header.jpg"):
         with pytest.raises(BadPicture):
             header(BAD[name][0])
@@ -254,12 +254,61 @@ def test_a_small_file_that_takes_much_memory_is_refused():
         pytest.skip("this Pillow has no JPEG 2000")
     small = encoded(Image.fromarray(np.zeros((64, 64, 3), np.uint8)), "JPEG2000")
     assert decode(small, Storage(3)).shape == (3, 64, 64)
-    # Its header says 10,000 x 10,000: 4.8 GB while OpenJPEG decodes it.
+    # Its header says 10,000 x 10,000: gigabytes while OpenJPEG decodes it.
     place = small.index(b"\xff\x51") + 8  # of the sizes in the SIZ marker
     sizes = struct.pack(">II", 10_000, 10_000)
     huge = bytearray(small)
     huge[place : place + 8] = sizes
     box = small.index(b"ihdr") + 4
     huge[box : box + 8] = sizes
-    with pytest.raises(BadPicture, match=r"takes 4\.8 GB of memory to decode"):
+    with pytest.raises(BadPicture, match=r"takes 3\.6 GB of memory to decode"):
         header(bytes(huge))
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+BOMB = zlib.compress(bytes(1 << 28), 9)
+FRAME = Image.new("L", (16_000, 16_000))
+SMALL = encoded(Image.new("L", (64, 64)), "PNG")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        SMALL[:33] + chunk(b"zTXt", b"words\0\0" + BOMB) + SMALL[33:],
+        SMALL[:33] + chunk(b"iCCP", b"colors\0\0" + BOMB) + SMALL[33:],
+        SMALL[:33] + chunk(b"IDAT", BOMB) + SMALL[33:],
+        # A canvas of 16 x 16 in which a frame of 256 million pixels lies.
+        (gif := encoded(FRAME, "GIF"))[:6] + struct.pack("<HH", 16, 16) + gif[10:],
+    ],
+    ids=["PNG text", "PNG colors", "PNG pixels", "GIF frame"],
+)
+def test_what_inflates_without_end_is_refused_or_cut(data):
+    import resource
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        header(data)
+        assert decode(data, Storage(1)).shape == (1, 64, 64)  # what lies behind the pixels is not inflated
+    except BadPicture as error:
+        assert 0 < len(str(error)) < 140 and "\n" not in str(error)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KB
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
+def test_of_an_animation_one_frame_is_decoded(kind):
+    """However many there are."""
+    frames = [Image.new("L", (400, 400), number) for number in range(40)]
+    data = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
+    assert header(data)[:2] == (400, 400) and decode(data, Storage(1)).max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["JPEG2000", "AVIF", "WEBP"])
+def test_formats_that_take_much_memory_have_bounds_of_their_own(kind, monkeypatch):
+    data = encoded(Image.new("RGB", (3000, 3000)), kind)
+    header(data)
+    monkeypatch.setattr("mimkit.data.decode.LARGEST", 200_000_000)
+    with pytest.raises(BadPicture, match="GB of memory to decode"):
+        header(data)

@@ -4,6 +4,7 @@
 """
 
 import io
+import logging
 from functools import cache
 from io import BufferedIOBase
 
@@ -22,12 +23,16 @@ from mimkit.data.reading import Reading
 from mimkit.data.tiff import GDAL_NODATA, Box, is_tiff, opened, tiff_header
 from mimkit.data.values import DEPTHS, STORED, Storage
 
+for _name in ("PIL", "tifffile"):  # what they log about damaged files, BadPicture says
+    logging.getLogger(_name).addHandler(logging.NullHandler())
 # What Pillow may open: a file that only calls itself .jpg never reaches an interpreter of PostScript.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
-_ORIENTATION, _BITS = 0x0112, 258  # tags of EXIF and TIFF
+_ORIENTATION, _BITS, _COLORS, _EXTRA_SAMPLES, _SIGNS = 0x0112, 258, 320, 338, 339  # tags of EXIF and TIFF
 _MODES = {1: ImageReadMode.GRAY, 3: ImageReadMode.RGB}
 _DARK = 4096  # a 16-bit picture whose values all lie below holds 12 bits or fewer: 8-bit ones beside it are no guide
-_WORK = {"JPEG2000": 16, "AVIF": 12}  # bytes that decoding a sample takes, where that is far more than its result
+# Bytes that decoding a sample takes at its peak, where that is far more than its result: measured 7 to 10 for
+# JPEG 2000, 8 for AVIF, 11 for WebP; 2 to 7 for all others (python benchmarks/decoding.py).
+_WORK = {"JPEG2000": 12, "AVIF": 8, "WEBP": 12}
 
 
 def header(file: bytes | BufferedIOBase, reading: Reading = Reading()) -> Header:
@@ -48,7 +53,7 @@ def header(file: bytes | BufferedIOBase, reading: Reading = Reading()) -> Header
         about = tiff_header(file, reading)
     if about is None:
         data = file.read()
-        picture = _open(data)
+        picture = _open(data) if not is_tiff(start) else _opened_tiff(data, reading)
         width, height = picture.size
         if picture.format != "TIFF" and _orientation(picture) in (5, 6, 7, 8):  # Pillow turns TIFF files itself
             width, height = height, width
@@ -84,26 +89,35 @@ def decode(data: bytes, storage: Storage, reading: Reading = Reading()) -> Shape
     except MemoryError as error:
         raise BadPicture("too large for this machine's memory") from error
     except Exception as error:  # decoders meet damaged bytes: whatever they raise means that this file is bad
-        reason = str(error).split("\n")[0][:100] or type(error).__name__
+        reason = _reason(error)
         raise BadPicture("truncated" if "truncated" in reason else f"cannot be decoded: {reason}") from error
 
 
-def decode_box(file: BufferedIOBase, box: Box, storage: Storage, reading: Reading) -> Shaped[Tensor, "C h w"]:
-    """A box (row, column, height, width) of a TIFF file, as `decode`; no more is read than the box needs.
+def decode_box(file: BufferedIOBase, box: Box | None, storage: Storage, reading: Reading) -> Shaped[Tensor, "C h w"]:
+    """A box (row, column, height, width) of a TIFF file, or all of its plane, as `decode`; no more is read than needed.
 
-    Raises BadPicture, UserError.
+    Raises BadPicture, OnlyWhole for files that `decode` has to read; UserError.
     """
     try:
         with opened(file, reading) as layout:
-            if layout.orientation == 1:
-                return _stored(layout.values(box), storage, reading, layout.nodata)
-            whole = _upright(_stored(layout.values(), storage, reading, layout.nodata), layout.orientation)
+            if box is None:
+                check_size(layout.side("X"), layout.side("Y"))
+            upright = layout.orientation == 1
+            values = layout.values(box if upright else None)
+            pixels = _upright(_stored(values, storage, reading, layout.nodata), layout.orientation)
+            if upright or box is None:
+                return pixels
             row, column, height, width = box
-            return whole[:, row : row + height, column : column + width]
+            return pixels[:, row : row + height, column : column + width]
     except (BadPicture, UserError):
         raise
     except Exception as error:
-        raise BadPicture(f"cannot be decoded: {str(error).splitlines()[0][:100]}") from error
+        raise BadPicture(f"cannot be decoded: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what a decoder says."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:100] or type(error).__name__
 
 
 def _decode(data: bytes, storage: Storage, reading: Reading) -> Tensor:
@@ -142,8 +156,16 @@ def _decode(data: bytes, storage: Storage, reading: Reading) -> Tensor:
 def _simple(picture: TiffImageFile, reading: Reading) -> bool:
     """Whether a TIFF file is one 8-bit plane, that Pillow reads right."""
     several = reading.axes is not None or reading.plane is not None or picture.n_frames > 1
-    deep = max(picture.tag_v2.get(_BITS, (1,))) > 8
-    return not several and not deep and GDAL_NODATA not in picture.tag_v2
+    return not several and GDAL_NODATA not in picture.tag_v2 and _eight_bits(picture)
+
+
+def _eight_bits(picture: TiffImageFile) -> bool:
+    """Whether a TIFF file has at most 8 bits a value, and nothing that Pillow would drop or misread."""
+    tags = picture.tag_v2
+    deep = max(tags.get(_BITS, (1,))) > 8 or set(tags.get(_SIGNS, (1,))) != {1}
+    more = 0 in tags.get(_EXTRA_SAMPLES, ())  # a band, and no alpha
+    flat = max(tags.get(_COLORS, (256,))) < 256  # a palette of 8 bits where 16 are due
+    return not (deep or more or flat)
 
 
 def from_pillow(picture: Image.Image, storage: Storage, reading: Reading = Reading()) -> Shaped[Tensor, "C H W"]:
@@ -215,7 +237,8 @@ def _stored(
             raise BadPicture(f"has {len(values)} bands, images.bands {' '.join(map(str, reading.bands))} wants others")
         values = values[[band - 1 for band in reading.bands]]
     if len(values) not in ((1, 3) if storage.channels in (1, 3) else (storage.channels,)):
-        raise BadPicture(f"has {len(values)} channels instead of {storage.channels}")
+        hint = ": choose with --images.bands" if len(values) > 1 else ""
+        raise BadPicture(f"has {len(values)} channels instead of {storage.channels}{hint}")
     if values.dtype == np.bool_:
         values = values.astype(np.uint8) * 255
     dtype = STORED.get(values.dtype.name)
@@ -281,6 +304,15 @@ def _open(data: bytes) -> Image.Image:
     if work > LARGEST:
         raise BadPicture(f"takes {work / 1e9:.1f} GB of memory to decode: cut it into smaller pictures")
     return picture
+
+
+def _opened_tiff(data: bytes, reading: Reading) -> Image.Image:
+    """A TIFF file where tifffile is not installed: what Pillow cannot open needs the extra."""
+    try:
+        return _open(data)
+    except BadPicture:
+        with opened(data, reading):  # says which
+            raise
 
 
 @cache

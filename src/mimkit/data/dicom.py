@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from mimkit.core.errors import UserError, missing_extra
-from mimkit.data.header import LARGEST, BadPicture, Header, check_size
+from mimkit.data.header import LARGEST, BadPicture, Header, check_inflated, check_size
 from mimkit.data.reading import Reading
 
 START = 132  # bytes that tell a DICOM file
@@ -229,9 +229,4 @@ def _compression(name: str) -> str:
 def _bound_inflated(data: bytes) -> None:
     """Refuse a deflated file that takes too much memory: pydicom would inflate it as a whole."""
     begin = 144 + int.from_bytes(data[140:144], "little")  # behind the notes that are not deflated
-    stream, piece, size = zlib.decompressobj(-zlib.MAX_WBITS), data[begin:], 0
-    while piece and not stream.eof:
-        size += len(stream.decompress(piece, 1 << 24))
-        piece = stream.unconsumed_tail
-        if size > _INFLATED:
-            raise BadPicture(f"holds more than {_INFLATED / 1e9:.1f} GB in few bytes")
+    check_inflated(zlib.decompressobj(-zlib.MAX_WBITS), data[begin:], _INFLATED)

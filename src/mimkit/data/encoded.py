@@ -14,7 +14,7 @@ from torch import Tensor
 from mimkit.data.decode import BadPicture, Header, decode, decode_box, header
 from mimkit.data.dicom import START, is_dicom
 from mimkit.data.pictures import Pictures, sample
-from mimkit.data.tiff import Box, is_tiff
+from mimkit.data.tiff import Box, OnlyWhole, is_tiff
 from mimkit.data.values import STORED, Storage
 
 _DECODED = 1 << 29  # bytes of whole pictures that a process keeps for further boxes of them
@@ -28,7 +28,21 @@ class Encoded(Pictures):
         """The encoded bytes of picture `i`. Raises OSError."""
 
     def read(self, i: int) -> Tensor:
+        if self.reading.plane is not None and (plane := self._part(i, None)) is not None:
+            return plane
         return decode(self._bytes(i), self.storage, self.reading)
+
+    def _part(self, i: int, box: Box | None) -> Tensor | None:
+        """A box of picture `i`, or its plane of a stack, where no more of the file needs to be read: of most TIFFs."""
+        with self._handle(i) as file:
+            start = file.read(START)
+            file.seek(0)
+            if not is_tiff(start) or is_dicom(start):
+                return None
+            try:
+                return decode_box(file, box, self.storage, self.reading)
+            except OnlyWhole:
+                return None
 
     def size(self, i: int) -> tuple[int, int]:
         return self.header(i)[:2]
@@ -63,11 +77,8 @@ class Encoded(Pictures):
         # Of a TIFF the part that is needed; whatever else is decoded as a whole is worth keeping for its other boxes.
         whole = self._decoded.get(i)
         if whole is None:
-            with self._handle(i) as file:
-                start = file.read(START)
-                file.seek(0)
-                if is_tiff(start) and not is_dicom(start):
-                    return decode_box(file, box, self.storage, self.reading)
+            if (pixels := self._part(i, box)) is not None:
+                return pixels
             whole = self.read(i)
             while self._decoded and sum(picture.nbytes for picture in self._decoded.values()) > _DECODED:
                 self._decoded.pop(next(iter(self._decoded)))

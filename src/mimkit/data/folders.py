@@ -191,11 +191,8 @@ class _Walk:
         """Whether a file is DICOM by its first bytes. Scanners name files by numbers alone, without an ending."""
         if (ending and not ending[1:].isdigit()) or entry.name == b"DICOMDIR" or not entry.is_file():
             return False
-        opened = os.open(entry.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            return is_dicom(os.read(opened, START))
-        finally:
-            os.close(opened)
+        with open_regular(entry.path) as file:
+            return is_dicom(file.read(START))
 
     def skip(self, reason: str, path: bytes) -> None:
         """Note what is not taken."""

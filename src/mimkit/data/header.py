@@ -1,6 +1,6 @@
 """What a picture's header says, and why a picture is refused: what every decoder shares."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -35,3 +35,13 @@ def check_size(width: int, height: int, *, whole: bool = True) -> None:
         raise BadPicture(f"{width}x{height}: smaller than {SMALLEST} pixels")
     if whole and Image.MAX_IMAGE_PIXELS and width * height > 2 * Image.MAX_IMAGE_PIXELS:
         raise BadPicture(f"larger than {2 * Image.MAX_IMAGE_PIXELS:,} pixels")
+
+
+def check_inflated(stream: Any, data: bytes, largest: int) -> None:
+    """Refuse deflated bytes that become more than `largest` bytes, in little memory; `stream` is a decompressobj."""
+    size = 0
+    while data and not stream.eof:
+        size += len(stream.decompress(data, 1 << 22))
+        data = stream.unconsumed_tail
+        if size > largest:
+            raise BadPicture(f"becomes more than {largest:,} bytes when it is inflated")
