@@ -12,6 +12,7 @@ from PIL import Image
 
 from mimkit.api.preprocess import Preprocess
 from mimkit.core.errors import UserError
+from mimkit.data.decode import BadPicture, decode, header
 from mimkit.data.loader import Loader, Plan, ViewSettings, evaluation_batches, statistics
 from mimkit.data.reading import Reading
 from mimkit.data.sources import open_pictures
@@ -154,6 +155,34 @@ def test_eight_bits_stay_as_they_are():
     assert narrow is not None and narrow.pairs == (10.0, 200.0)
 
 
+def test_a_range_that_does_nothing_is_said(tmp_path):
+    """8-bit pictures stay as they are under the range of another depth, and the line of the data says so."""
+    Image.fromarray(np.full((16, 16), 7, np.uint8)).save(tmp_path / "a.png")
+    lines = [
+        open_pictures([str(tmp_path)], "all", Reading(value_range=ends)).about_values
+        for ends in (None, (0.0, 255.0), (0.0, 4095.0))
+    ]
+    assert lines[:2] == ["", ""]
+    assert "taken as they are" in lines[2]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"axes": "QQ"}, "images.axes are different letters"),
+        ({"value_range": (5.0, 1.0)}, "images.value_range must be pairs"),
+        ({"bands": (0,)}, "images.bands are counted from 1"),
+        ({"bands": (1, 2), "channels": 3}, "leave images.channels away"),
+        ({"plane": -1}, "images.plane"),
+        ({"tile": 3}, "images.tile"),
+    ],
+)
+def test_a_reading_that_cannot_be_is_refused(tmp_path, settings, message):
+    Image.fromarray(np.full((16, 16), 7, np.uint8)).save(tmp_path / "a.png")
+    with pytest.raises(UserError, match=message):
+        open_pictures([str(tmp_path)], "all", Reading(**settings)).read(0)
+
+
 @given(
     arrays.arrays(np.float32, (2, 5, 5), elements=st.floats(-1e4, 1e4, width=32)),
     st.sampled_from(["none", "log", "sqrt"]),
@@ -180,3 +209,14 @@ def test_a_set_of_one_value_has_a_range():
     assert measured_values(raw, Reading(), Storage(1, torch.int16)).pairs == (7.0, 8.0)
     holes = [torch.full((1, 16, 16), torch.nan)] * 3
     assert measured_values(holes, Reading(), Storage(1, torch.float32)).pairs == (0.0, 1.0)
+
+
+def test_a_plane_that_is_not_there_is_refused():
+    file = io.BytesIO()
+    Image.fromarray(np.full((16, 16), 7, np.uint8)).save(file, "PNG")
+    for read in (
+        lambda: header(file.getvalue(), Reading(plane=1)),
+        lambda: decode(file.getvalue(), Storage(1), Reading(plane=1)),
+    ):
+        with pytest.raises(BadPicture, match="lower --images.plane"):
+            read()

@@ -4,8 +4,7 @@ from dataclasses import dataclass, fields
 
 from tyro.conf import Suppress
 
-from mimkit.core.errors import UserError
-from mimkit.data.reading import Reading
+from mimkit.data.reading import Reading, window_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,12 +17,8 @@ class ReadingFlags(Reading):
 
     def reading(self, label_column: str | None = None) -> Reading:
         """What the flags say, with a column of labels. Raises UserError."""
-        if self.window is not None and (self.value_range is not None or not self.window[1] > 0):
-            raise UserError("images.window is a center and a width above 0, and stands instead of images.value_range")
         settings = {entry.name: getattr(self, entry.name) for entry in fields(Reading)}
-        if self.window is not None:
-            center, width = self.window
-            settings["value_range"] = (center - width / 2, center + width / 2)
-        if self.bands is not None:
+        settings["value_range"] = window_range(self.window, self.value_range)
+        if self.channels is None and self.bands is not None:
             settings["channels"] = len(self.bands)
         return Reading(**settings | {"label_column": label_column})

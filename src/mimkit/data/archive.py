@@ -11,7 +11,7 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from mimkit.data.folders import ENDINGS, Paths, cache_folder
 from mimkit.data.layout import arrange
 from mimkit.data.pictures import Pictures, Split, digest
 from mimkit.data.reading import Reading
-from mimkit.data.tables import METADATA, metadata_labels
+from mimkit.data.tables import METADATA, labeled_layout
 
 KINDS = (".zip", ".tar")
 PACKED = (".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".tar.zst", ".7z", ".rar")
@@ -134,13 +134,7 @@ def open_archive(file: Path, split: Split, reading: Reading) -> Pictures:
             number = tables.get(wrapper + path)
             return None if number is None else read_member(opened.fileno(), members.places[number])
 
-        used = [paths[number] for number in (*layout.train, *layout.test)]
-        folders = [b"", layout.train_folder, layout.test_folder]
-        labels, notes = metadata_labels(read, folders, used, reading.label_column)
-    if labels is not None:
-        layout = replace(layout, labels=labels)
-    elif reading.label_column is not None:
-        raise UserError(f"{file} has no columns for --label-column: tables, lists and metadata files have")
+        layout, notes = labeled_layout(layout, paths, read, reading, file)
     part, top, labels = layout.of(split)
     names = Paths.pack([paths[number][len(top) :] for number in part])
     places = members.places[[numbers[number] for number in part]]

@@ -62,6 +62,8 @@ def header(file: bytes | BufferedIOBase, reading: Reading = Reading()) -> Header
         about = Header(
             height, width, 1 if gray else 3, _depth_of_png(data) if picture.format == "PNG" else dtype_of(picture)
         )
+        if not is_tiff(start):  # Pillow was asked for the plane of a TIFF file
+            _refuse_plane(reading)
     if about.dtype not in STORED:
         raise BadPicture(f"holds values of the type {about.dtype}")
     return about if reading.bands is None else about._replace(channels=len(reading.bands))
@@ -137,6 +139,7 @@ def _decode(data: bytes, storage: Storage, reading: Reading) -> Tensor:
         with opened(data, reading) as layout:
             check_size(layout.side("X"), layout.side("Y"))
             return _upright(_stored(layout.values(), storage, reading, layout.nodata), layout.orientation)
+    _refuse_plane(reading)
     if not plain and reading.bands is None:
         raise BadPicture(f"{storage.channels} channels can only come from TIFF files, this is {picture.format}")
     orientation = _orientation(picture)
@@ -151,6 +154,12 @@ def _decode(data: bytes, storage: Storage, reading: Reading) -> Tensor:
         values = values[: len(values) - 1] if len(values) in (2, 4) else values
         return _upright(_stored(values.numpy(), storage, reading), orientation)
     return from_pillow(picture, storage, reading)
+
+
+def _refuse_plane(reading: Reading) -> None:
+    """Raises BadPicture where a plane is named that a file of one picture lacks."""
+    if reading.plane:
+        raise BadPicture(f"has 1 plane, none is number {reading.plane}: lower --images.plane")
 
 
 def _simple(picture: TiffImageFile, reading: Reading) -> bool:

@@ -7,7 +7,6 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
 from io import BufferedIOBase, BufferedReader
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from mimkit.data.encoded import Encoded
 from mimkit.data.layout import arrange, refuse_empty_train
 from mimkit.data.pictures import Pictures, Split, digest, sample
 from mimkit.data.reading import Reading
-from mimkit.data.tables import metadata_labels
+from mimkit.data.tables import labeled_layout
 
 _KINDS = "jpg jpeg jpe jfif mpo png webp avif bmp gif tif tiff ppm pgm pbm pnm jp2 dcm dicom"
 ENDINGS = frozenset(f".{kind}" for kind in _KINDS.split())
@@ -304,13 +303,7 @@ def open_folder(folder: Path, split: Split, reading: Reading) -> Pictures:
         place = os.path.join(os.fsencode(folder), path)
         return read_regular(place) if os.path.isfile(place) else None
 
-    used = [paths[number] for number in (*layout.train, *layout.test)]
-    folders = [b"", layout.train_folder, layout.test_folder]
-    labels, notes = metadata_labels(read, folders, used, reading.label_column)
-    if labels is not None:
-        layout = replace(layout, labels=labels)
-    elif reading.label_column is not None:
-        raise UserError(f"{folder} has no columns for --label-column: tables, lists and metadata files have")
+    layout, notes = labeled_layout(layout, paths, read, reading, folder)
     numbers, top, labels = layout.of(split)
     whole = len(numbers) == len(paths) and not top
     names = listing.pictures if whole else Paths.pack([paths[number][len(top) :] for number in numbers])

@@ -91,7 +91,8 @@ class Loader:
         self.skipped: dict[int, str] = {}
         """Bad pictures met so far and why."""
         self._workers, self._log, self._values = workers, log, pictures.values
-        self._mean, self._normalize = settings.mean, Normalize(settings.mean, settings.std, self.device)
+        self._mean = torch.tensor(settings.mean, device=self.device).view(-1, 1, 1)
+        self._normalize = Normalize(settings.mean, settings.std, self.device)
         self._pixels: Shaped[Tensor, "n C H W"] | None = None
         self._bad: Tensor | None = None
         if resident is not False:
@@ -181,8 +182,7 @@ class Loader:
         if not self._values.holes:
             return change(values, drawn).mul_(255)
         empty = values.isnan()
-        mean = torch.tensor(self._mean, device=values.device).view(-1, 1, 1)
-        return change(torch.where(empty, mean, values), drawn).mul_(255).masked_fill_(empty, torch.nan)
+        return change(torch.where(empty, self._mean, values), drawn).mul_(255).masked_fill_(empty, torch.nan)
 
     def _batch(self, images: list[Tensor], drawn: Drawn, skipped: tuple[tuple[int, str], ...] = ()) -> Batch:
         mask = drawn.mask.to(self.device, non_blocking=True)
@@ -344,17 +344,9 @@ def statistics(
         return _statistics_of_levels(pictures, seed, sample_size)
     # A histogram has all that mean and deviation need: exact whatever the number of pixels, and no sum in float32.
     counts = torch.zeros(pictures.channels, 256, dtype=torch.int64)
-    bad: dict[int, str] = {}
-    for number in sample(len(pictures), sample_size, seed):
-        try:
-            picture = pictures.read(number)
-        except BadPicture as error:
-            bad[number] = str(error)
-            continue
+    for picture in _sampled(pictures, seed, sample_size):
         for channel, values in enumerate(picture.flatten(1)):
             counts[channel] += values.bincount(minlength=256)
-    if not counts.any():
-        raise all_bad(pictures, bad)
     value = torch.arange(256) / 255
     fraction = counts.double() / counts.sum(1, keepdim=True)
     mean = fraction @ value.double()
@@ -363,24 +355,30 @@ def statistics(
     return tuple(round(x, 6) for x in mean.tolist()), tuple(round(x, 6) for x in std.tolist())
 
 
+def _sampled(pictures: Pictures, seed: int, size: int) -> Iterator[Shaped[Tensor, "C H W"]]:
+    """Those of so many pictures, spread over the set, that can be read. Raises UserError when none can."""
+    bad, count = dict[int, str](), 0
+    for number in sample(len(pictures), size, seed):
+        try:
+            yield pictures.read(number)
+            count += 1
+        except BadPicture as error:
+            bad[number] = str(error)
+    if not count:
+        raise all_bad(pictures, bad)
+
+
 def _statistics_of_levels(
     pictures: Pictures, seed: int, sample_size: int
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """As `statistics`, of pictures of other depths and of ones with holes: by sums in float64."""
     count = torch.zeros(pictures.channels, dtype=torch.float64)
-    total, squares, bad = count.clone(), count.clone(), dict[int, str]()
-    for number in sample(len(pictures), sample_size, seed):
-        try:
-            picture = pictures.read(number)
-        except BadPicture as error:
-            bad[number] = str(error)
-            continue
+    total, squares = count.clone(), count.clone()
+    for picture in _sampled(pictures, seed, sample_size):
         levels = pictures.values.levels(picture).flatten(1).double() / 255
         count += (~levels.isnan()).sum(1)
         total += levels.nansum(1)
         squares += levels.square().nansum(1)
-    if len(bad) == min(len(pictures), sample_size):
-        raise all_bad(pictures, bad)
     if not count.all():
         raise UserError(f"{pictures.name}: a channel has no data in any of {min(len(pictures), sample_size)} pictures")
     mean = total / count

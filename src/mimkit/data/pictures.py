@@ -18,7 +18,7 @@ from mimkit.data.classes import UNLABELED, Labels, in_order, number_values
 from mimkit.data.decode import BadPicture, Header
 from mimkit.data.reading import Reading
 from mimkit.data.tiff import Box
-from mimkit.data.values import Storage, Values, given_values, measured_values
+from mimkit.data.values import FULL, Storage, Values, given_values, measured_values
 
 Split = Literal["train", "test", "all"]
 _SAMPLE = 256  # pictures whose values tell black and white, where their type does not
@@ -56,6 +56,15 @@ class Pictures(ABC):
         """What the stored numbers mean: as the reading says, else by what a sample of the pictures uses."""
         values = given_values(self.reading, self.storage)
         return measured_values(self._readable(_SAMPLE), self.reading, self.storage) if values is None else values
+
+    @property
+    def about_values(self) -> str:
+        """A line about what stored numbers were taken for; empty for 8-bit pictures without a range of their own."""
+        if not self.values.plain:
+            return str(self.values)
+        if self.reading.value_range in (None, FULL[torch.uint8]):
+            return ""
+        return "8-bit, taken as they are: a value range is for other depths, or lies inside 0 to 255"
 
     def _readable(self, count: int) -> Iterator[Shaped[Tensor, "C H W"]]:
         """Those of `count` pictures, spread over the set, that can be read."""

@@ -7,8 +7,21 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
+from mimkit.core.errors import UserError, at_least
+from mimkit.data.header import SMALLEST
+
 Transform = Literal["none", "log", "sqrt"]
 """What happens to values between their black and white before they are normalized."""
+
+
+def window_range(window: tuple[float, float] | None, value_range: tuple[float, ...] | None) -> tuple[float, ...] | None:
+    """Black and white of a window, center and width, or else the range itself. Raises UserError for both at once."""
+    if window is None:
+        return value_range
+    center, width = window
+    if value_range is not None or not width > 0:
+        raise UserError("images.window is a center and a width above 0, and stands instead of images.value_range")
+    return (center - width / 2, center + width / 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +46,21 @@ class Reading:
     """Side in pixels of the tiles that large pictures are cut into; None: pictures are whole."""
     label_column: str | None = None
     """The column of labels in a table of pictures; None: the first with a usual name. It stays with the data."""
+
+    def check(self) -> None:
+        """Refuse what cannot be meant, whichever command says it. Raises UserError."""
+        at_least(0, **{"images.plane": self.plane})
+        at_least(SMALLEST, **{"images.tile": self.tile})
+        pairs = self.value_range or (0.0, 1.0)
+        if len(pairs) % 2 or not all(low < high for low, high in zip(pairs[::2], pairs[1::2], strict=True)):
+            raise UserError(f"images.value_range must be pairs of rising numbers, got {self.value_range}")
+        if self.bands is not None and min(self.bands, default=0) < 1:
+            raise UserError(f"images.bands are counted from 1, got {self.bands}")
+        if self.bands is not None and self.channels not in (None, len(self.bands)):
+            raise UserError(f"{len(self.bands)} images.bands are as many channels: leave images.channels away")
+        axes = self.axes or "YX"
+        if not (axes.isalpha() and {"Y", "X"} <= set(axes) and len(set(axes)) == len(axes)):
+            raise UserError(f"images.axes are different letters, Y and X among them, as ZCYX; got {self.axes}")
 
     def __str__(self) -> str:
         """In words, for people who have to prepare pictures themselves; empty for plain 8-bit pictures."""

@@ -55,6 +55,7 @@ def open_pictures(
         sources += [places] if parquet else [[place] for place in places]
 
     reading = reading if channels is None else replace(reading, channels=channels)
+    reading.check()
     opened = [_open(source, split, reading, by_class) for source in sources]
     if len(opened) == 1:
         return _cut(opened[0], reading)

@@ -5,10 +5,13 @@ import io
 import json
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from mimkit.core.errors import UserError, missing_extra
 from mimkit.data.classes import Labels, label_column, number_texts, number_values
+from mimkit.data.layout import Layout
+from mimkit.data.reading import Reading
 
 PATHS = (
     *("file_name", "filename", "file", "path", "filepath", "file_path", "image_path", "img_path", "image", "img"),
@@ -105,6 +108,27 @@ def is_header(line: str, is_picture: Callable[[str], bool]) -> bool:
     """Whether a line names columns, one of them that of paths, and is no path itself."""
     cells = [cell.strip().strip('"').lower() for cell in re.split(re.escape(delimiter_of(line)), line)]
     return any(cell in PATHS for cell in cells) and not any(is_picture(cell) for cell in cells)
+
+
+def labeled_layout(
+    layout: Layout, paths: Sequence[bytes], read: Callable[[bytes], bytes | None], reading: Reading, name: object
+) -> tuple[Layout, list[str]]:
+    """The layout of a folder or an archive with the labels of its metadata files, if it has some, and notes on them.
+
+    Args:
+        paths, read: of the pictures, and the bytes of a file by its path, None where there is none.
+        name: of the folder, for messages.
+
+    Raises UserError, also for a named column of labels where no file has columns.
+    """
+    used = [paths[number] for number in (*layout.train, *layout.test)]
+    folders = [b"", layout.train_folder, layout.test_folder]
+    labels, notes = metadata_labels(read, folders, used, reading.label_column)
+    if labels is not None:
+        return replace(layout, labels=labels), notes
+    if reading.label_column is not None:
+        raise UserError(f"{name} has no columns for --label-column: tables, lists and metadata files have")
+    return layout, notes
 
 
 def metadata_labels(

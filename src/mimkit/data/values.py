@@ -6,6 +6,7 @@ resizing, colors and normalization are the same for 8-bit and for all others.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -77,8 +78,7 @@ class Values:
         `sqrt` takes the root of the share of the way from black to white; `log` takes log(1 + value - black) as a share
         of log(1 + white - black), so it counts in raw units.
         """
-        low = torch.tensor(self.low, device=raw.device).view(-1, 1, 1)
-        span = torch.tensor(self.high, device=raw.device).view(-1, 1, 1) - low
+        low, span = _ends(self, raw.device)
         share = raw.float().sub_(low).div_(span).clamp_(0, 1)  # clamp leaves NaN
         if self.transform == "sqrt":
             share = share.sqrt()
@@ -125,6 +125,13 @@ class Values:
             return words
         advice = f"if it is no data, give --images.nodata {self.apart:g}"
         return f"{words}; {self.apart:g} lies far from all others: {advice}"
+
+
+@lru_cache(maxsize=16)
+def _ends(values: Values, device: torch.device) -> tuple[Float[Tensor, "c 1 1"], Float[Tensor, "c 1 1"]]:
+    """Black, and how far it is to white; made once, since a step would wait for what it sends to a device."""
+    low = torch.tensor(values.low, device=device).view(-1, 1, 1)
+    return low, torch.tensor(values.high, device=device).view(-1, 1, 1) - low
 
 
 def given_values(reading: Reading, storage: Storage) -> Values | None:

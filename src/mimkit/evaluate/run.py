@@ -88,7 +88,7 @@ def evaluate(
         "data": train.name,
         "classes": len(train.classes or ()),
         "unlabeled": unlabeled,
-        "notes": list(dict.fromkeys((*train.notes, *test.notes, *described(train)))),
+        "notes": list(dict.fromkeys(filter(None, (*train.notes, *test.notes, train.about_values)))),
         "split_note": "" if train.has_test else SPLIT_NOTE,
         "headline": next(iter(measured["results"])),
         "settings": {"size": list(extractor.size), **settings},
@@ -197,11 +197,6 @@ def _with(result: dict[str, Any], scores: dict[str, Any]) -> str:
     if scores["method"] == "logistic":
         return f"logistic regression, C {scores['penalty']:g}"
     return f"{'LARS' if scores['method'] == 'lars' else scores['method']}, base rate {scores['rate']:g}"
-
-
-def described(pictures: Pictures) -> list[str]:
-    """What pictures of other depths than 8 bits are taken for, in a line."""
-    return [] if pictures.values.plain else [str(pictures.values)]
 
 
 def _open(target: str, data: list[str], reading: Reading) -> tuple[Measured, Extractor]:

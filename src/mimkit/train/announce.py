@@ -85,8 +85,8 @@ def announce_pictures(session: "Session", log: Callable[[str], None]) -> None:
     labeled = prepared.labeled if session.evaluation.monitor is not None else None
     for note in dict.fromkeys((*pictures.notes, *(labeled[0].notes if labeled else ()))):
         log(f"  note       {note}")
-    if not pictures.values.plain:
-        log(f"  values     {pictures.values}")
+    if pictures.about_values:
+        log(f"  values     {pictures.about_values}")
     log(f"  images     {size[0]}x{size[1]}, {pictures.channels} channels; mean {first_few(mean)}, std {first_few(std)}")
 
 

@@ -7,8 +7,7 @@ from typing import get_args
 
 from mimkit.core.display import Display
 from mimkit.core.errors import UserError, at_least
-from mimkit.data.header import SMALLEST
-from mimkit.data.reading import Reading, Transform
+from mimkit.data.reading import Reading, Transform, window_range
 from mimkit.data.values import Values
 from mimkit.data.views import Flips, RandomResizedCrop, View
 from mimkit.masks.informed import choice
@@ -72,19 +71,9 @@ class Images:
         choice("flips", self.flips, get_args(Flips), of="images")
         if not 0 <= self.bad_fraction <= 1:
             raise UserError(f"images.bad_fraction is a share between 0 and 1, got {self.bad_fraction}")
-        at_least(0, **{"images.plane": self.plane})
         if self.nodata is not None and math.isnan(self.nodata):
             self.nodata = None  # NaN is no data anyway, and equals no other setting
-        at_least(SMALLEST, **{"images.tile": self.tile})
-        pairs = self.value_range or (0.0, 1.0)
-        if len(pairs) % 2 or not all(low < high for low, high in zip(pairs[::2], pairs[1::2], strict=True)):
-            raise UserError(f"images.value_range must be pairs of rising numbers, got {self.value_range}")
-        if self.window is not None and (self.value_range is not None or not self.window[1] > 0):
-            raise UserError("images.window is a center and a width above 0, and stands instead of images.value_range")
-        if self.bands is not None and min(self.bands, default=0) < 1:
-            raise UserError(f"images.bands are counted from 1, got {self.bands}")
-        if self.bands is not None and self.channels not in (None, len(self.bands)):
-            raise UserError(f"{len(self.bands)} images.bands are as many channels: leave images.channels away")
+        self.reading().check()
         if self.shown is not None and not (1 <= len(self.shown) <= 3 and min(self.shown) >= 1):
             raise UserError(f"images.shown is one, two or three channels, counted from 1, got {self.shown}")
 
@@ -97,13 +86,10 @@ class Images:
 
     def reading(self) -> Reading:
         """How files become pictures, as far as the settings say."""
-        value_range = self.value_range
-        if self.window is not None:
-            center, width = self.window
-            value_range = (center - width / 2, center + width / 2)
+        channels = len(self.bands) if self.channels is None and self.bands is not None else self.channels
         return Reading(
-            channels=self.channels if self.bands is None else len(self.bands),
-            value_range=value_range,
+            channels=channels,
+            value_range=window_range(self.window, self.value_range),
             value_transform=self.value_transform,
             nodata=self.nodata,
             bands=self.bands,
