@@ -218,5 +218,5 @@ def test_a_plane_that_is_not_there_is_refused():
         lambda: header(file.getvalue(), Reading(plane=1)),
         lambda: decode(file.getvalue(), Storage(1), Reading(plane=1)),
     ):
-        with pytest.raises(BadPicture, match="lower --images.plane"):
+        with pytest.raises(BadPicture, match=r"lower --images\.plane"):
             read()
