@@ -45,6 +45,7 @@ def export(folder: Path, *, seed: int = 0, size: tuple[int, int] = (16, 16), **c
 
 def nudge(folder: Path) -> None:
     """Train a little: other weights, fixed positions as they were."""
+    (folder / "identity.json").unlink(missing_ok=True)
     from safetensors.torch import load_file, save_file
 
     weights = load_file(folder / "model.safetensors")
@@ -188,6 +189,8 @@ def test_folders_without_a_model_say_what_they_lack(tmp_path):
     export(tmp_path / "run/export")
     weights = tmp_path / "run/export/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
+    refused("is damaged .* or remove identity.json if you changed it")
+    (tmp_path / "run/export/identity.json").unlink()
     refused("cannot be loaded")
     weights.unlink()
     refused("holds no model.safetensors")

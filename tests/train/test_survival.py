@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -172,29 +173,73 @@ def test_metrics_are_whole_and_in_order_after_damage(stopped, forty):
     assert done == sorted(set(done)) and {5, 10, 15, 20} <= set(done)
 
 
-def test_a_corrupt_checkpoint_is_named_and_the_one_before_it_serves(stopped, forty, straight):
+def test_the_checkpoint_before_a_damaged_one_serves(stopped, forty, straight):
     newest = checkpoints(stopped)[-1]
     newest.write_bytes(newest.read_bytes()[:-2000])
-    with pytest.raises(UserError, match=f"{newest} cannot be read .*remove it") as caught:
-        train(tiny(forty), stopped)
-    assert "\n" not in str(caught.value)
-    newest.unlink()
+    with pytest.raises(UserError, match=f"{newest} cannot be read .*remove it, step-000000009.pt before it is good"):
+        load_checkpoint(newest)
     said = []
     pretrain(tiny(forty), stopped, recipe="tiny", log=said.append)
+    assert any(f"warning    checkpoint {newest} cannot be read" in line for line in said)
     assert any("after step 9" in line for line in said)
+    assert newest.with_name(newest.name + ".bad").exists()
     same_result(straight, stopped)
 
 
-def test_a_checkpoint_of_another_run_is_named(stopped, forty):
+def test_a_run_does_not_begin_anew_without_a_word(stopped, forty):
+    for path in checkpoints(stopped):
+        path.write_bytes(b"PK")
+    with pytest.raises(UserError, match="step-000000010.pt cannot be read .*remove it, and the run begins anew"):
+        train(tiny(forty), stopped)
+    assert len(checkpoints(stopped)) > 1
+
+
+def test_no_flipped_bit_becomes_other_weights(stopped):
+    """Each is refused, or lies where nothing is read."""
     newest = checkpoints(stopped)[-1]
-    state = torch.load(newest, weights_only=True)
+    content, good = newest.read_bytes(), load_checkpoint(newest)
+    identity = good.pop("identity")
+    chance, refused = random.Random(0), 0
+    for _ in range(150):
+        place = chance.randrange(len(content))
+        newest.write_bytes(content[:place] + bytes([content[place] ^ 1 << chance.randrange(8)]) + content[place + 1 :])
+        try:
+            state = load_checkpoint(newest)
+        except UserError:
+            refused += 1
+        else:
+            assert state.pop("identity") == identity and state.keys() == good.keys(), f"byte {place}"
+            torch.testing.assert_close(state, good, rtol=0, atol=0)
+    assert refused > 100
+
+
+def test_a_checkpoint_of_another_run_is_refused(stopped, forty, tmp_path):
+    """Also one that fits, as that of another seed."""
+    newest = checkpoints(stopped)[-1]
+    other = tiny(forty)
+    other.seed = 1
+    train(other, tmp_path / "other", max_steps=10)
+    shutil.copy(checkpoints(tmp_path / "other")[-1], newest)
+    with pytest.raises(UserError, match=r"belongs to another run \(its seed is 1, not 0\)"):
+        load_checkpoint(newest)
+    state = torch.load(checkpoints(stopped)[0], weights_only=True)
     state["model"] = {key: value.repeat(2) for key, value in state["model"].items() if value.ndim == 1}
-    torch.save(state, newest)
+    for path in checkpoints(stopped):
+        torch.save(state, path)
     with pytest.raises(UserError, match="belongs to another run"):
         train(tiny(forty), stopped)
     torch.save({"weights": 1}, newest)
     with pytest.raises(UserError, match="is no checkpoint of mimkit"):
-        train(tiny(forty), stopped)
+        load_checkpoint(newest)
+
+
+def test_a_checkpoint_holds_numbers(stopped):
+    newest = checkpoints(stopped)[-1]
+    state = torch.load(newest, weights_only=True)
+    next(value for key, value in state["model"].items() if key.startswith("encoder.")).view(-1)[0] = torch.nan
+    torch.save(state, newest)
+    with pytest.raises(UserError, match="weights that are not finite"):
+        load_checkpoint(newest)
 
 
 def test_other_settings_are_refused_but_the_machine_may_differ(stopped, forty, straight):

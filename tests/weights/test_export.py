@@ -239,7 +239,7 @@ def test_an_export_replaces_the_old_one_and_leaves_nothing_beside(tmp_path):
     write(encoder, folder, args, name, "second")
     assert (folder / "README.md").read_text() == "second"
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["export"]
-    assert sorted(os.listdir(folder)) == ["README.md", "config.json", "model.safetensors"]
+    assert sorted(os.listdir(folder)) == ["README.md", "config.json", "identity.json", "model.safetensors"]
     modes = {(folder / file).stat().st_mode for file in os.listdir(folder)}
     assert len(modes) == 1  # safetensors would be readable for the owner alone
 
@@ -285,7 +285,7 @@ def test_everything_is_on_the_disk_before_it_is_swapped_in(tmp_path, monkeypatch
     )
     write(encoder, folder, args, name, "second")
     before = {path.name for path, readme in flushed if readme == "first"}
-    assert before == {"README.md", "config.json", "model.safetensors", ".export.partial"}
+    assert before == {"README.md", "config.json", "identity.json", "model.safetensors", ".export.partial"}
     assert (tmp_path, "second") in flushed
 
 
@@ -319,6 +319,7 @@ def test_other_files_in_an_export_move_along(swap, tmp_path, monkeypatch):
             ".git",
             "README.md",
             "config.json",
+            "identity.json",
             "model.safetensors",
             "notes.txt",
         ]

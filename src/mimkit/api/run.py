@@ -18,6 +18,7 @@ from mimkit.api.pretrain import Data, Resolved, places, plan_epochs, resolve, st
 from mimkit.api.results import FineTuning, Masks, Page, Rows, html_table, picture_tag
 from mimkit.api.target import Target
 from mimkit.core.errors import UserError, missing_extra, unknown
+from mimkit.core.integrity import refuse_changed
 from mimkit.data.reading import Reading
 from mimkit.data.spawn import GUARD
 from mimkit.evaluate.finetune import unfinished
@@ -97,7 +98,10 @@ class Run(Target):
         """The timm model as it was exported last, in evaluation mode; of a fine-tuning with its classifier."""
         if not self.config.method.supervised:
             return super().model()
-        return timm.create_model(f"local-dir:{export_folder(self.target)}", pretrained=True).eval()
+        folder = export_folder(self.target)
+        assert folder is not None  # raises where a run has no export
+        refuse_changed(folder)
+        return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
 
     def masks(
         self,

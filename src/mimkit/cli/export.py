@@ -3,7 +3,7 @@
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from rich.markup import escape
 from tyro.conf import Positional, arg
@@ -54,10 +54,12 @@ def run(args: list[str]) -> int:
 
 def _for_timm(folder: Path, out: Path) -> None:
     """Copy the export of a run."""
+    from mimkit.core.integrity import refuse_changed
     from mimkit.weights.folder import replaced
 
     if not (folder / "export" / "model.safetensors").exists():
         raise UserError(f"{folder} has no export yet: go on with 'mimkit pretrain --run {folder}'")
+    refuse_changed(folder / "export")
     with replaced(out) as partial:
         shutil.copytree(folder / "export", partial, dirs_exist_ok=True)
 
@@ -66,6 +68,7 @@ def _for_huggingface(folder: Path, out: Path) -> None:
     """Write the model of the last checkpoint, encoder and decoder."""
     from mimkit.train.checkpoint import checkpoints, load_checkpoint
     from mimkit.train.export import export_encoder
+    from mimkit.train.identity import identity_of
     from mimkit.train.prepare import Prepared
     from mimkit.train.run_folder import MEASURED, RunFolder
 
@@ -78,4 +81,5 @@ def _for_huggingface(folder: Path, out: Path) -> None:
     state = load_checkpoint(saves[-1])
     prepared.task.load_state_dict(state["model"])
     measured = {key: value for record in run_folder.metrics() for key, value in record.items() if key in MEASURED}
-    export_encoder(prepared, out, recipe=saved["recipe"], step=state["step"], measured=measured, to="huggingface")
+    about: Any = dict(recipe=saved["recipe"], step=state["step"], measured=measured, identity=identity_of(folder))
+    export_encoder(prepared, out, to="huggingface", **about)

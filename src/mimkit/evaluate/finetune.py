@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mimkit.core.errors import UserError, unknown
 from mimkit.core.grids import RAMP, colorize, save_picture
+from mimkit.core.integrity import refuse_changed
 from mimkit.core.metrics import class_balance, class_scores, confusion_counts
 from mimkit.data.loader import evaluation_batches
 from mimkit.data.pictures import Pictures
@@ -160,6 +161,7 @@ def measure(folder: Path, *, device: torch.device, workers: int = 0) -> dict[str
     prepared = Prepared(config, resolved, begun=True)
     test = held_out(prepared)
     mean, std = prepared.statistics
+    refuse_changed(folder / "export")
     model: Any = timm.create_model(f"local-dir:{(folder / 'export').resolve()}", pretrained=True).eval().to(device)
     # The view of every other evaluation, so that numbers before and after fine-tuning compare.
     view = Extractor(name="", size=prepared.size, channels=prepared.channels, mean=mean, std=std, fingerprint="").view
@@ -174,6 +176,8 @@ def measure(folder: Path, *, device: torch.device, workers: int = 0) -> dict[str
     if not rows:
         raise all_bad(test, skipped)
     likely, truth, numbers = map(torch.cat, zip(*rows, strict=True))
+    if not likely.isfinite().all():
+        raise UserError(f"the outputs of {folder / 'export'} are not finite: its weights are damaged or overflow")
     if test.owners is not None:
         likely, first = mean_of_tiles(likely, test.owners[numbers])
         truth = truth[first]

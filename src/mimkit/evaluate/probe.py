@@ -278,16 +278,22 @@ def _best_head(
 
 @torch.inference_mode()
 def predict(heads: nn.Module, features: Float[Tensor, "B *shape"]) -> Int64[Tensor, "B L"]:
-    """The class that each head takes a picture for."""
+    """The class that each head takes a picture for; -1, which is wrong, where a head diverged."""
     weight = next(heads.parameters())
-    return heads(features.to(weight.device, weight.dtype)).argmax(dim=2)
+    logits = heads(features.to(weight.device, weight.dtype))
+    return logits.argmax(dim=2).masked_fill(~logits.isfinite().all(dim=2), -1)
 
 
 def choose_head(
     heads: nn.Module, features: Float[Tensor, "H *shape"], labels: Int64[Tensor, " H"], at_once: int = 4096
 ) -> tuple[int, float]:
-    """The head that is right most often on features it did not learn from, and how often; of equals the first."""
+    """The head that is right most often on features it did not learn from, and how often; of equals the first.
+
+    Raises UserError when all of them diverged.
+    """
     predicted = torch.cat([predict(heads, piece) for piece in features.split(at_once)])
+    if (predicted < 0).any(dim=0).all():
+        raise UserError("the classifier diverged at every learning rate: the features are too large, measure with knn")
     right = (predicted == labels.to(predicted.device).unsqueeze(1)).double().mean(dim=0)
     return int(right.argmax()), right.max().item()
 

@@ -13,6 +13,7 @@ from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 from mimkit.core.errors import UserError, unknown
+from mimkit.core.integrity import refuse_bad_statistics, refuse_bad_weights, refuse_changed
 from mimkit.core.randomness import integer
 from mimkit.data.pictures import digest
 from mimkit.data.reading import Reading
@@ -65,11 +66,21 @@ class Extractor:
 
     def __call__(self, images: Float[Tensor, "B C H W"]) -> dict[str, Float[Tensor, "B _"]]:
         """Features of normalized images in float32, one row a picture for each of `pools`; `pixels` are flattened."""
-        return {"pixels": images.flatten(1).float()} if self.model is None else pooled(self.model, images)
+        if self.model is None:
+            return {"pixels": images.flatten(1).float()}
+        return {pool: self._finite(rows) for pool, rows in pooled(self.model, images).items()}
 
     def tokens(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B T D"]:
         """Class token, where there is one, and patch tokens. Raises UserError for a target without tokens."""
-        return tokens_of(self.model, images, self.name)
+        return self._finite(tokens_of(self.model, images, self.name))
+
+    def _finite(self, rows: Float[Tensor, "B *shape"]) -> Float[Tensor, "B *shape"]:
+        """The rows themselves. Raises UserError when numbers among them are not finite: nothing could be measured."""
+        if rows.isfinite().all():
+            return rows
+        raise UserError(
+            f"the features of '{self.name}' are not finite: its weights are damaged or overflow, so nothing is measured"
+        )
 
 
 def export_folder(target: str) -> Path | None:
@@ -164,10 +175,12 @@ def _extractor(
         raise UserError(
             f"'{target}' sees {channels} channels, but mean and std have {len(mean)} and {len(std)} numbers"
         )
+    refuse_bad_statistics(mean, std, target)
     more.setdefault("reading", Reading(channels=channels))
     parts: list[object] = [type(model).__name__, size, channels, tuple(mean), tuple(std), *settings, more]
     if model is not None:
         model.eval().requires_grad_(False)
+        refuse_bad_weights(model.state_dict(), target)
         for key, value in sorted(model.state_dict().items()):
             content = value.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
             parts += [key, tuple(value.shape), digest(content)]
@@ -186,6 +199,7 @@ def _extractor(
 def _open_folder(target: str, folder: Path) -> Extractor:
     config, run = _json(folder / "config.json"), _json(folder.parent / "config.json").get("config", {})
     where = f"local-dir:{folder}"
+    refuse_changed(folder)
     try:
         model = timm.create_model(where, pretrained=True, num_classes=0)
         cfg = config["pretrained_cfg"]

@@ -12,6 +12,7 @@ from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 from mimkit.core.errors import UserError, unknown
+from mimkit.core.integrity import refuse_bad_statistics, refuse_bad_weights, refuse_changed
 from mimkit.model.attention import class_attention
 from mimkit.model.backbone import Tokens
 from mimkit.model.patches import patchify
@@ -42,6 +43,8 @@ class Teacher(nn.Module):
         source = f"local-dir:{local}" if local.is_dir() else name
         if not local.is_dir() and not timm.is_model(name):
             raise unknown("teacher", name, timm.list_models(pretrained=True), see="Or give a run or an export folder.")
+        if local.is_dir():
+            refuse_changed(local)
         try:
             side = _patch(source)
             size = (grid[0] * side[0], grid[1] * side[1])
@@ -52,12 +55,14 @@ class Teacher(nn.Module):
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(f"teacher '{name}' cannot be loaded ({reason}): give a run or an export folder") from error
         refuse_unsuitable(model, name)
+        refuse_bad_weights(model.state_dict(), name)
         assert isinstance(model, VisionTransformer)
         self.encoder = Encoder(model).requires_grad_(False)
         self.size = size
         own: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
         own_mean = torch.tensor(own["mean"]).expand(channels)
         own_std = torch.tensor(own["std"]).expand(channels)
+        refuse_bad_statistics(own_mean.tolist(), own_std.tolist(), name)
         # From the student's normalization to the teacher's in one product and one sum, without the pixels between.
         scale = torch.tensor(std) / own_std
         self.register_buffer("scale", scale.view(-1, 1, 1), persistent=False)

@@ -13,6 +13,7 @@ from mimkit.core import distributed
 from mimkit.core.batch import DatasetView
 from mimkit.core.names import FORMAT
 from mimkit.train.checkpoint import save_checkpoint
+from mimkit.train.identity import identity_of
 from mimkit.train.loop import Callback
 from mimkit.train.machine import Machine
 from mimkit.train.recorder import Recorder
@@ -80,6 +81,7 @@ class Checkpointer(Callback):
         """`export`: writes the model after so many steps; called by the main process, after the checkpoint."""
         self.run, self.recorder, self.machine, self.stop = run, recorder, machine, stop
         self.export, self.device = export, device
+        self.identity = identity_of(run.folder)
         self.stopped_by = 0  # the number of the signal that all processes agreed to stop by
         self._saved_at = self._asked_at = time.perf_counter()
         self._asked_step, self._ask_every = first, 1
@@ -122,6 +124,7 @@ class Checkpointer(Callback):
         def write() -> None:
             state = {
                 "format": FORMAT,
+                "identity": self.identity,
                 "step": done,
                 "seconds": self.recorder.log.seconds,
                 "model": training.task.state_dict(),

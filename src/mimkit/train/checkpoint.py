@@ -1,6 +1,7 @@
 """Checkpoints: the state of a run enters, a file that is complete or absent leaves (and back)."""
 
 import os
+import zipfile
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,9 @@ import torch
 from torch import nn
 
 from mimkit.core.errors import UserError
+from mimkit.core.integrity import not_finite
 from mimkit.core.names import rename_tensors
+from mimkit.train.identity import difference, identity_of
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -73,20 +76,76 @@ def flush_folder(folder: Path) -> None:
         os.close(handle)
 
 
+class BadCheckpoint(UserError):
+    """A checkpoint that nothing may go on from: damaged, or of another run."""
+
+
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Read a checkpoint; nothing is unpickled but tensors and plain values."""
+    """Read a checkpoint; nothing is unpickled but tensors and plain values.
+
+    Raises BadCheckpoint, which names the newest good one before it, when a bit of the file differs from what was
+    written, a weight is not finite, or the checkpoint belongs to another run than the config.json beside it.
+    """
     try:
+        return _read(path, device)
+    except BadCheckpoint as error:
+        before = [other for other in checkpoints(path.parents[1]) if other.name < path.name]
+        older = next((other for other in reversed(before) if is_good(other)), None)
+        rest = "no good one is before it" if older is None else f"{older.name} before it is good"
+        raise BadCheckpoint(f"{error}: remove it, {rest}") from error
+
+
+def is_good(path: Path) -> bool:
+    """Whether a checkpoint can be gone on from."""
+    try:
+        _read(path, "cpu")
+    except BadCheckpoint:
+        return False
+    return True
+
+
+def _read(path: Path, device: torch.device | str) -> dict[str, Any]:
+    try:
+        with zipfile.ZipFile(path) as archive:  # torch.save notes checksums, torch.load does not look at them
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise BadCheckpoint(f"checkpoint {path} is damaged (checksum of {damaged})")
         state = torch.load(path, map_location=device, weights_only=True)
+    except BadCheckpoint:
+        raise
     except Exception as error:
-        raise UserError(
-            f"checkpoint {path} cannot be read ({type(error).__name__}): remove it, and the run goes on from the "
-            "checkpoint before it, or from the start"
-        ) from error
+        raise BadCheckpoint(f"checkpoint {path} cannot be read ({type(error).__name__})") from error
     if not isinstance(state, dict) or not {"model", "optimizer", "step"} <= set(state):
-        raise UserError(f"{path} is no checkpoint of mimkit: remove it, or name another run folder")
+        raise BadCheckpoint(f"{path} is no checkpoint of mimkit")
+    if other := difference(identity_of(path.parents[1]), state.get("identity", {})):
+        raise BadCheckpoint(f"checkpoint {path} belongs to another run ({other})")
+    # Of the encoder alone: what a masker remembers may be no number yet.
+    if bad := not_finite({key: value for key, value in state["model"].items() if key.startswith("encoder.")}):
+        raise BadCheckpoint(f"checkpoint {path} holds weights that are not finite ({bad})")
     if "format" not in state:
         state["model"] = rename_tensors(state["model"])
     return state
+
+
+def set_bad_aside(folder: Path) -> list[str]:
+    """Give checkpoints that are newer than the newest good one another name; what is wrong with each.
+
+    Raises BadCheckpoint when there are checkpoints and none is good: a run does not begin anew without a word.
+    """
+    bad: list[tuple[Path, str]] = []
+    for path in reversed(checkpoints(folder)):
+        try:
+            _read(path, "cpu")
+        except BadCheckpoint as error:
+            bad.append((path, str(error)))
+        else:
+            break
+    else:
+        if bad:
+            raise BadCheckpoint(f"{bad[0][1]}: remove it, and the run begins anew, or bring back a good one")
+    for path, _ in bad:
+        path.rename(path.with_name(path.name + ".bad"))  # as the newest it would push good ones out
+    return [reason for _, reason in bad]
 
 
 def restore(path: Path, task: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> tuple[int, float]:
@@ -97,7 +156,7 @@ def restore(path: Path, task: nn.Module, optimizer: torch.optim.Optimizer, devic
         optimizer.load_state_dict(state["optimizer"])
         return int(state["step"]), float(state["seconds"])
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
+        raise BadCheckpoint(
             f"checkpoint {path} belongs to another run ({str(error).splitlines()[0]}): remove it, and the run goes on "
             "from the checkpoint before it, or from the start"
         ) from error

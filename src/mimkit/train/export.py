@@ -17,9 +17,20 @@ from mimkit.weights.timm import export_timm
 
 
 def export_encoder(
-    prepared: Prepared, folder: Path, *, recipe: str, step: int, measured: Mapping[str, float], to: str = "timm"
+    prepared: Prepared,
+    folder: Path,
+    *,
+    recipe: str,
+    step: int,
+    measured: Mapping[str, float],
+    identity: Mapping[str, Any],
+    to: str = "timm",
 ) -> None:
-    """Write the model as it stands after `step` steps; `to` is `timm` or `huggingface` (MAE alone)."""
+    """Write the model as it stands after `step` steps; `to` is `timm` or `huggingface` (MAE alone).
+
+    `identity` is the run's, see `train.identity`.
+    """
+    identity = {**identity, "step": step}
     config, (mean, std), reading = prepared.config, prepared.statistics, prepared.resolved_reading
     classes = output_names(prepared)
     card = model_card(
@@ -51,11 +62,12 @@ def export_encoder(
             name=config.encoder.name,
             crop_pct=0.875 if min(prepared.size) >= 128 else 1.0,
             classes=classes,
+            identity=identity,
         )
         return
     if not isinstance(prepared.task, MAE):
         raise UserError(f"{type(prepared.task).__name__} cannot be written for Hugging Face, an MAE can: use --to timm")
-    export_huggingface(prepared.task, folder, mean=mean, std=std, card=card, reading=reading)
+    export_huggingface(prepared.task, folder, mean=mean, std=std, card=card, reading=reading, identity=identity)
 
 
 def output_names(prepared: Prepared) -> list[str]:

@@ -10,6 +10,7 @@ from mimkit.core import distributed
 from mimkit.train.announce import announce
 from mimkit.train.callbacks import Checkpointer, EpochStart, StopSignal
 from mimkit.train.export import export_encoder
+from mimkit.train.identity import identity_of
 from mimkit.train.loop import fit
 from mimkit.train.metrics_log import MetricsLog
 from mimkit.train.prepare import Pretrain
@@ -120,7 +121,8 @@ def open_recorder(session: Session) -> Recorder:
 def export(session: Session, steps: int) -> None:
     """Write the model as it stands after so many steps into the run's export/."""
     folder, measures = session.run.folder / "export", session.evaluation.measures
-    export_encoder(session.prepared, folder, recipe=session.recipe, step=steps, measured=measures)
+    identity = identity_of(session.run.folder)
+    export_encoder(session.prepared, folder, recipe=session.recipe, step=steps, measured=measures, identity=identity)
 
 
 def silent(line: str) -> None:

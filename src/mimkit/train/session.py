@@ -6,7 +6,7 @@ import torch
 
 from mimkit.core import distributed
 from mimkit.core.errors import UserError
-from mimkit.train.checkpoint import checkpoints, restore
+from mimkit.train.checkpoint import checkpoints, restore, set_bad_aside
 from mimkit.train.dataset_view import open_dataset_view
 from mimkit.train.machine import Engine
 from mimkit.train.monitor import Monitor
@@ -43,6 +43,8 @@ class Session:
             run.refuse_other(config)
             saved = run.read_config()
             before, self.recipe = Resolved.from_json(saved["resolved"]), saved["recipe"]
+            for reason in distributed.on_main(lambda: set_bad_aside(run.folder), device):
+                log(f"  warning    {reason}: going on from the one before it")
         self.prepared = prepared = Prepared(config, before, begun=bool(checkpoints(run.folder)))
         refuse_changed_pictures(prepared, before)
         self.workers = config.machine.readers()

@@ -4,15 +4,17 @@ import ctypes
 import os
 import shutil
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
 from mimkit.core.errors import UserError
+from mimkit.core.integrity import IDENTITY, sign
 
-FILES = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"}
+FILES = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md", IDENTITY}
 
 
 MARK = "pre-trained with mimkit"  # in config.json: this folder is ours to replace
@@ -20,10 +22,11 @@ READING = "reading"  # in config.json: how files became pictures
 
 
 @contextmanager
-def replaced(folder: Path) -> Generator[Path]:
+def replaced(folder: Path, identity: Mapping[str, Any] | None = None) -> Generator[Path]:
     """A folder to write an export into, which takes the place of `folder` when the block ends well.
 
-    Other files that a person put beside an earlier export move along.
+    Other files that a person put beside an earlier export move along. An identity, if given, is written
+    with the checksums of the files.
 
     Raises:
         UserError: `folder` holds what no export of mimkit wrote, or cannot be written.
@@ -38,6 +41,8 @@ def replaced(folder: Path) -> Generator[Path]:
         _clear(partial)
         partial.mkdir(parents=True, exist_ok=True)
         yield partial
+        if identity is not None:
+            sign(partial, identity)
         for file in (partial / name for name in os.listdir(partial) if name in FILES):
             shutil.copymode(partial / "README.md", file)  # safetensors writes for the owner alone
             _flush(file)

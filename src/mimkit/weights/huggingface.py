@@ -1,8 +1,9 @@
 """Export for Hugging Face: a trained MAE enters, a folder that transformers loads leaves."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ def export_huggingface(
     std: Sequence[float],
     card: str,
     reading: Reading = Reading(),
+    identity: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Write an MAE so that `transformers.ViTMAEForPreTraining.from_pretrained(FOLDER)` gives equal outputs.
 
@@ -40,6 +42,7 @@ def export_huggingface(
         card: the README, see `model_card`.
         reading: how files became pictures; black and white go into the mean and std of `preprocessor_config.json`, so
             that a processor takes raw values, without clipping them.
+        identity: as in `export_timm`.
 
     Raises:
         UserError: Hugging Face's ViTMAE cannot express this model (with the reasons), or the folder cannot be
@@ -65,7 +68,7 @@ def export_huggingface(
         "image_mean": list(mean) if reading.value_range is None else raw_mean.tolist(),
         "image_std": list(std) if reading.value_range is None else raw_std.tolist(),
     }
-    with replaced(folder) as partial:
+    with replaced(folder, identity) as partial:
         save_file(huggingface_state(method), partial / "model.safetensors", metadata={"format": "pt"})
         _write_json(partial / "config.json", huggingface_config(method))
         _write_json(partial / "preprocessor_config.json", preprocessor)

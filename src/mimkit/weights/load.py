@@ -20,6 +20,7 @@ from timm.models import adapt_input_conv
 from torch import Tensor
 
 from mimkit.core.errors import UserError
+from mimkit.core.integrity import refuse_bad_weights, refuse_changed
 from mimkit.model.backbone import Backbone
 from mimkit.model.decoder import Decoder
 
@@ -130,6 +131,7 @@ def load_weights(source: str, encoder: Backbone, decoder: Decoder | None = None,
             f"the weights in '{source}' do not fit this encoder: {fitting / total:.0%} of its numbers found; "
             f"it needs {_some(missing)} but the source has {_some(unexpected)}"
         )
+    refuse_bad_weights({key: state[key] for key in matched}, source)
     with torch.no_grad():  # only now that nothing can be refused any more: an encoder is changed wholly or not at all
         for key in matched:
             here[key].copy_(state[key])
@@ -165,6 +167,7 @@ def read_weights(path: Path) -> tuple[State, tuple[int, int] | None]:
             f"there are no weights at '{path}': give 'timm', a folder with model.safetensors or "
             "pytorch_model.bin, or a .safetensors or .pth file"
         )
+    refuse_changed(file.parent)
     try:
         # Safetensors, or torch.load of tensors (and argparse.Namespace) alone; unwraps `model` and EMA.
         tensors = timm.models.load_state_dict(str(file))

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from timm.models import save_for_hf
@@ -27,6 +28,7 @@ def export_timm(
     interpolation: str = "bicubic",
     crop_pct: float = 0.875,
     classes: Sequence[str] = (),
+    identity: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Write `encoder.timm` for `timm.create_model("local-dir:FOLDER", pretrained=True)`, with equal outputs.
 
@@ -41,6 +43,7 @@ def export_timm(
         name: the timm architecture.
         interpolation: resizing that the pictures were prepared with, as timm calls it.
         crop_pct: share of the resized picture that evaluation crops; MAE's evaluation has 0.875.
+        identity: of the run and its step, which identity.json keeps with the checksums of the files.
         classes: what the outputs of a classifier are called, one name each; none of an encoder without one.
 
     Raises:
@@ -66,7 +69,7 @@ def export_timm(
     config: dict[str, Any] = {"architecture": name.split(".")[0], "pretrained_cfg": about, READING: reading.to_json()}
     if classes:
         config["label_names"] = list(classes)
-    with replaced(folder) as partial:
+    with replaced(folder, identity) as partial:
         save_for_hf(vit, str(partial), model_config=config, model_args=args, safe_serialization=True, data_config=data)
         _leave_out_num_classes(partial / "config.json")
         (partial / "README.md").write_text(card, encoding="utf-8")
