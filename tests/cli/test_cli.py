@@ -34,6 +34,7 @@ COMMAND_LINES = [
     "export",
     "doctor",
     "diff",
+    "check",
 ]
 
 
@@ -233,6 +234,8 @@ WRONG = {  # end-condition 8 first
     "doctor of nothing": ("doctor godo", "there is no folder or data set 'godo'"),
     "doctor's recipe": ("doctor good mae_mni_28", "did you mean 'mae_mini_28'?"),
     "doctor's limit": ("doctor good --limit 0", "limit must be at least 1"),
+    "check of no run": ("check good", "good holds no run"),
+    "check of a damaged run": ("check damaged", "files of damaged are bad: checkpoints/step-000000002.pt"),
     "diff of one": ("diff done", "mimkit diff RUN RUN"),
     "diff of no run": ("diff done good", "good holds no run"),
 }
@@ -354,6 +357,7 @@ JSON = {
         lambda found: found["bytes"] > 20_000 and found["out"].endswith(".html"),
     ),
     "diff": ("diff done begun", lambda found: found["last.step"] == [5, 2]),
+    "check": ("check done", lambda found: len(found) >= 5 and all(file["good"] for file in found)),
 }
 
 

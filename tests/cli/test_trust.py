@@ -7,10 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from commandline import SMALL, TINY, mimkit, refused
 from mimkit.compare.processes import Children
 from mimkit.core import names
+from mimkit.train.checkpoint import checkpoints
+from mimkit.train.identity import identity_of
 
 FOREIGN = '''"""Enters: nothing. Leaves: a file that tells that this was imported."""
 
@@ -41,6 +44,7 @@ COMMANDS = {
     "export": "export done --out model",
     "huggingface": "export done --to huggingface --out model",
     "diff": "diff done begun",
+    "check": "check done",
     "masks": "masks random --from done --data pictures --show 1",
     "compare": f"compare mae_mini_28 mae_mini_32 --data pictures --seeds 1 --epochs 1 --out compared {COMMON}",
 }
@@ -58,6 +62,9 @@ def name_foreign_class(folder: Path) -> None:
     else:
         method["class"] = "strange.maskers:StrangeMasker"
     (folder / "config.json").write_text(json.dumps(config))
+    for path in checkpoints(folder):  # as if a run with this class had written them
+        state = torch.load(path, weights_only=True)
+        torch.save(state | {"identity": identity_of(folder)}, path)
 
 
 @pytest.fixture(scope="module")

@@ -176,7 +176,7 @@ def test_metrics_are_whole_and_in_order_after_damage(stopped, forty):
 def test_the_checkpoint_before_a_damaged_one_serves(stopped, forty, straight):
     newest = checkpoints(stopped)[-1]
     newest.write_bytes(newest.read_bytes()[:-2000])
-    with pytest.raises(UserError, match=f"{newest} cannot be read .*remove it, step-000000009.pt before it is good"):
+    with pytest.raises(UserError, match=rf"{newest} cannot be read .*remove it, step-000000009\.pt before it is good"):
         load_checkpoint(newest)
     said = []
     pretrain(tiny(forty), stopped, recipe="tiny", log=said.append)
@@ -189,7 +189,7 @@ def test_the_checkpoint_before_a_damaged_one_serves(stopped, forty, straight):
 def test_a_run_does_not_begin_anew_without_a_word(stopped, forty):
     for path in checkpoints(stopped):
         path.write_bytes(b"PK")
-    with pytest.raises(UserError, match="step-000000010.pt cannot be read .*remove it, and the run begins anew"):
+    with pytest.raises(UserError, match=r"step-000000010\.pt cannot be read .*remove it, and the run begins anew"):
         train(tiny(forty), stopped)
     assert len(checkpoints(stopped)) > 1
 

@@ -21,6 +21,7 @@ COMMANDS = {
     "export": ("RUN --out DIR [--to timm|huggingface]", "leave with the model"),
     "doctor": ("DATA ... [RECIPE]", "what is wrong with a folder before anything trains"),
     "diff": ("RUN RUN", "what differs between two runs"),
+    "check": ("RUN", "whether every file of a run is what was written"),
 }
 """Name: positionals and the flags that one gives most, and what the command does."""
 
