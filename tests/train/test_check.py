@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from commandline import mimkit
 from drills import tiny
 from mimkit.core.errors import UserError
 from mimkit.evaluate.target import open_target
@@ -73,6 +74,15 @@ def test_no_flipped_bit_of_an_export_is_measured(run):
                 open_target(str(run), size=None, channels=3)
         file.write_bytes(content)
     open_target(str(run), size=None, channels=3)
+
+
+def test_a_damaged_export_is_written_anew_from_the_checkpoint(run, whole):
+    file = run / "export/model.safetensors"
+    file.write_bytes(file.read_bytes()[:-8] + b"8 others")
+    said = mimkit(f"export {run} --out {run / 'again'}")
+    assert said.status == 0, said
+    for name in ("model.safetensors", "config.json", "identity.json"):
+        assert (run / "again" / name).read_bytes() == (whole / "export" / name).read_bytes()
 
 
 def test_an_export_of_another_run_is_named(run):

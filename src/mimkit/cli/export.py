@@ -42,7 +42,7 @@ def run(args: list[str]) -> int:
         _for_timm(folder, arguments.out)
         load = f"timm.create_model('local-dir:{arguments.out.absolute()}', pretrained=True)"
     else:
-        _for_huggingface(folder, arguments.out)
+        _from_checkpoint(folder, arguments.out, "huggingface")
         load = f"transformers.ViTMAEForPreTraining.from_pretrained('{arguments.out}')"
     show(
         {"out": str(arguments.out), "to": arguments.to},
@@ -53,19 +53,23 @@ def run(args: list[str]) -> int:
 
 
 def _for_timm(folder: Path, out: Path) -> None:
-    """Copy the export of a run."""
+    """Copy the export of a run; where it is damaged, write it anew from the last checkpoint."""
     from mimkit.core.integrity import refuse_changed
     from mimkit.weights.folder import replaced
 
     if not (folder / "export" / "model.safetensors").exists():
         raise UserError(f"{folder} has no export yet: go on with 'mimkit pretrain --run {folder}'")
-    refuse_changed(folder / "export")
+    try:
+        refuse_changed(folder / "export")
+    except UserError:
+        _from_checkpoint(folder, out, "timm")
+        return
     with replaced(out) as partial:
         shutil.copytree(folder / "export", partial, dirs_exist_ok=True)
 
 
-def _for_huggingface(folder: Path, out: Path) -> None:
-    """Write the model of the last checkpoint, encoder and decoder."""
+def _from_checkpoint(folder: Path, out: Path, to: str) -> None:
+    """Write the model of the last checkpoint, for Hugging Face encoder and decoder."""
     from mimkit.train.checkpoint import checkpoints, load_checkpoint
     from mimkit.train.export import export_encoder
     from mimkit.train.identity import identity_of
@@ -82,4 +86,4 @@ def _for_huggingface(folder: Path, out: Path) -> None:
     prepared.task.load_state_dict(state["model"])
     measured = {key: value for record in run_folder.metrics() for key, value in record.items() if key in MEASURED}
     about: Any = dict(recipe=saved["recipe"], step=state["step"], measured=measured, identity=identity_of(folder))
-    export_encoder(prepared, out, to="huggingface", **about)
+    export_encoder(prepared, out, to=to, **about)

@@ -40,8 +40,8 @@ def refuse_changed(folder: Path) -> None:
         file = folder / Path(name).name
         if file.is_file() and sha256(file) != checksum:
             raise UserError(
-                f"{file} is damaged (its checksum is not the one in {IDENTITY}): export again with 'mimkit export RUN "
-                f"--out DIR', or remove {IDENTITY} if you changed it yourself"
+                f"{file} is damaged (its checksum is not the one in {IDENTITY}): write it anew with 'mimkit export "
+                f"RUN --out DIR', or remove {IDENTITY} if you changed it yourself"
             )
 
 
