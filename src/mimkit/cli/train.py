@@ -1,22 +1,26 @@
-"""Launch a run: the words after `mimkit pretrain` enter; a trained run, and what to do next, leave."""
+"""Train: the words after `mimkit pretrain` or `mimkit evaluate finetune` enter; a trained run, and what next, leave."""
 
 import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mimkit.api.pretrain import resolve, start_finetuning, train, train_finetuning
 from mimkit.cli import crash
 from mimkit.core import distributed
 from mimkit.core.config import to_dict
 from mimkit.core.errors import UserError
+from mimkit.core.flags import flag_value
 from mimkit.recipes import find_recipe
 from mimkit.recipes.overrides import PretrainArguments, read_finetuning, read_pretraining, take_recipe
+from mimkit.train.machine import Machine
 from mimkit.train.prepare import Pretrain
 from mimkit.train.run_folder import RunFolder
 
 
-def launch(args: list[str]) -> tuple[dict[str, Any], str, str | None]:
+def pretrain(args: list[str]) -> tuple[dict[str, Any], str, str | None]:
     """Train, go on, or say why not; returns the result, the words about it, and where its JSON goes.
 
     Without a recipe an unfinished run goes on as it was, else one is chosen that fits data and machine.
@@ -33,7 +37,8 @@ def launch(args: list[str]) -> tuple[dict[str, Any], str, str | None]:
     with distributed.processes(device):
         name = recipe
         if name is None:
-            resolved = resolve(None, run=options.run, settings=options.config)
+            # One process looks: to another host the folder of an unfinished run may not be there.
+            resolved = distributed.on_main(lambda: resolve(None, run=options.run, settings=options.config), device)
             name, options = resolved.name, read(resolved.config)
             if resolved.why:
                 _log(f"chose the recipe {name} since {resolved.why}; 'mimkit recipes' lists others")
@@ -55,18 +60,26 @@ def finetune(words: list[str], args: list[str]) -> tuple[dict[str, Any], str, st
     prog = f"mimkit evaluate finetune {target or 'TARGET'} {recipe or '[RECIPE]'}"
     if late:
         raise UserError(f"one target and one recipe at a time: {prog} --data DATA")
-    if target:
-        start = start_finetuning(target, recipe)
+    if not target:  # for --help
+        read_finetuning(args, prog, find_recipe("finetune_mini_32", finetuning=True))
+        raise UserError(f"name a target: {prog} --data DATA")
+    device = read_device(args)
+    with distributed.processes(device):
+        start = distributed.on_main(lambda: start_finetuning(target, recipe), device)
         options = read_finetuning(args, prog, start.config)
         plan = {word.partition("=")[0].replace("_", "-") for word in args} & {"--epochs", "--batch-size"}
         start = start._replace(config=options.config, fits=start.fits and not plan)
-    else:  # for --help
-        read_finetuning(args, prog, find_recipe("finetune_mini_32", finetuning=True))
-        raise UserError(f"name a target: {prog} --data DATA")
-    if options.max_steps is not None and options.max_steps < 1:
-        raise UserError(f"--max-steps must be at least 1, got {options.max_steps}")
-    result = train_finetuning(start, target, options.run, max_steps=options.max_steps, log=_log, opened=crash.note_run)
+        if options.max_steps is not None and options.max_steps < 1:
+            raise UserError(f"--max-steps must be at least 1, got {options.max_steps}")
+        result = train_finetuning(
+            start, target, options.run, max_steps=options.max_steps, log=_log, opened=crash.note_run
+        )
     return result, _words(result, options.config, "mimkit evaluate finetune"), options.json
+
+
+def read_device(args: list[str]) -> torch.device:
+    """The device that words name, before anything else is read: the processes meet by it."""
+    return Machine(device=flag_value(args, "--machine.device") or "auto").find_device()
 
 
 def _log(line: str) -> None:
