@@ -365,7 +365,8 @@ def test_every_command_is_among_those_with_json():
     assert set(JSON) == set(COMMANDS) - {
         "compare",
         "view",
-    }  # runs take long: test_compare.py; it serves: test_report.py
+        "launch",
+    }  # runs take long: test_compare.py; it serves: test_report.py; processes: test_launch.py
 
 
 def strict(text: str):

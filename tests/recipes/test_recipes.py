@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mimkit.cli.launch import PretrainArguments
+from mimkit.cli.train import PretrainArguments
 from mimkit.core.batch import Batch
 from mimkit.core.config import from_dict, to_dict
 from mimkit.core.flags import parse

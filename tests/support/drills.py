@@ -4,6 +4,7 @@ Children are forked from a server that has mimkit imported already and nothing e
 a second instead of an import, and neither autograd's nor OpenMP's threads stand in the way of a fork.
 """
 
+import builtins
 import multiprocessing
 import os
 import resource
@@ -21,13 +22,16 @@ import torch
 from mimkit.cli import main as cli
 from mimkit.core import distributed
 from mimkit.core.config import from_dict, to_dict
+from mimkit.core.errors import UserError
 from mimkit.core.names import trust
+from mimkit.data.pictures import Subset
 from mimkit.guidance.exploitation import Exploitation
 from mimkit.guidance.sampler import MaskSampler
 from mimkit.methods.mae import MAEConfig
 from mimkit.model.build import EncoderConfig
 from mimkit.model.decoder import DecoderConfig
-from mimkit.train import callbacks
+from mimkit.train import agreement, callbacks, run_folder
+from mimkit.train import prepare as preparing
 from mimkit.train import pretrain as pretraining
 from mimkit.train.machine import Engine, Machine
 from mimkit.train.optimizer import AdamWConfig
@@ -36,7 +40,7 @@ from mimkit.train.run_folder import RunFolder
 from mimkit.train.training import Training
 
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["mimkit.train.pretrain", "mimkit.cli.launch"])
+processes.set_forkserver_preload(["mimkit.train.pretrain", "mimkit.cli.train"])
 
 
 def tiny(data: Path | str = "photos", **machine: Any) -> Pretrain:
@@ -121,6 +125,14 @@ def ranks(
         Child(log.with_suffix(f".{n}"), config, folder, *faults, RANK=n, LOCAL_RANK=n, **meet) for n in range(world)
     ]
     return [child.wait() for child in children]
+
+
+def the_line(ended: list[tuple[int, str]]) -> str:
+    """Why all processes ended with status 2: one line, of one of them."""
+    lines = [line for _, said in ended for line in said.splitlines() if line.startswith("mimkit: ")]
+    assert [status for status, _ in ended] == [2] * len(ended) and len(lines) == 1, ended
+    assert not any("Traceback" in said for _, said in ended), ended
+    return lines[0]
 
 
 # ---- accidents
@@ -282,3 +294,79 @@ def write_nothing(folder: str) -> None:
             die()
 
     sys.addaudithook(watch)
+
+
+# ---- what one process alone meets
+
+
+def on_rank(rank: int, name: str, *arguments: Any) -> None:
+    """A fault for one process of several."""
+    if int(os.environ["RANK"]) == rank:
+        globals()[name](*arguments)
+
+
+def _instead(owner: Any, name: str, replacement: Callable[..., Any]) -> None:
+    real = getattr(owner, name)
+    setattr(owner, name, lambda *args, **how: replacement(real, *args, **how))
+
+
+def stale_listing() -> None:
+    """The newest checkpoint is not listed yet, as a network's disk does for seconds."""
+    _instead(agreement, "checkpoints", lambda real, folder: real(folder)[:-1])
+    _instead(run_folder, "checkpoints", lambda real, folder: real(folder)[:-1])
+
+
+def hidden(place: str) -> None:
+    """Nothing below a folder is there, as on a host that does not share the disk."""
+    agreement.PATIENCE = 0.1
+
+    def opened(real: Any, file: Any, *rest: Any, **how: Any) -> Any:
+        if str(file).startswith(place):
+            raise FileNotFoundError(2, "No such file or directory", str(file))
+        return real(file, *rest, **how)
+
+    _instead(builtins, "open", opened)
+    _instead(Path, "exists", lambda real, path: not str(path).startswith(place) and real(path))
+    _instead(os.path, "exists", lambda real, path: not str(path).startswith(place) and real(path))
+
+
+def other_setting(name: str, value: Any) -> None:
+    """A setting is another one."""
+    _before(pretraining, "pretrain", lambda config, *rest: setattr(config, name, value))
+
+
+def fewer_pictures() -> None:
+    """Some files are not there."""
+    _instead(preparing, "open_pictures", lambda real, *args: Subset(real(*args), torch.arange(33)))
+
+
+def other_files() -> None:
+    """As many files, of other times."""
+    _instead(preparing, "open_pictures", lambda real, *args: Subset(real(*args), torch.arange(40).flip(0)))
+
+
+def no_pictures() -> None:
+    """The pictures are not there."""
+
+    def refuse(*args: Any) -> None:
+        raise UserError("there is no folder /data")
+
+    _before(preparing, "open_pictures", refuse)
+
+
+def broken() -> None:
+    """Something that nobody expects, while the pictures are opened."""
+
+    def fail(*args: Any) -> None:
+        raise RuntimeError("boom")
+
+    _before(preparing, "open_pictures", fail)
+
+
+def no_device() -> None:
+    """This host has no GPU: found out before the processes meet."""
+
+    def refuse(*args: Any) -> None:
+        raise UserError("this torch sees no GPU")
+
+    _before(Machine, "find_device", refuse)

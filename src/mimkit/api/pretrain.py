@@ -239,7 +239,8 @@ def train_finetuning(
         opened(place)
         if start.why:
             on_main_only(log)(f"chose the recipe {start.name} since {start.why}; 'mimkit recipes' lists others")
-        if RunFolder(place).finished and unfinished(place):  # trained, and still to be measured
+        # Trained, and still to be measured.
+        if distributed.on_main(lambda: RunFolder(place).finished and unfinished(place), device):
             result: dict[str, Any] = {"finished": True, "run": str(place)}
         else:
             first = preceded(on_main_only(log), plan)

@@ -101,6 +101,7 @@ def words(command: str) -> str:
     """Words that may stand as positionals, besides files and folders."""
     names = {
         "pretrain": [*recipes()],
+        "launch": ["pretrain", "evaluate"],
         "evaluate": ["knn", "probe", "attentive", "all", "finetune", "pixels"],
         "evaluate finetune": [*recipes(finetuning=True)],
         "compare": [*recipes()],

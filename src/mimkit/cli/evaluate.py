@@ -106,7 +106,7 @@ def run(args: list[str]) -> int:
 def _finetune(words: list[str], flags: list[str]) -> int:
     if not words and not HELP & set(flags):
         raise wanted("evaluate")
-    from mimkit.cli.launch import finetune
+    from mimkit.cli.train import finetune
     from mimkit.evaluate.finetune import table
 
     result, text, json_to = finetune(words, flags)

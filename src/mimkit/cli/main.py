@@ -7,6 +7,7 @@ import sys
 
 from mimkit.cli.crash import forget_run, write_report
 from mimkit.cli.overview import COMMANDS, overview
+from mimkit.core.announced import announced, may_speak, refuse_lone_tasks, refuse_together
 from mimkit.core.errors import UserError, unknown
 from mimkit.core.names import renamed_flag, trust
 
@@ -35,10 +36,10 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         if debug:
             raise
-        print(f"mimkit: {_flat(error)}", file=sys.stderr)
+        say(_flat(error))
         return 2
     except KeyboardInterrupt:
-        print("mimkit: stopped", file=sys.stderr)
+        say("stopped")
         return 130
     except BrokenPipeError:  # `mimkit recipes | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -57,7 +58,26 @@ def run(command: str, args: list[str]) -> int:
         return 0
     if command not in COMMANDS:
         raise unknown("command", command, COMMANDS)
+    if command == "pretrain" or (command == "evaluate" and "finetune" in args):
+        refuse_lone_tasks(command if command == "pretrain" else "evaluate finetune")
+        announced()  # refuses half of what a launcher sets
+    else:
+        refuse_together(command)
     return importlib.import_module(f"mimkit.cli.{command}").run(args)
+
+
+def say(line: str) -> None:
+    """An error's line; of several processes that were started together one prints it."""
+    speaks = may_speak()
+    if speaks is not None:
+        if speaks:
+            print(f"mimkit: {line}", file=sys.stderr)
+        return
+    from mimkit.core.board import speaking  # imports torch
+
+    with speaking() as first:
+        if first:
+            print(f"mimkit: {line}", file=sys.stderr, flush=True)
 
 
 def crashed(error: Exception, args: list[str], debug: bool) -> int:
@@ -65,12 +85,12 @@ def crashed(error: Exception, args: list[str], debug: bool) -> int:
     if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
         if debug:
             raise error
-        print("mimkit: the GPU's memory is full: lower --machine.micro-batch or --batch-size", file=sys.stderr)
+        say("the GPU's memory is full: lower --machine.micro-batch or --batch-size")
         return 2
     report = write_report(error, args, debug)
     if debug:
         raise error
-    print(f"mimkit: {type(error).__name__}: {_flat(error)} (not expected: {report}; please report it)", file=sys.stderr)
+    say(f"{type(error).__name__}: {_flat(error)} (not expected: {report}; please report it)")
     return 1
 
 

@@ -8,6 +8,7 @@ from mimkit.core.errors import UserError
 COMMANDS = {
     "recipes": ("[--json FILE]", "list the recipes"),
     "pretrain": ("[RECIPE] --data DATA [--run DIR] [--epochs N] ...", "learn from pictures without labels"),
+    "launch": ("[--gpus N] pretrain ...", "the same in several processes, on one host or more"),
     "evaluate": (
         "knn|probe|attentive|all|finetune TARGET ... --data DATA",
         "measure a run, an export, a timm model or a baseline",

@@ -26,8 +26,8 @@ def run(args: list[str]) -> int:
     flags = {arg.partition("=")[0] for arg in args}
     if not flags & {"--data", "--run", *HELP}:
         raise wanted("pretrain")
-    from mimkit.cli.launch import launch
+    from mimkit.cli.train import pretrain
 
-    result, text, json_to = launch(args)
+    result, text, json_to = pretrain(args)
     show(result, json_to, escape(text))
     return 128 + result["signal"] if result["signal"] else 0

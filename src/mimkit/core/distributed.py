@@ -1,7 +1,8 @@
 """Processes: torchrun's environment enters; rank, world and a few collectives leave. No-ops in one process."""
 
 import os
-from collections.abc import Callable, Generator
+import socket
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -10,6 +11,8 @@ import torch.distributed as dist
 from jaxtyping import Shaped
 from torch import Tensor
 
+from mimkit.core import board
+from mimkit.core.announced import announced
 from mimkit.core.errors import UserError
 
 T = TypeVar("T")
@@ -35,12 +38,19 @@ def is_main() -> bool:
 def processes(device: torch.device) -> Generator[None]:
     """Join the process group that torchrun announces (NCCL on CUDA, gloo elsewhere) and leave it at the end."""
     # Without torchrun there is one process; inside another's group, that one is used and left alone.
-    if "RANK" not in os.environ or dist.is_initialized():
+    place = None if dist.is_initialized() else announced()
+    if place is None:
         yield
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    store = board.arrive(place)
+    # Words and numbers of the host travel over gloo in any case: no GPU waits for them.
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world)
     try:
         yield
+    except BaseException:
+        board.ask_to_speak(place)  # before the others see that this one is gone, and say that alone
+        raise
     finally:
         dist.destroy_process_group()
 
@@ -83,6 +93,63 @@ def gather_objects(x: T) -> list[T]:
     return parts
 
 
+def together(work: Callable[[], T]) -> list[T]:
+    """Done by every process; all get the results of all, or the same UserError where some of them failed.
+
+    A process that failed alone would leave the others waiting. What is no UserError is raised where it happened.
+    """
+    if world() == 1:
+        return [work()]
+    result, failure = None, None
+    try:
+        result = work()
+    except Exception as error:
+        failure = error
+    text = None if failure is None else str(failure) if isinstance(failure, UserError) else repr(failure)
+    texts, hosts, results = zip(*gather_objects((text, socket.gethostname(), result)), strict=True)
+    if failure is not None and not isinstance(failure, UserError):
+        raise failure
+    failed = [number for number, line in enumerate(texts) if line is not None]
+    if failed:
+        where = "" if len(failed) == world() else f"{processes_at(failed, hosts)}: "
+        raise UserError(f"{where}{texts[failed[0]]}") from failure
+    return list(results)
+
+
+def processes_at(ranks: Sequence[int], hosts: Sequence[str]) -> str:
+    """Some processes as one names them: `rank 1 (host b)`; `hosts` are those of all."""
+    names = list(dict.fromkeys(hosts[number] for number in ranks))
+    few, more = ", ".join(map(str, ranks[:8])), f" and {len(ranks) - 8} more" if len(ranks) > 8 else ""
+    places = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+    return f"rank{'s' * (len(ranks) > 1)} {few}{more} (host{'s' * (len(names) > 1)} {places})"
+
+
+def refuse_differences(work: Callable[[], Mapping[str, Mapping[str, Any]]]) -> None:
+    """Compare what every process finds; raises the same UserError in all where one of them differs from the first.
+
+    Args:
+        work: finds what has to be equal, by name, below the words that say how to mend it.
+    """
+    if world() == 1:
+        return
+    hosts, facts = zip(*together(lambda: (socket.gethostname(), work())), strict=True)
+    for remedy in facts[0]:
+        for name in dict.fromkeys(name for entry in facts for name in entry[remedy]):
+            values = [entry[remedy].get(name) for entry in facts]
+            different = [number for number, value in enumerate(values) if value != values[0]]
+            if different:
+                raise UserError(
+                    f"the processes differ: {name} is {values[0]} in {processes_at([0], hosts)} and "
+                    f"{values[different[0]]} in {processes_at(different, hosts)}: {remedy}"
+                )
+
+
+def peer_lost(error: BaseException) -> bool:
+    """Whether a collective failed since another process is gone or cannot be reached."""
+    by_gloo = isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "NCCL", "peer"))
+    return world() > 1 and (by_gloo or isinstance(error, dist.DistError))
+
+
 def on_main(work: Callable[[], T], device: torch.device) -> T:
     """Done by the main process alone; every process gets its result, or its UserError.
 
@@ -101,7 +168,7 @@ def on_main(work: Callable[[], T], device: torch.device) -> T:
         finally:
             _alone = False
     # Errors travel as results do: a process that only waited would wait for ever.
-    dist.broadcast_object_list(shared, src=0, device=device)
+    dist.broadcast_object_list(shared, src=0)
     if shared[1] is not None:
         raise shared[1]
     return shared[0]

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from mimkit.core import distributed
+from mimkit.train.agreement import lost_peers
 from mimkit.train.announce import announce
 from mimkit.train.callbacks import Checkpointer, EpochStart, StopSignal
 from mimkit.train.export import export_encoder
@@ -44,10 +45,12 @@ def pretrain(
     device = config.machine.find_device()
     with distributed.processes(device):
         # The main process chooses: what is a free folder to one is taken a moment later for the other.
-        run = RunFolder(distributed.on_main(lambda: folder, device))
+        folder, max_steps = distributed.on_main(lambda: (folder, max_steps), device)
+        run = RunFolder(folder)
         distributed.on_main(run.start, device)
         try:
-            return train(config, run, recipe, max_steps, device, log if distributed.is_main() else silent)
+            with lost_peers(run):
+                return train(config, run, recipe, max_steps, device, log if distributed.is_main() else silent)
         except BaseException:
             if distributed.is_main():
                 run.abandon()

@@ -6,7 +6,8 @@ import torch
 
 from mimkit.core import distributed
 from mimkit.core.errors import UserError
-from mimkit.train.checkpoint import checkpoints, restore, set_bad_aside
+from mimkit.train.agreement import Origin, agree
+from mimkit.train.checkpoint import restore
 from mimkit.train.dataset_view import open_dataset_view
 from mimkit.train.machine import Engine
 from mimkit.train.monitor import Monitor
@@ -37,15 +38,13 @@ class Session:
     def __init__(
         self, config: Pretrain, run: RunFolder, recipe: str, device: torch.device, log: Callable[[str], None]
     ) -> None:
-        self.config, self.run, self.recipe, self.device = config, run, recipe, device
-        before = Resolved()
-        if distributed.on_main(lambda: run.exists, device):
-            run.refuse_other(config)
-            saved = run.read_config()
-            before, self.recipe = Resolved.from_json(saved["resolved"]), saved["recipe"]
-            for reason in distributed.on_main(lambda: set_bad_aside(run.folder), device):
-                log(f"  warning    {reason}: going on from the one before it")
-        self.prepared = prepared = Prepared(config, before, begun=bool(checkpoints(run.folder)))
+        self.config, self.run, self.device = config, run, device
+        self.origin = origin = distributed.on_main(lambda: Origin.of(run, config, recipe), device)
+        self.recipe, before = origin.recipe, Resolved.from_json(origin.resolved)
+        for reason in origin.set_aside:
+            log(f"  warning    {reason}: going on from the one before it")
+        self.prepared = prepared = Prepared(config, before, begun=origin.checkpoint is not None)
+        agree(prepared, origin)
         refuse_changed_pictures(prepared, before)
         self.workers = config.machine.readers()
         self.dataset = open_dataset_view(
@@ -66,8 +65,8 @@ class Session:
 
     def _restore(self) -> tuple[int, float]:
         """Fill task and optimizer from the last checkpoint; the steps and seconds behind it."""
-        saved = checkpoints(self.run.folder)
-        return restore(saved[-1], self.prepared.task, self.optimizer, self.device) if saved else (0, 0.0)
+        saved = self.origin.checkpoint
+        return (0, 0.0) if saved is None else restore(saved, self.prepared.task, self.optimizer, self.device)
 
     def _evaluation(self, before: Resolved) -> OnlineEvaluation:
         """What evaluates in training; a new run is evaluated before its first step."""
