@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from mimkit.core.errors import UserError
+from mimkit.core.files import open_regular
 from mimkit.core.names import rename_tensors
 
 
@@ -76,7 +77,8 @@ def flush_folder(folder: Path) -> None:
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """Read a checkpoint; nothing is unpickled but tensors and plain values."""
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        with open_regular(path) as file:
+            state = torch.load(file, map_location=device, weights_only=True)
     except Exception as error:
         raise UserError(
             f"checkpoint {path} cannot be read ({type(error).__name__}): remove it, and the run goes on from the "
