@@ -12,6 +12,16 @@ from mimkit.core.errors import UserError
 from mimkit.core.schema import Misfit, fit, plain
 
 
+def refuse_no_name(name: str | Path) -> None:
+    """Refuse what can be no path: with a NUL, or with a part or a whole that is too long. Raises UserError."""
+    text = str(name)
+    if "\0" in text:
+        raise UserError(f"{text!r:.80} holds a NUL, which no path can: give another name")
+    size = len(os.fsencode(text))
+    if size > 4095 or any(len(os.fsencode(word)) > 255 for word in text.split("/")):
+        raise UserError(f"{text[:60]}... is too long for a path ({size:,} bytes): give another name")
+
+
 def open_regular(path: str | bytes | Path) -> BufferedReader:
     """A regular file to read.
 

@@ -12,7 +12,7 @@ from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 from mimkit.core.errors import UserError, unknown
-from mimkit.core.files import read_json
+from mimkit.core.files import read_json, refuse_no_name
 from mimkit.core.randomness import integer
 from mimkit.data.pictures import digest
 from mimkit.data.reading import Reading
@@ -80,6 +80,7 @@ def export_folder(target: str) -> Path | None:
     Raises UserError when it names a folder without an export.
     """
     name = target.removeprefix(UNTRAINED)
+    refuse_no_name(name)
     folder = Path(name).expanduser()
     if not name or not folder.is_dir():
         return None

@@ -15,7 +15,7 @@ import torch
 import mimkit
 from mimkit.core.config import check_dict, differences, from_dict, to_dict
 from mimkit.core.errors import UserError
-from mimkit.core.files import named, read_json, read_regular
+from mimkit.core.files import named, read_json, read_regular, refuse_no_name
 from mimkit.core.names import FORMAT
 from mimkit.core.schema import fit, plain
 from mimkit.train.checkpoint import checkpoints, remove_unfinished, replacing
@@ -66,6 +66,7 @@ class RunFolder:
     """One run's folder. It is the only interface between training, evaluation, analysis and reports."""
 
     def __init__(self, folder: Path) -> None:
+        refuse_no_name(folder)
         self.folder = folder
         self.config_path = folder / "config.json"
         self.metrics_path = folder / "metrics.jsonl"
