@@ -11,6 +11,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from mimkit.core.errors import UserError
+from mimkit.core.files import read_regular
 
 FILES = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"}
 
@@ -64,7 +65,7 @@ def replaced(folder: Path) -> Generator[Path]:
 def _replaceable(folder: Path) -> bool:
     """Whether nothing of other origin is lost when an export takes this place."""
     try:
-        return not folder.exists() or not any(folder.iterdir()) or MARK in (folder / "config.json").read_text()
+        return not folder.exists() or not any(folder.iterdir()) or MARK in read_regular(folder / "config.json").decode()
     except (OSError, UnicodeDecodeError):  # a file, or no readable config.json
         return False
 
