@@ -17,6 +17,7 @@ FOREIGN = {
     # file: attributes that objects of other libraries may lack
     "api/run.py": {"_inheriting"},  # of multiprocessing's processes
     "analysis/network.py": {"blocks", "num_prefix_tokens", "fc_norm"},  # of timm models
+    "core/memory.py": {"sched_getaffinity"},  # of os where it is not Linux
     "core/declaration.py": {"name", "metavar"},  # of what tyro.conf.arg makes
     "evaluate/pools.py": {"fc_norm", "forward_intermediates", "num_prefix_tokens", "cls_token"},  # of timm models
     "evaluate/target.py": {"pos_embed", "patch_embed", "grid_size", "patch_size"},  # of timm models
@@ -27,7 +28,7 @@ FOREIGN = {
     "methods/targets/tokens.py": {"pictures"},  # of the same
     "model/vit.py": {"rope"},  # of timm models
     "report/sections.py": {"cls_token"},  # of timm models
-    "train/machine.py": {"sched_getaffinity", "fused_attn"},  # of os where it is not Linux; of timm's attention
+    "train/machine.py": {"fused_attn"},  # of timm's attention
     "weights/folder.py": {"renameat2"},  # of the C library
     "weights/huggingface.py": {"norm"},  # of timm's MLPs
     "weights/load.py": {"patch_embed", "grid_size"},  # of timm models

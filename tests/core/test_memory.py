@@ -21,7 +21,7 @@ def groups(tmp_path, monkeypatch):
         (folder / "memory.current").write_text(f"{used}\n")
         (folder / "memory.stat").write_text(f"anon 1\ninactive_file {cached}\n")
     monkeypatch.setattr(memory, "_CGROUPS", tmp_path)
-    monkeypatch.setattr(memory, "_groups", lambda: [job, job.parent, tmp_path])
+    monkeypatch.setattr(memory, "_groups", lambda controller="": [] if controller else [job, job.parent, tmp_path])
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     return job
 
@@ -43,6 +43,39 @@ def test_a_budget_is_a_quarter_of_the_lowest_limit_for_all_ranks(groups, monkeyp
 def test_without_limits_the_machine_counts(groups):
     (groups / "memory.max").write_text("max\n")
     assert memory.memory_budget() > 100 * MB and memory.free_memory(CPU) > 100 * MB
+
+
+@pytest.mark.parametrize(
+    ("quota", "count"), [("150000 100000", 1), ("400000 100000", 4), ("max 100000", 8), ("20000 100000", 1), ("", 8)]
+)
+def test_a_quota_of_time_bounds_the_cores(groups, monkeypatch, quota, count):
+    monkeypatch.setattr(memory.os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    (groups / "cpu.max").write_text(quota)
+    assert memory.cores() == count
+    (groups.parent / "cpu.max").write_text("100000 100000")  # the lowest of all groups above
+    assert memory.cores() == 1
+
+
+def test_the_first_version_of_control_groups_counts_too(tmp_path, monkeypatch):
+    own = tmp_path / "own"
+    own.write_text("5:cpu,cpuacct:/job\n4:memory:/job\n1:name=systemd:/job\n")
+    monkeypatch.setattr(memory, "_OWN", own)
+    monkeypatch.setattr(memory, "_CGROUPS", tmp_path)
+    monkeypatch.setattr(memory.os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    for file, text in (
+        ("cpu/job/cpu.cfs_quota_us", "250000"),
+        ("cpu/job/cpu.cfs_period_us", "100000"),
+        ("cpu/cpu.cfs_quota_us", "-1"),
+        ("cpu/cpu.cfs_period_us", "100000"),
+        ("memory/job/memory.limit_in_bytes", str(100 * MB)),
+        ("memory/job/memory.usage_in_bytes", str(60 * MB)),
+        ("memory/job/memory.stat", f"inactive_file 1\ntotal_inactive_file {20 * MB}\n"),
+        ("memory/memory.limit_in_bytes", "9223372036854771712"),
+    ):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(text)
+    assert memory.cores() == 2 and memory.memory_budget() == 25 * MB and memory.free_memory(CPU) == 60 * MB
 
 
 def test_groups_go_from_the_process_up_to_the_root():

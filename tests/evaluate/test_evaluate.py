@@ -82,7 +82,8 @@ def test_export_gives_the_features_of_its_timm_model(tmp_path):
 
 def test_run_folder_is_its_export(tmp_path):
     export(tmp_path / "run/export", size=(16, 24))
-    (tmp_path / "run/config.json").write_text(json.dumps({"config": {"seed": 3}}))
+    saved = {"recipe": "some", "resolved": {}, "config": {"class": "Pretrain", "seed": 3}}
+    (tmp_path / "run/config.json").write_text(json.dumps(saved))
     of_run, of_export = (open_target(str(tmp_path / f), **DATA) for f in ("run", "run/export"))
     assert of_run.size == (16, 24)
     assert of_run.fingerprint == of_export.fingerprint
@@ -91,7 +92,8 @@ def test_run_folder_is_its_export(tmp_path):
 @pytest.mark.parametrize("positions", ["sincos", "learned"])
 def test_untrained_folder_is_what_the_run_began_with(tmp_path, positions):
     fresh = export(tmp_path / "run/export", seed=3, positions=positions)
-    (tmp_path / "run/config.json").write_text(json.dumps({"config": {"seed": 3}}))
+    saved = {"recipe": "some", "resolved": {}, "config": {"class": "Pretrain", "seed": 3}}
+    (tmp_path / "run/config.json").write_text(json.dumps(saved))
     nudge(tmp_path / "run/export")
     trained = open_target(str(tmp_path / "run"), **DATA)
     untrained = open_target(f"untrained:{tmp_path / 'run'}", **DATA)

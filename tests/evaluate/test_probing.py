@@ -209,7 +209,8 @@ def test_other_headlines(tmp_path):
 )
 def test_exports_that_say_nothing_have_a_run_that_does(tmp_path, method, headline):
     exported(tmp_path / "run/export")
-    (tmp_path / "run/config.json").write_text(json.dumps({"config": {"seed": 3, "method": method}}))
+    saved = {"recipe": "x", "config": {"class": "Pretrain", "seed": 3, "method": method}, "resolved": {}}
+    (tmp_path / "run/config.json").write_text(json.dumps(saved))
     found = open_target(str(tmp_path / "run"), **DATA)
     assert found.headline == open_target(f"untrained:{tmp_path / 'run'}", **DATA).headline == headline
     assert found.fingerprint == open_target(str(tmp_path / "run/export"), **DATA).fingerprint

@@ -186,9 +186,8 @@ def test_a_fine_tuning_of_before_is_measured_on_what_it_has_not_learned(tmp_path
         ("MAEConfig", None, True),
     ):
         resolved = {"pictures": 100} | ({} if by_class is None else {"by_class": by_class})
-        (tmp_path / "config.json").write_text(
-            json.dumps({"config": {"method": {"class": method}}, "resolved": resolved})
-        )
+        config = {"class": "Pretrain", "method": {"class": method}}
+        (tmp_path / "config.json").write_text(json.dumps({"recipe": "x", "config": config, "resolved": resolved}))
         assert splits_by_class(tmp_path / "export") is expected
     assert splits_by_class(None) and splits_by_class(tmp_path / "elsewhere" / "export")
 

@@ -195,7 +195,7 @@ def test_frames_are_spread_with_both_ends(tmp_path):
 def test_results_come_from_all_json_of_the_folder(tmp_path):
     scores = {"mean": {"accuracy": 0.4124, "low": 0.3986, "high": 0.4258}}
     one = {"kind": "knn", "data": "here", "train": 10, "test": 5, "results": scores}
-    (tmp_path / "evaluation.json").write_text(json.dumps({"results": [one, 3]}))
+    (tmp_path / "evaluation.json").write_text(json.dumps({"results": [one]}))
     (tmp_path / "result.json").write_text(json.dumps({"accuracy": 0.5, "top5": 0.75, "test": 9}))
     (tmp_path / "broken.json").write_text("{")
     (tmp_path / "list.json").write_text("[1]")
@@ -209,10 +209,25 @@ def test_results_come_from_all_json_of_the_folder(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("content", "place"),
+    [
+        ({"results": [{"kind": "knn", "results": {"mean": {"accuracy": "x"}}}]}, "results.0.results.mean.accuracy"),
+        ({"results": [{"kind": "knn", "results": {}}, 3]}, "results.1: expected an object, got 3"),
+        ({"accuracy": 1.5}, "accuracy: expected a number between 0 and 1, got 1.5"),
+        ({"accuracy": 0.5, "per_class": {"a": {"accuracy": 0.5}}}, "per_class.a.pictures is missing"),
+    ],
+)
+def test_a_damaged_evaluation_is_named_and_not_shown(tmp_path, content, place):
+    (tmp_path / "evaluation.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=f"evaluation.json: {re.escape(place)}"):
+        results(tmp_path, [])
+
+
 def test_classes_stand_worst_first_and_at_most_twenty(run, tmp_path):
     per_class = {f"c{n}": {"accuracy": n / 30, "pictures": 3, "taken_for": None} for n in reversed(range(25))}
     per_class[EVIL] = {"accuracy": 0.0, "pictures": 1200, "taken_for": "c1"}
-    scores = {"mean": {"accuracy": 0.4, "per_class": {"x": {}}}, "class": {"accuracy": 0.4, "per_class": per_class}}
+    scores = {"mean": {"accuracy": 0.4, "per_class": {}}, "class": {"accuracy": 0.4, "per_class": per_class}}
     old = {"kind": "probe", "headline": "mean", "results": {"mean": {"accuracy": 0.4}}}  # of version 0.2
     measured = {"results": [{"kind": "knn", "headline": "class", "results": scores}, old]}
     shutil.copytree(run, tmp_path / "run")

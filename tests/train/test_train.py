@@ -152,7 +152,7 @@ def test_recipes_survive_json(name):
         ({"class": "mimkit.train.prepare:Nothing"}, "does not have"),
         ({"class": "nowhere.at_all:Part"}, "--trust nowhere"),
         ({"class": ""}, "does not have"),
-        ({"class": 5}, "does not have"),
+        ({"class": 5}, "class: expected a text, got 5"),
         ({"class": "subprocess:Popen"}, "--trust subprocess"),
         (
             {"schedule": {"class": "mimkit.train.schedule:WarmupCosine", "final": 0.0, "end": 1}},

@@ -1,7 +1,6 @@
 """Survey: a set of pictures enters; what reading them tells of each, and what that says of the set, leave."""
 
 import hashlib
-import os
 import re
 import sys
 import time
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from mimkit.core.memory import cores
 from mimkit.data.header import BadPicture, Header
 from mimkit.data.pictures import Pictures, sample
 
@@ -79,7 +79,7 @@ def survey(pictures: Pictures, limit: int) -> Survey:
     bad: dict[int, str] = {}
     headers: Counter[Header] = Counter()
     start = last_line = time.perf_counter()
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # threads do: decoders let go of the interpreter's lock
+    with ThreadPoolExecutor(cores()) as pool:  # threads do: decoders let go of the interpreter's lock
         for count, (number, header, result) in enumerate(pool.map(lambda n: _look(pictures, n), numbers)):
             if header is not None:
                 headers[header._replace(height=0, width=0)] += 1

@@ -18,6 +18,7 @@ from typing import IO, Any
 import numpy as np
 
 from mimkit.core.errors import UserError, missing_extra
+from mimkit.core.schema import fit_fields
 
 ENDINGS = (".parquet", ".npz", ".csv")
 GROUP = 32 << 20  # bytes of a row group of Parquet
@@ -42,8 +43,7 @@ class About:
 
     @classmethod
     def read(cls, text: str | bytes) -> "About":
-        fields = json.loads(text)
-        return cls(**fields | {"classes": fields["classes"] and tuple(fields["classes"])})
+        return cls(**fit_fields(cls, json.loads(text), "about"))
 
 
 @dataclass(frozen=True)
@@ -298,7 +298,7 @@ def read_vectors(file: Path) -> tuple[VectorRows, About]:
         raise UserError(f"{file} must end in one of {', '.join(ENDINGS)}")
     try:
         rows, about = reader(file)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, IndexError, TypeError, RecursionError, zipfile.BadZipFile) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{file} cannot be read as embeddings ({reason})") from error
     if about.pool == "tokens":

@@ -14,9 +14,10 @@ from mimkit.compare.contender import Budget
 from mimkit.compare.processes import Measurement, Stopped
 from mimkit.compare.run import compare as compare_all
 from mimkit.core.errors import UserError
+from mimkit.core.files import read_json
 from mimkit.masks import maskers as masker_classes
 from mimkit.recipes import recipes as recipe_docs
-from mimkit.train.run_folder import RunFolder, read_json
+from mimkit.train.run_folder import RunFolder
 
 
 def load(target: str | os.PathLike[str], data: Data = ()) -> Run | Model:

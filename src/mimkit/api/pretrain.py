@@ -1,6 +1,7 @@
 """Start runs: a recipe or a target, data and a folder enter; settings, then a trained run folder, leave."""
 
 import copy
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -133,8 +134,8 @@ def plan_epochs(
 
     Raises UserError when there is no time at all, or under torchrun, where one process alone cannot time a step.
     """
-    if not minutes > 0:
-        raise UserError(f"--minutes must be above 0, got {minutes:g}")
+    if not 0 < minutes < math.inf:
+        raise UserError(f"--minutes is a number above 0 and not without end, got {minutes:g}")
     if distributed.world() > 1:
         raise UserError("--minutes times steps in one process: under torchrun give --epochs instead")
     if folder is not None and RunFolder(folder).exists:

@@ -28,7 +28,7 @@ from mimkit.masks.informed import ModelMasker
 from mimkit.methods.base import MaskedConfig
 from mimkit.train.checkpoint import checkpoints
 from mimkit.train.prepare import Pretrain
-from mimkit.train.run_folder import RunFolder, read_json
+from mimkit.train.run_folder import RunFolder
 
 Log = Callable[[str], None]
 
@@ -68,7 +68,7 @@ class Run(Target):
     @property
     def result(self) -> dict[str, Any]:
         """result.json of a finished run: steps, seconds and last measurements; of a fine-tuning its scores. Else {}."""
-        return read_json(self._files.result_path) if self._files.finished else {}
+        return self._files.result() if self._files.finished else {}
 
     @property
     def steps(self) -> tuple[int, int]:

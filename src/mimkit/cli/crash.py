@@ -7,6 +7,8 @@ import shlex
 import traceback
 from pathlib import Path
 
+from mimkit.core.files import read_regular
+
 PACKAGES = ("torch", "timm", "numpy", "tyro")
 FILE = "crash.txt"
 
@@ -40,14 +42,16 @@ def _holds_run(folder: Path) -> bool:
 def last_record(run: Path) -> dict:
     """The last whole line of a run's metrics; empty where there is none."""
     try:
-        lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = read_regular(run / "metrics.jsonl").splitlines()
     except OSError:
         return {}
     for line in reversed(lines):
         try:
-            return json.loads(line)
-        except ValueError:  # half a line, as of a process that was killed
+            record = json.loads(line)
+        except (ValueError, RecursionError):  # half a line, as of a process that was killed
             continue
+        if isinstance(record, dict):
+            return record
     return {}
 
 
@@ -72,7 +76,11 @@ def description(error: BaseException, args: list[str], run: Path | None) -> str:
     parts += ["", "".join(traceback.format_exception(error)).rstrip()]
     if run is not None:
         try:
-            parts += ["", "settings (config.json)", (run / "config.json").read_text(encoding="utf-8").rstrip()]
+            parts += [
+                "",
+                "settings (config.json)",
+                read_regular(run / "config.json").decode("utf-8", "replace").rstrip(),
+            ]
         except OSError as unreadable:
             parts += ["", f"settings: config.json cannot be read ({unreadable.strerror})"]
     return "\n".join(parts) + "\n"

@@ -47,7 +47,7 @@ def run(args: list[str]) -> int:
 def _flat(folder: Path) -> dict[str, Any]:
     """Settings of a run, what followed from them, and its last numbers, by dotted names."""
     from mimkit.core.config import flatten
-    from mimkit.train.run_folder import RunFolder, read_json
+    from mimkit.train.run_folder import RunFolder
 
     run_folder = RunFolder(folder)
     if not run_folder.exists:
@@ -55,5 +55,5 @@ def _flat(folder: Path) -> dict[str, Any]:
     last: dict[str, Any] = {}
     for record in run_folder.metrics():
         last |= record
-    settings = {key: value for key, value in read_json(run_folder.config_path).items() if key != "started"}
+    settings = {key: value for key, value in run_folder.read_plain_config().items() if key != "started"}
     return flatten(settings | {"last": last})

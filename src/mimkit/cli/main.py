@@ -1,5 +1,6 @@
 """The command line: words enter, a command runs, an exit status leaves. Nothing heavy is imported early."""
 
+import errno
 import importlib
 import os
 import re
@@ -82,16 +83,30 @@ def say(line: str) -> None:
 
 def crashed(error: Exception, args: list[str], debug: bool) -> int:
     """Say in one line what nobody expected, and where its details are; with --debug, raise it."""
-    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+    if fix := _fix(error):
         if debug:
             raise error
-        say("the GPU's memory is full: lower --machine.micro-batch or --batch-size")
+        say(fix)
         return 2
     report = write_report(error, args, debug)
     if debug:
         raise error
     say(f"{type(error).__name__}: {_flat(error)} (not expected: {report}; please report it)")
     return 1
+
+
+def _fix(error: Exception) -> str:
+    """What to do about an error of the system, in one line; empty for one of ours."""
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+        return "the GPU's memory is full: lower --machine.micro-batch or --batch-size"
+    on_cpu = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # torch's allocator
+    if isinstance(error, MemoryError) or on_cpu or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return "the memory is full: lower --machine.micro-batch, --batch-size or --workers, or look at fewer pictures"
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return f"the name {str(error.filename)[:60]}... is too long for a file: give another name"
+    if isinstance(error, ValueError) and "embedded null" in str(error):
+        return "a name holds a NUL, which no path can: give another name"
+    return ""
 
 
 def trusting(args: list[str]) -> list[str]:

@@ -45,6 +45,11 @@ def run(args: list[str]) -> int:
     with Server(Follower(arguments.run.expanduser(), depth), arguments.host, arguments.port) as server:
         show({"url": server.url}, arguments.json, escape(f"{server.url} shows {arguments.run}; Ctrl-C ends"))
         sys.stdout.flush()
+        if not server.private:
+            print(
+                "mimkit: whoever reaches this machine can read the page; --host 127.0.0.1 keeps it here",
+                file=sys.stderr,
+            )
         with suppress(KeyboardInterrupt):
             server.serve_forever()
     return 0

@@ -6,14 +6,15 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from mimkit.core.errors import UserError
+from mimkit.core.files import read_json
 from mimkit.recipes.overrides import configured
 from mimkit.train.cost import count_flops, time_step
 from mimkit.train.machine import Engine
 from mimkit.train.prepare import Prepared, Pretrain
-from mimkit.train.run_folder import RunFolder, read_json, write_json
+from mimkit.train.run_folder import RunFolder, write_json
 
 Budget = Literal["steps", "compute", "time"]
 OURS = ("--data", "--run", "--seed", "--epochs", "--minutes", "--max-steps", "--json")  # which the comparison gives
@@ -90,6 +91,16 @@ def configure(line: str, data: Sequence[str], common: str, flags: str) -> Pretra
     return configured(words, [*words, "--data", *data])
 
 
+class Plan(TypedDict, total=False):
+    """plan.json of a comparison."""
+
+    data: list[str]
+    common: str
+    FLOP: dict[str, float]
+    seconds: dict[str, float]
+    precision: Literal["float32", "bfloat16"]
+
+
 def allocate_epochs(
     contenders: list[Contender], budget: Budget, epochs: int, out: Path, log: Callable[[str], None]
 ) -> None:
@@ -97,7 +108,7 @@ def allocate_epochs(
     first, file = contenders[0], out / "plan.json"
     # What runs of one folder must have in common to stand in one table.
     identity: dict[str, Any] = {"data": list(first.config.data), "common": first.common}
-    plan = read_json(file) if file.exists() else {}
+    plan = read_json(file, Plan) if file.exists() else {}
     for name, value in identity.items():
         if plan.get(name, value) != value:
             was = shlex.join(plan[name]) if name == "data" else plan[name]
@@ -125,7 +136,7 @@ def allocate_epochs(
 
 def shared_precision(first: Contender, out: Path) -> str:
     """The arithmetic of all runs, which the baseline chooses once."""
-    plan = read_json(out / "plan.json")
+    plan = read_json(out / "plan.json", Plan)
     if "precision" not in plan:
         prepared, machine = Prepared(first.config), first.config.machine
         device = machine.find_device()

@@ -14,11 +14,13 @@ from typing import Any
 
 from mimkit.compare.contender import OURS, Contender, flag_name, slug
 from mimkit.core.errors import UserError
+from mimkit.core.files import read_json
 from mimkit.core.names import trusted
 from mimkit.evaluate.finetune import unfinished
+from mimkit.evaluate.saved import Evaluation
 from mimkit.recipes import find_recipe
 from mimkit.recipes.overrides import read_finetuning
-from mimkit.train.run_folder import RunFolder, read_json
+from mimkit.train.run_folder import RunFolder
 
 
 class Stopped(Exception):
@@ -194,7 +196,7 @@ class Work:
             ours = ["--seed", str(seed), "--run", str(tuned), "--machine.threads", str(self.children.threads)]
             own = [*ours, *words[len(recipe) :]]
             self._run(["evaluate", "finetune", target, *recipe, *data, *own], folder)
-        return read_json(RunFolder(tuned).result_path)
+        return RunFolder(tuned).result()
 
     def _frozen(self, kind: str, target: str, data: list[str], folder: Path) -> dict[str, Any]:
         """Scores of kNN or a probe on frozen features; the result is kept beside the run."""
@@ -207,5 +209,4 @@ class Work:
             partial = file.with_suffix(".partial")
             self._run(["evaluate", kind, target, *data, "--json", str(partial), *limits], folder)
             os.replace(partial, file)
-        (result,) = read_json(file)["results"]
-        return result
+        return read_json(file, Evaluation)["results"][0]

@@ -36,6 +36,14 @@ def at_least(least: float, **values: float | None) -> None:
             raise UserError(f"{name} must be at least {least:g}, got {value:g}")
 
 
+def within(least: float, most: float, **values: float | None) -> None:
+    """Refuse numbers outside of these bounds, both included; None stands for a default and passes."""
+    at_least(least, **values)
+    for name, value in values.items():
+        if value is not None and value > most:
+            raise UserError(f"{name} must be at most {most:,}, got {value}")
+
+
 def missing_extra(purpose: str, extra: str) -> UserError:
     """The error for an optional dependency that is not installed; names the extra to install."""
     return UserError(f"{purpose} needs an extra: pip install 'mimkit[{extra}]'")

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from mimkit.core.errors import UserError
+from mimkit.core.files import open_regular, read_regular
 
 IDENTITY = "identity.json"  # beside an export's files: of which run and step they are, and their checksums
 SIGNED = ("config.json", "model.safetensors", "preprocessor_config.json")
@@ -28,10 +29,10 @@ def refuse_changed(folder: Path) -> None:
     A folder that another library wrote, or an earlier version, has no identity.json.
     """
     try:
-        noted = json.loads((folder / IDENTITY).read_text(encoding="utf-8"))
+        noted = json.loads(read_regular(folder / IDENTITY))
     except FileNotFoundError:
         return
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{folder / IDENTITY} is damaged: export again with 'mimkit export RUN --out DIR'") from error
     sums = noted.get("sha256") if isinstance(noted, dict) else None
     if not isinstance(sums, dict) or not sums:
@@ -47,7 +48,7 @@ def refuse_changed(folder: Path) -> None:
 
 def sha256(file: Path) -> str:
     """The checksum of a file."""
-    with open(file, "rb") as opened:
+    with open_regular(file) as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 

@@ -2,17 +2,17 @@
 
 import errno
 import os
-import stat
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from io import BufferedIOBase, BufferedReader
+from io import BufferedIOBase
 from pathlib import Path
 
 import numpy as np
 
 from mimkit.core.errors import UserError
+from mimkit.core.files import open_regular, read_regular
 from mimkit.data.dicom import START, is_dicom
 from mimkit.data.encoded import Encoded
 from mimkit.data.layout import arrange, refuse_empty_train
@@ -84,29 +84,6 @@ class Files(Encoded):
             except OSError:
                 few.append((-1, -1))
         return digest(self._paths.buffer.tobytes(), self._paths.ends.tobytes(), few)
-
-
-def open_regular(path: str | bytes) -> BufferedReader:
-    """A regular file to read.
-
-    Raises OSError, also for anything else: a pipe would be waited for without end, and a device has no end.
-    """
-    return open(os.fsdecode(path), "rb", opener=_opened_regular)
-
-
-def _opened_regular(path: str, flags: int) -> int:
-    # Opening a pipe waits for a writer, unless told not to.
-    opened = os.open(path, flags | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(opened).st_mode):
-        os.close(opened)
-        raise OSError(errno.EINVAL, "it is no regular file")
-    return opened
-
-
-def read_regular(path: str | bytes) -> bytes:
-    """The bytes of a regular file. Raises OSError, see `open_regular`."""
-    with open_regular(path) as file:
-        return file.read()
 
 
 class Index:

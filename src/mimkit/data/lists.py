@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from mimkit.core.errors import UserError
+from mimkit.core.files import refuse_no_name
 from mimkit.data.classes import Labels, label_column, number_texts, number_values
 from mimkit.data.folders import ENDINGS, Files, Paths
 from mimkit.data.pictures import Pictures
@@ -56,6 +57,8 @@ def open_list(file: Path, reading: Reading) -> Pictures:
             labels = Labels(reason="its lines name none")
     if not names:
         raise UserError(f"{file} names no picture below its first line: write a path a line, relative to {file.parent}")
+    for name in names:
+        refuse_no_name(name)
     # Absolute, since workers and later commands may stand in another folder; links are kept as they are named.
     root = Path(os.path.abspath(file.parent))
     names = _existing(names, root, file)

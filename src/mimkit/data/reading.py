@@ -3,11 +3,11 @@
 It travels from `images.*` through training into exports, so that a model sees later pictures as it saw its own.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from mimkit.core.errors import UserError, at_least
+from mimkit.core.schema import Misfit, fit_fields
 from mimkit.data.header import SMALLEST
 
 Transform = Literal["none", "log", "sqrt"]
@@ -88,8 +88,11 @@ class Reading:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
 
     @staticmethod
-    def from_json(data: Mapping[str, Any]) -> "Reading":
-        """Undo `to_json`; entries of other versions are left out."""
-        names = {entry.name for entry in fields(Reading)}
-        values: dict[str, Any] = {key: tuple(item) if isinstance(item, list) else item for key, item in data.items()}
-        return Reading(**{key: value for key, value in values.items() if key in names})
+    def from_json(data: Any, place: str = "") -> "Reading":
+        """Undo `to_json`; entries of other versions are left out. Raises Misfit for what cannot be meant."""
+        reading = Reading(**fit_fields(Reading, data, place))
+        try:
+            reading.check()
+        except UserError as error:
+            raise Misfit(f"{place}: {error}") from error
+        return reading

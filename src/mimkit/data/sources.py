@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mimkit.core.errors import UserError, unknown
+from mimkit.core.files import refuse_no_name
 from mimkit.data.archive import KINDS as ARCHIVES
 from mimkit.data.archive import open_archive, refuse_packed
 from mimkit.data.folders import index, open_folder
@@ -49,6 +50,8 @@ def open_pictures(
     data = [data] if isinstance(data, str) else list(data)
     if not data:
         raise UserError(f"--data is missing: give a folder of pictures or one of {', '.join(NAMES)}")
+    for place in data:
+        refuse_no_name(place)
     sources: list[list[str]] = []
     for parquet, group in groupby(data, key=_is_parquet):  # Parquet files in a row are one set, anything else its own
         places = list(group)

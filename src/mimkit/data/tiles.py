@@ -1,12 +1,12 @@
 """Tiles: pictures that are much larger than a crop enter, each of their tiles as a picture of its own leaves."""
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from mimkit.core.memory import cores
 from mimkit.data.header import BadPicture
 from mimkit.data.pictures import Pictures, digest
 from mimkit.data.values import Storage, Values
@@ -24,7 +24,7 @@ class Tiled(Pictures):
     def __init__(self, whole: Pictures, side: int) -> None:
         self.whole, self.side = whole, side
         self.name, self.notes, self.has_test, self.reading = whole.name, whole.notes, whole.has_test, whole.reading
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # headers wait for the disk
+        with ThreadPoolExecutor(cores()) as pool:  # headers wait for the disk
             sizes = list(pool.map(self._size, range(len(whole))))
         boxes = [tiles(height, width, side) for height, width in sizes]
         counts = torch.tensor([len(places) for places in boxes])

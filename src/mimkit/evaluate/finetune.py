@@ -27,7 +27,8 @@ from mimkit.evaluate.features import mean_of_tiles
 from mimkit.evaluate.target import UNTRAINED, Extractor, export_folder, reading_of
 from mimkit.model.build import EncoderConfig
 from mimkit.train.prepare import Prepared, Pretrain
-from mimkit.train.run_folder import RunFolder, read_json, write_json
+from mimkit.train.run_folder import RunFolder, run_beside, write_json
+from mimkit.weights.exported import read_export
 from mimkit.weights.official import ENDINGS, IMAGENET, official
 
 WORST = 10  # classes in the table
@@ -96,11 +97,11 @@ def start_of(target: str) -> Start:
         normalization: Any = dict(mean=about["mean"], std=about["std"], channels=len(about["mean"])) if trained else {}
         encoder = EncoderConfig(name=name, positions="learned", weights="timm" if trained else None)
         return Start(encoder=encoder, size=about["input_size"][1:], width=model.num_features, **normalization)
-    about, run = read_json(folder / "config.json"), folder.parent / "config.json"
+    about = read_export(folder)
     # Beside an export its run tells what the export does not: positions, value range, and what trained it.
-    origin: dict[str, Any] = read_json(run).get("config", {}) if run.is_file() else {}
+    origin: dict[str, Any] = run_beside(folder).get("config", {})
     try:
-        cfg, args = about["pretrained_cfg"], about.get("model_args", {})
+        cfg, args = about["pretrained_cfg"], about.get("model_args") or {}
         channels, *size = cfg["input_size"]
         return Start(
             encoder=EncoderConfig(
@@ -138,7 +139,7 @@ def unfinished(folder: Path) -> bool:
     run = RunFolder(folder)
     if not run.exists or not run.read_config()["config"].method.supervised:
         return False
-    return not run.finished or "accuracy" not in read_json(run.result_path)
+    return not run.finished or "accuracy" not in run.result()
 
 
 def held_out(prepared: Prepared) -> Pictures:
@@ -186,7 +187,7 @@ def measure(folder: Path, *, device: torch.device, workers: int = 0) -> dict[str
     # As many as the head has, which may be given as more than there are.
     names = [*(test.classes or ()), *map(str, range(len(test.classes or ()), config.method.classes))]
     confusion = confusion_counts(truth, predicted[:, 0], len(names))
-    result = read_json(run.result_path)
+    result = run.result()
     top5 = {"top5": (predicted == truth.unsqueeze(1)).any(dim=1).double().mean().item()} if len(confusion) > 5 else {}
     scores = class_scores(truth, predicted[:, 0], names)
     result |= scores | top5 | class_balance(learned, truth, names)

@@ -24,7 +24,7 @@ from mimkit.evaluate.pools import Pool
 from mimkit.evaluate.probe import ProbeMethod, evaluate_probe
 from mimkit.evaluate.target import Extractor, export_folder, open_target, reading_for
 from mimkit.train.machine import Machine
-from mimkit.train.run_folder import read_json
+from mimkit.train.run_folder import run_beside
 
 Kind = Literal["knn", "probe", "attentive"]
 Choice = Pool | Literal["auto", "all"]
@@ -217,8 +217,7 @@ def _open(target: str, data: list[str], reading: Reading) -> tuple[Measured, Ext
 
 def splits_by_class(export: Path | None) -> bool:
     """Whether pictures are set apart of each class: not for a fine-tuning of before 0.3, which learned other ones."""
-    file = None if export is None else export.parent / "config.json"
-    saved = read_json(file) if file is not None and file.is_file() else {}
+    saved = {} if export is None else run_beside(export)
     method = saved.get("config", {}).get("method", {}).get("class", "")
     return not method.endswith("FineTuneConfig") or bool(saved.get("resolved", {}).get("by_class"))
 

@@ -1,6 +1,5 @@
 """What is measured: the name of a target enters, an Extractor that turns images into features leaves."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 from mimkit.core.errors import UserError, unknown
+from mimkit.core.files import read_json, refuse_no_name
 from mimkit.core.integrity import refuse_bad_statistics, refuse_bad_weights, refuse_changed
 from mimkit.core.randomness import integer
 from mimkit.data.pictures import digest
@@ -21,6 +21,8 @@ from mimkit.data.views import CenterCrop, Interpolation
 from mimkit.evaluate.pools import Pool, pooled, pools_of, tokens_of
 from mimkit.model.patches import sincos_positions
 from mimkit.model.vit import initialize
+from mimkit.train.run_folder import run_beside
+from mimkit.weights.exported import read_export
 from mimkit.weights.folder import READING
 from mimkit.weights.official import ENDINGS, IMAGENET, official
 
@@ -89,6 +91,7 @@ def export_folder(target: str) -> Path | None:
     Raises UserError when it names a folder without an export.
     """
     name = target.removeprefix(UNTRAINED)
+    refuse_no_name(name)
     folder = Path(name).expanduser()
     if not name or not folder.is_dir():
         return None
@@ -197,7 +200,7 @@ def _extractor(
 
 
 def _open_folder(target: str, folder: Path) -> Extractor:
-    config, run = _json(folder / "config.json"), _json(folder.parent / "config.json").get("config", {})
+    config, run = read_export(folder), run_beside(folder).get("config", {})
     where = f"local-dir:{folder}"
     refuse_changed(folder)
     try:
@@ -239,7 +242,7 @@ def reading_for(target: str, reading: Reading) -> Reading:
     folder = export_folder(target)
     if folder is None:
         return reading
-    export, run = _json(folder / "config.json"), _json(folder.parent / "config.json").get("config", {})
+    export, run = read_export(folder), run_beside(folder).get("config", {})
     channels = (export.get("pretrained_cfg") or {}).get("input_size", (None,))[0]
     return replace(reading_of(export, run), channels=channels).changed_by(reading)
 
@@ -344,12 +347,8 @@ def _sides(size: tuple[int, int] | None) -> str:
 
 
 def _json(file: Path) -> dict[str, Any]:
-    """A JSON object; empty when there is none in that place."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    """A JSON object; empty when there is no file in that place. Raises UserError for one that is damaged."""
+    return read_json(file) if file.is_file() else {}
 
 
 def _nearest(name: str) -> str:

@@ -1,6 +1,5 @@
 """Tokenizer: images enter, a grid of ids leaves (and back); the name of a trained or an outside one opens it."""
 
-import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from mimkit.core.config import from_dict
 from mimkit.core.errors import UserError, at_least
+from mimkit.core.files import open_regular, read_json
 from mimkit.core.names import import_trusted, rename_tensors
 from mimkit.model.backbone import Backbone
 from mimkit.model.patches import unpatchify
@@ -144,11 +144,11 @@ def open_tokenizer(name: str) -> Any:
 
 
 def _of_run(folder: Path) -> Tokenizer:
+    saved = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     try:
-        saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         method, resolved = saved["config"]["method"], saved["resolved"]
         settings = method["tokenizer"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise UserError(f"{folder} holds no run that trained a tokenizer: give one of tokenizer_mini_32") from error
     # Steps have leading zeros, so the last name is the newest.
     files = sorted((folder / "checkpoints").glob("step-*.pt"))
@@ -158,7 +158,8 @@ def _of_run(folder: Path) -> Tokenizer:
         with torch.random.fork_rng(devices=[]):  # whoever opens it draws the same numbers afterwards
             encoder = from_dict(saved["config"]["encoder"]).build(tuple(resolved["size"]), resolved["channels"])
             tokenizer = from_dict(settings).build(encoder)
-        saved = torch.load(files[-1], map_location="cpu", weights_only=True)
+        with open_regular(files[-1]) as file:
+            saved = torch.load(file, map_location="cpu", weights_only=True)
         state = saved["model"] if "format" in saved else rename_tensors(saved["model"])
         # The checkpoint holds the method that trained it; the tokenizer is one part of that.
         start = "tokenizer."

@@ -11,6 +11,7 @@ from PIL import Image, features
 from torch import Tensor
 
 from mimkit.core.errors import UserError
+from mimkit.core.files import open_regular
 from mimkit.core.grids import TITLE
 
 SIDE = 128  # pixels of a picture's longer side at most
@@ -74,9 +75,9 @@ def film_frame(path: Path, width: int = 820) -> Image.Image:
         UserError: it cannot be read.
     """
     try:
-        with Image.open(path) as file:
-            drawn = clear(file.convert("RGB"))
-    except OSError as error:
+        with open_regular(path) as file, Image.open(file) as sheet:
+            drawn = clear(sheet.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # of damaged files
         raise UserError(f"{path} cannot be read ({error}): delete it and make the report again") from error
     if drawn.width > width:
         drawn = drawn.resize((width, round(drawn.height * width / drawn.width)), Image.Resampling.LANCZOS)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import jinja2
 import timm
@@ -22,6 +22,7 @@ import mimkit
 from mimkit.analysis.metrics import GROUPS, METRICS, USUAL
 from mimkit.analysis.run import analyze
 from mimkit.core.errors import UserError, at_least, unknown
+from mimkit.core.files import read_json
 from mimkit.data.folders import cache_folder
 from mimkit.data.pictures import digest
 from mimkit.report.images import film_frame, uri
@@ -114,14 +115,27 @@ def failures(run: dict[str, Any]) -> dict[str, str]:
     return {name: run[name]["failed"] for name in ("look", "metrics") if "failed" in run.get(name, {})}
 
 
+class Cached(TypedDict):
+    """A part of a page that was made before."""
+
+    code: int
+    stamp: str
+    digest: str
+    """Of the rest, so that no damaged one is shown."""
+
+
 def cached(
     file: Path, version: str, make: Callable[[], dict[str, Any]] | None, line: str, log: Callable[[str], None]
 ) -> dict[str, Any]:
     """What `make` gives, kept in a file as long as `version` stays; with None for `make`, of any version."""
     # A cache that is damaged or of another version is none.
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        stored = json.loads(file.read_text(encoding="utf-8"))
-        if stored["code"] == _VERSION and (make is None or stored["stamp"] == version):
+    with suppress(UserError):
+        stored = read_json(file, Cached)
+        if (
+            stored.pop("digest") == digest(json.dumps(stored))
+            and stored["code"] == _VERSION
+            and (make is None or stored["stamp"] == version)
+        ):
             return stored
     if make is None:
         return {"failed": "not looked at yet", "left": {}, "stamp": ""}
@@ -132,7 +146,7 @@ def cached(
         return {"failed": str(error), "left": {}, "stamp": version}
     with suppress(OSError):  # the cache is only a convenience
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, value)
+        write_json(file, value | {"digest": digest(json.dumps(value))})
     return value
 
 

@@ -9,10 +9,13 @@ from typing import Any
 
 from mimkit.core.config import flatten
 from mimkit.core.errors import UserError
+from mimkit.core.files import named, read_regular
+from mimkit.core.schema import fit, plain
 from mimkit.data.reading import Reading
 from mimkit.evaluate.run import NAMES
+from mimkit.evaluate.saved import Evaluation, Scores, is_evaluation
 from mimkit.train.recorder import duration
-from mimkit.train.run_folder import MEASURED, RunFolder, read_json
+from mimkit.train.run_folder import MEASURED, RunFolder
 
 POINTS = 400  # of a curve, about
 WORST = 20  # classes in the table of an evaluation
@@ -58,18 +61,14 @@ def read_run(folder: Path) -> dict[str, Any]:
     run = RunFolder(folder)
     if not run.exists:
         raise UserError(f"{folder} holds no run of mimkit: give folders that 'mimkit pretrain' wrote")
-    saved = read_json(run.config_path)
-    if not isinstance(saved, dict) or not all(isinstance(saved.get(key), dict) for key in ("config", "resolved")):
-        raise UserError(
-            f"{run.config_path} is no config of a run, or a damaged one: restore it, or name another folder"
-        )
+    saved = run.read_plain_config()
     config, resolved = saved["config"], saved["resolved"]
     records = run.metrics()
     last = records[-1].get("step", 0) if records else 0
     total = resolved.get("steps") or 0
     status = "finished" if run.finished else f"step {last:,} of {total:,}" if total else f"step {last:,}"
     environment = {"mimkit": saved.get("mimkit"), **saved.get("environment", {}), **resolved.get("engine", {})}
-    result = read_json(run.result_path) if run.finished else {}
+    result = run.result() if run.finished else {}
     facts = _facts(saved, records, result) | {"state": status, "warning": _warning(records)}
     return {
         "name": folder.resolve().name,
@@ -264,10 +263,12 @@ def _json_files(folder: Path) -> Generator[tuple[dict[str, Any], str]]:
         if (path.parent != folder and path.parent.name in _ASIDE) or path.name in ("config.json", "skipped.json"):
             continue
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            content = json.loads(read_regular(path).decode("utf-8"))
+        except (OSError, ValueError, RecursionError):  # of somebody else
             continue
         if isinstance(content, dict):
+            with named(path):
+                fit(plain(content), Evaluation if is_evaluation(content) else Scores)
             yield content, str(path.relative_to(folder))
 
 

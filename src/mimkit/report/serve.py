@@ -139,16 +139,17 @@ class Server(ThreadingHTTPServer):
     allow_reuse_port = False  # or a port that is taken would be shared
 
     def __init__(self, follower: Follower, host: str, port: int) -> None:
-        self.follower, self.host = follower, host
+        self.follower, self.host = follower, host or "0.0.0.0"  # no name is every address
         if not 0 <= port < 65536:
             raise UserError(f"--port is a number from 0, a free one, to 65535, got {port}")
         if ":" in host:
             self.address_family = AF_INET6
         try:
-            super().__init__((host, port), Handler)
-        except OSError as error:
+            super().__init__((self.host, port), Handler)
+        except (OSError, UnicodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "no such name"
             raise UserError(
-                f"cannot listen on port {port} of {host} ({error.strerror or error}): leave --port away for a free one"
+                f"cannot listen on port {port} of {host} ({reason}): leave --port away for a free one"
             ) from error
 
     @property
@@ -157,10 +158,15 @@ class Server(ThreadingHTTPServer):
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{host}:{self.server_address[1]}/"
 
+    @property
+    def private(self) -> bool:
+        """Whether this machine alone can reach it."""
+        return ipaddress.ip_address(str(self.server_address[0])).is_loopback
+
     def answers(self, host: str) -> bool:
         """Whether a Host header is this server's: a name that somebody else points here (DNS rebinding) is not."""
-        parts = urlsplit(f"//{host}")
         try:
+            parts = urlsplit(f"//{host}")
             name, port = parts.hostname or "", parts.port or 80
         except ValueError:
             return False

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 
 from mimkit.core.errors import UserError
+from mimkit.core.files import read_regular
 from mimkit.core.integrity import IDENTITY, refuse_bad_statistics, refuse_bad_weights, refuse_changed
 from mimkit.train.checkpoint import checkpoints, load_checkpoint
 from mimkit.train.identity import difference, identity_of
@@ -58,7 +59,7 @@ def _config(run: RunFolder) -> str:
 
 
 def _metrics(run: RunFolder) -> str:
-    lines = run.metrics_path.read_bytes().splitlines()
+    lines = read_regular(run.metrics_path).splitlines()
     records = run.metrics()
     if len(records) < len(lines):
         raise UserError(f"line {len(records) + 1} of {len(lines)} cannot be read: going on with the run mends it")
@@ -92,7 +93,7 @@ def _export(folder: Path) -> str:
     about: Any = read_json(export / "config.json").get("pretrained_cfg", {})
     refuse_bad_statistics(about.get("mean", ()), about.get("std", ()), export)
     try:
-        refuse_bad_weights(load_file(export / "model.safetensors"), export)
+        refuse_bad_weights(load(read_regular(export / "model.safetensors")), export)
     except (OSError, SafetensorError) as error:
         raise UserError(f"model.safetensors cannot be read ({error}): export again") from error
     if not (export / IDENTITY).exists():

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from mimkit.core.errors import UserError
+from mimkit.core.files import open_regular
 from mimkit.core.integrity import not_finite
 from mimkit.core.names import rename_tensors
 from mimkit.train.identity import difference, identity_of
@@ -106,11 +107,13 @@ def is_good(path: Path) -> bool:
 
 def _read(path: Path, device: torch.device | str) -> dict[str, Any]:
     try:
-        with zipfile.ZipFile(path) as archive:  # torch.save notes checksums, torch.load does not look at them
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise BadCheckpoint(f"checkpoint {path} is damaged (checksum of {damaged})")
-        state = torch.load(path, map_location=device, weights_only=True)
+        with open_regular(path) as file:
+            with zipfile.ZipFile(file) as archive:  # torch.save notes checksums, torch.load does not look at them
+                damaged = archive.testzip()
+            if damaged is not None:
+                raise BadCheckpoint(f"checkpoint {path} is damaged (checksum of {damaged})")
+            file.seek(0)
+            state = torch.load(file, map_location=device, weights_only=True)
     except BadCheckpoint:
         raise
     except Exception as error:

@@ -18,7 +18,7 @@ from mimkit.methods.base import Method
 from mimkit.model.backbone import Backbone
 from mimkit.model.patches import patchify
 from mimkit.train.images import Images
-from mimkit.train.run_folder import RunFolder, read_json
+from mimkit.train.run_folder import RunFolder
 
 MOST_CHANNELS = 32  # rows of a grid of channels
 
@@ -29,7 +29,7 @@ Column = tuple[str, Float[Tensor, "B 3 H W"]]
 def run_display(folder: Path, values: Values, mean: Sequence[float], std: Sequence[float]) -> Display:
     """As a run shows its images, by the settings in its folder; with defaults where there is no run."""
     run = RunFolder(folder)
-    config = read_json(run.config_path).get("config", {}) if run.exists else {}
+    config = run.read_plain_config()["config"] if run.exists else {}
     settings = {key: config.get("images", {}).get(key) for key in ("shown", "stretch", "color_map")}
     shown = tuple(settings["shown"]) if settings["shown"] else None
     images = Images(shown=shown, stretch=settings["stretch"], color_map=bool(settings["color_map"]))

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mimkit.core.files import read_regular
 from mimkit.data.pictures import digest
 
 FREE = ("machine", "data")  # settings that may change when a run goes on; pictures have a fingerprint
@@ -34,8 +35,8 @@ def identity(saved: Mapping[str, Any]) -> dict[str, Any]:
 def identity_of(folder: Path) -> dict[str, Any]:
     """Who the run in a folder is; empty where no config.json says so."""
     try:
-        return identity(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return identity(json.loads(read_regular(folder / "config.json")))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return {}
 
 

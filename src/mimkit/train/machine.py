@@ -16,10 +16,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mimkit.core import distributed
 from mimkit.core.batch import Batch, Step
-from mimkit.core.errors import UserError, unknown
+from mimkit.core.errors import UserError, unknown, within
+from mimkit.core.memory import cores
 from mimkit.guidance.sampler import MaskSampler
 from mimkit.methods.base import Task
 
+MOST_PROCESSES = 1024  # threads, or workers: systems break down under many more
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -74,7 +76,8 @@ class Machine:
             value = getattr(self, name)
             if value is not None and value < bound:
                 raise UserError(f"machine.{name} must be at least {bound}, got {value}")
-        if self.save_minutes <= 0:
+        within(0, MOST_PROCESSES, **{"machine.threads": self.threads, "machine.workers": self.workers})
+        if not self.save_minutes > 0:  # also of NaN
             raise UserError(f"machine.save_minutes must be above 0, got {self.save_minutes}")
         if self.precision not in ("auto", *PRECISIONS):
             raise unknown("precision", self.precision, ["auto", *PRECISIONS])
@@ -143,7 +146,7 @@ class Engine:
                 precision=precision if machine.precision == "auto" else machine.precision,
                 attention=attention if machine.attention == "auto" else machine.attention,
                 compile=device.type == "cuda" if machine.compile is None else machine.compile,
-                threads=machine.threads or choices.get("threads") or torch.get_num_threads(),
+                threads=machine.threads or choices.get("threads") or min(torch.get_num_threads(), cores()),
             )
             if device.type == "cpu" and not choices:
                 with untouched(task):
@@ -248,11 +251,6 @@ class Engine:
                 result = task(batch, progress)
             (result.loss * fraction).backward()
         return result
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mimkit.core import distributed
 from mimkit.core.batch import Batch
-from mimkit.core.errors import UserError, at_least
+from mimkit.core.errors import UserError, within
 from mimkit.core.memory import free_memory
 from mimkit.core.randomness import integer, rng_keys
 from mimkit.data.labels import label_subset
@@ -76,7 +76,9 @@ class Prepared:
         begun: bool = False,
         pictures: Pictures | None = None,
     ) -> None:
-        at_least(1, epochs=config.epochs, batch_size=config.batch_size)
+        within(1, 1 << 31, epochs=config.epochs)
+        within(1, 1 << 24, batch_size=config.batch_size)
+        within(-(2**63), 2**63 - 1, seed=config.seed)
         config.images.check()
         config.optimizer.check()
         self.config = config

@@ -1,8 +1,21 @@
 """Resolved: what followed from data and machine when a run began enters config.json and comes back from it."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, Literal, TypedDict
+
+from mimkit.core.schema import Positive, Range, fit_fields, inside
+from mimkit.data.reading import Reading
+
+Side = Annotated[int, Range(1, 1 << 20)]  # pixels, or channels
+
+
+class Choices(TypedDict, total=False):
+    """What `train.machine.Engine` describes."""
+
+    precision: Literal["float32", "bfloat16"]
+    attention: Literal["fused", "plain"]
+    compile: bool
+    threads: Positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -11,27 +24,27 @@ class Resolved:
 
     data: str | None = None
     """What the pictures are called."""
-    pictures: int | None = None
+    pictures: Positive | None = None
     """How many there are."""
     fingerprint: str | None = None
     """Of the pictures: it changes when they do."""
-    size: tuple[int, int] | None = None
+    size: tuple[Side, Side] | None = None
     """Height and width of the images in pixels."""
-    channels: int | None = None
+    channels: Side | None = None
     reading: dict[str, Any] = field(default_factory=dict)
     """How files became pictures (`data.reading.Reading`): black and white as the data have them, for one."""
     mean: tuple[float, ...] | None = None
     """Per channel, of pixels in [0, 1]."""
     std: tuple[float, ...] | None = None
-    steps: int | None = None
+    steps: Positive | None = None
     """Of the whole schedule."""
-    micro_batch: int | None = None
+    micro_batch: Positive | None = None
     """Pictures that a process handles at once."""
     resident: bool | None = None
     """Whether the pictures live in memory."""
     by_class: bool | None = None
     """Whether pictures that are set apart for a test are so of each class; not so before version 0.3."""
-    engine: dict[str, Any] = field(default_factory=dict)
+    engine: Choices = field(default_factory=Choices)
     """Precision, attention path, threads and compilation (`train.machine.Engine`)."""
     start: dict[str, float] = field(default_factory=dict)
     """What the online evaluation measured before the first step, with knn_start, knn_pixels and chance of labels."""
@@ -41,10 +54,8 @@ class Resolved:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     @staticmethod
-    def from_json(data: Mapping[str, Any]) -> "Resolved":
-        """Undo `to_json`; what is missing is not known, and entries of other versions are left out."""
-        names = {entry.name for entry in fields(Resolved)}
-        values: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in data.items()
-        }
-        return Resolved(**{key: value for key, value in values.items() if key in names})
+    def from_json(data: Any, place: str = "") -> "Resolved":
+        """Undo `to_json`; what is missing is not known, and entries of other versions are left out. Raises Misfit."""
+        values = fit_fields(Resolved, data, place)
+        Reading.from_json(values.get("reading") or {}, inside(place, "reading"))
+        return Resolved(**values)

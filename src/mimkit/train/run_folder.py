@@ -13,10 +13,14 @@ from typing import Any
 import torch
 
 import mimkit
-from mimkit.core.config import differences, from_dict, to_dict
+from mimkit.core.config import check_dict, differences, from_dict, to_dict
 from mimkit.core.errors import UserError
+from mimkit.core.files import named, read_json, read_regular, refuse_no_name
 from mimkit.core.names import FORMAT
+from mimkit.core.schema import fit, plain
 from mimkit.train.checkpoint import checkpoints, remove_unfinished, replacing
+from mimkit.train.resolved import Resolved
+from mimkit.train.saved import Config, Result, record
 
 MEASURED = ("knn", "effective_rank", "feature_spread")  # what an evaluation while training finds
 
@@ -30,14 +34,6 @@ def write_text(path: Path, text: str) -> None:
     """Write beside, flush to disk and rename; nothing is left beside when that fails."""
     with replacing(path) as file:
         file.write(text.encode())
-
-
-def read_json(path: Path) -> Any:
-    """Read JSON; a broken file is a UserError that names it."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({error}): restore it, or use another run folder") from error
 
 
 @contextmanager
@@ -58,10 +54,19 @@ def last_good(folder: Path) -> str:
     return f"the last good checkpoint is {saved[-1]}" if saved else "no checkpoint was saved yet"
 
 
+def run_beside(export: Path) -> dict[str, Any]:
+    """config.json of the run that an export lies in; empty where it lies elsewhere. Raises UserError for a bad one."""
+    run = RunFolder(export.parent)
+    if not run.config_path.is_file() or not {"config", "recipe", "resolved"} <= read_json(run.config_path).keys():
+        return {}
+    return run.read_plain_config()
+
+
 class RunFolder:
     """One run's folder. It is the only interface between training, evaluation, analysis and reports."""
 
     def __init__(self, folder: Path) -> None:
+        refuse_no_name(folder)
         self.folder = folder
         self.config_path = folder / "config.json"
         self.metrics_path = folder / "metrics.jsonl"
@@ -88,7 +93,7 @@ class RunFolder:
     def start(self) -> None:
         """Take the folder for this process, or say why not."""
         if self.finished:
-            steps = read_json(self.result_path).get("steps")
+            steps = self.result().get("steps")
             raise UserError(
                 f"{self.folder} holds a finished run ({steps} steps): name another --run, or measure this one with "
                 f"'mimkit evaluate knn {self.folder} --data DATA'"
@@ -139,18 +144,35 @@ class RunFolder:
             write_json(self.config_path, data)
 
     def read_config(self) -> dict[str, Any]:
-        """config.json with `config` as the dataclass again."""
+        """config.json with `config` as the dataclass again. Raises UserError, also for a value of a wrong type."""
+        data = self._config_file()
+        with named(self.config_path):
+            return data | {"config": from_dict(data["config"])}
+
+    def read_plain_config(self) -> dict[str, Any]:
+        """config.json as it is, checked: the classes that it names need not be importable. Raises UserError."""
+        data = self._config_file()
+        with named(self.config_path):
+            return data | {"config": check_dict(data["config"])}
+
+    def _config_file(self) -> dict[str, Any]:
         data = read_json(self.config_path)
-        if not isinstance(data, dict) or not {"config", "recipe", "resolved"} <= data.keys():
+        if not {"config", "recipe", "resolved"} <= data.keys():
             raise UserError(
                 f"{self.config_path} is no config of a run, or a damaged one: restore it, or name another folder"
             )
-        if not isinstance(version := data.get("format", 1), int) or version > FORMAT:
+        if isinstance(version := data.get("format", 1), int) and version > FORMAT:
             raise UserError(
                 f"{self.config_path} has format {version}, of a later version of mimkit ({data.get('mimkit')}): "
                 "upgrade mimkit to read it"
             )
-        return data | {"config": from_dict(data["config"])}
+        with named(self.config_path):
+            Resolved.from_json(data["resolved"], "resolved")
+            return fit(data, Config)
+
+    def result(self) -> dict[str, Any]:
+        """result.json of a finished run. Raises UserError."""
+        return read_json(self.result_path, Result)
 
     def changes(self, config: Any) -> dict[str, tuple[Any, Any]]:
         """By name the settings that are others than the run's, with both values; not `machine`."""
@@ -184,13 +206,27 @@ class RunFolder:
             file.write(json.dumps(record) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All whole lines of metrics.jsonl: a kill can leave half a line at the end."""
-        if not self.metrics_path.exists():
+        """All whole lines of metrics.jsonl: a kill can leave half a line at the end.
+
+        Raises:
+            UserError: the file cannot be read, or a line before the last is broken or none of metrics.
+        """
+        if not os.path.lexists(self.metrics_path):
             return []
+        try:
+            lines = read_regular(self.metrics_path).splitlines()
+        except OSError as error:
+            raise UserError(f"{self.metrics_path} cannot be read ({error.strerror}): restore it") from error
         records = []
-        for line in self.metrics_path.read_bytes().splitlines():
+        for number, line in enumerate(lines, 1):
             try:
-                records.append(json.loads(line))
-            except ValueError:
-                break
+                data = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                if number == len(lines):
+                    break
+                raise UserError(
+                    f"{self.metrics_path}: line {number} is no JSON ({error}): restore the file, or delete that line"
+                ) from error
+            with named(self.metrics_path):
+                records.append(record(plain(data), f"line {number}"))
         return records

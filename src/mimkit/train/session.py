@@ -13,7 +13,7 @@ from mimkit.train.machine import Engine
 from mimkit.train.monitor import Monitor
 from mimkit.train.online import OnlineEvaluation
 from mimkit.train.prepare import Prepared, Pretrain
-from mimkit.train.resolved import Resolved
+from mimkit.train.resolved import Choices, Resolved
 from mimkit.train.run_folder import RunFolder
 from mimkit.train.training import LogSteps, Span, Training
 
@@ -101,7 +101,7 @@ class Session:
             micro_batch=micro_batch,
             resident=self.loader.resident,
             by_class=prepared.by_class,
-            engine=self.engine.describe(),
+            engine=Choices(**self.engine.describe()),
             start=self.evaluation.start,
         )
 

@@ -2,8 +2,9 @@
 
 from mimkit.core import distributed
 from mimkit.core.errors import UserError
+from mimkit.core.files import read_json
 from mimkit.data.pictures import Pictures
-from mimkit.train.run_folder import RunFolder, disk_errors, read_json, write_json
+from mimkit.train.run_folder import RunFolder, disk_errors, write_json
 
 
 class SkippedPictures:
@@ -12,7 +13,7 @@ class SkippedPictures:
     def __init__(self, run: RunFolder, pictures: Pictures, fraction: float) -> None:
         self.run, self.pictures, self.fraction = run, pictures, fraction
         self.path = run.folder / "skipped.json"
-        self.reasons: dict[str, str] = read_json(self.path) if self.path.exists() else {}
+        self.reasons: dict[str, str] = read_json(self.path, dict[str, str]) if self.path.exists() else {}
 
     def add(self, new: tuple[tuple[int, str], ...]) -> None:
         """Add pictures and their reasons."""

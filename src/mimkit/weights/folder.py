@@ -12,6 +12,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from mimkit.core.errors import UserError
+from mimkit.core.files import read_regular
 from mimkit.core.integrity import IDENTITY, sign
 
 FILES = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md", IDENTITY}
@@ -69,7 +70,7 @@ def replaced(folder: Path, identity: Mapping[str, Any] | None = None) -> Generat
 def _replaceable(folder: Path) -> bool:
     """Whether nothing of other origin is lost when an export takes this place."""
     try:
-        return not folder.exists() or not any(folder.iterdir()) or MARK in (folder / "config.json").read_text()
+        return not folder.exists() or not any(folder.iterdir()) or MARK in read_regular(folder / "config.json").decode()
     except (OSError, UnicodeDecodeError):  # a file, or no readable config.json
         return False
 

@@ -1,0 +1,47 @@
+"""What an evaluation writes: its JSON enters, as another command finds it, and leaves checked."""
+
+from typing import Any, NotRequired, TypedDict
+
+from mimkit.core.schema import Count, Fraction
+from mimkit.train.saved import ClassScore
+
+
+class Scores(TypedDict, total=False):
+    """Of one pool, or of a fine-tuning."""
+
+    accuracy: Fraction
+    low: Fraction | None
+    high: Fraction | None
+    top5: Fraction | None
+    per_class: dict[str, ClassScore] | None
+
+
+class LargestClass(TypedDict):
+    """The class of most pictures, and the accuracy of who always says it."""
+
+    name: str
+    share: Fraction
+
+
+class Measurement(TypedDict):
+    """Of one target."""
+
+    kind: str
+    headline: NotRequired[str]
+    data: NotRequired[str]
+    train: NotRequired[Count]
+    test: NotRequired[Count]
+    largest_class: NotRequired[LargestClass | None]
+    results: dict[str, Scores]
+
+
+class Evaluation(TypedDict):
+    """What `--json` of `mimkit evaluate knn`, `probe` and `attentive` holds."""
+
+    results: list[Measurement]
+
+
+def is_evaluation(content: dict[str, Any]) -> bool:
+    """Whether JSON in a run folder means to be one of these, so that it is checked."""
+    results = content.get("results")
+    return isinstance(results, list) and any(isinstance(entry, dict) and "kind" in entry for entry in results)
