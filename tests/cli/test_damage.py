@@ -132,7 +132,7 @@ def attempt(prepared, monkeypatch, capsys) -> Callable[[int], list[str]]:
 
         once()
         with capsys.disabled():
-            print(f"\n{len(statuses)} tries, {statuses.count(2)} refused, {len(wrong)} wrong")
+            print(f"\n{len(statuses)} tries, {statuses.count(2)} refused, {len(wrong)} wrong", *wrong, sep="\n")
         return wrong
 
     return tries

@@ -44,7 +44,8 @@ def test_a_damaged_config_is_refused_with_its_place(tmp_path, change, says):
         ('{"step": "1"}\n', 'line 1.step: expected a whole number of at least 0, got "1"'),
         ('{"step": 1}\n[2]\n', "line 2: expected an object, got [2]"),
         ('{"step": 1, "loss": {}}\n', "line 1.loss: expected a number, got {}"),
-        ('{"step": 1, "knn": 2.5}\n', "line 1.knn: expected a number between 0 and 1 or null, got 2.5"),
+        ('{"step": 1, "knn": 2.5}\n', "line 1.knn: expected a number between 0 and 1, got 2.5"),
+        ('{"step": 1, "feature_spread": "x"}\n', 'line 1.feature_spread: expected a number, got "x"'),
         ('{"loss": 1}\n', "line 1.step is missing"),
     ],
 )

@@ -22,8 +22,8 @@ class Record(TypedDict):
 
     step: Count
     seconds: NotRequired[float]
-    knn: NotRequired[Fraction | None]
-    warning: NotRequired[str | None]
+    knn: NotRequired[Fraction]
+    warning: NotRequired[str]
 
 
 class Result(TypedDict, total=False):
@@ -53,6 +53,6 @@ def record(data: Any, place: str) -> dict[str, Any]:
     """A line of metrics. Raises Misfit."""
     values = fit(data, Record, place)
     for key, value in values.items():
-        if not isinstance(value, (int, float, str, type(None))):
+        if key != "warning" and (not isinstance(value, (int, float)) or isinstance(value, bool)):
             raise misfit(f"{place}.{key}", "a number", value)
     return values
