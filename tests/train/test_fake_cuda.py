@@ -25,7 +25,7 @@ from mimkit.train.prepare import Pretrain
 from mimkit.train.training import LogSteps, Span, Training
 
 CUDA = torch.device("cuda")
-pytestmark = pytest.mark.filterwarnings("ignore:User provided device_type of .cuda")
+pytestmark = pytest.mark.filterwarnings("ignore:CUDA is not available")
 TOTAL = 10
 NAMES = list(recipes())
 FAST = [
