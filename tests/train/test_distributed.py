@@ -1,11 +1,8 @@
 """Several processes compute what one computes, one of them writes, and all of them stop together."""
 
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,7 +13,6 @@ from mimkit.train.checkpoint import checkpoints, load_checkpoint
 from mimkit.train.prepare import Prepared
 from mimkit.train.pretrain import pretrain
 from mimkit.train.run_folder import RunFolder
-from places import SUPPORT
 
 
 def config(data, **machine):
@@ -80,6 +76,18 @@ def test_a_run_goes_on_with_another_number_of_processes(alone, forty, tmp_path):
     close(alone, folder)
 
 
+def test_two_then_one_then_three_processes_equal_one(forty, tmp_path):
+    run = config(forty)
+    run.batch_size = 6
+    pretrain(run, tmp_path / "alone", log=lambda line: None)
+    folder = tmp_path / "run"
+    for world, until in ((2, 4), (1, 9), (3, None)):
+        for status, said in ranks(tmp_path / "log", run, folder, world=world, max_steps=until):
+            assert status == 0, said
+    assert RunFolder(folder).finished
+    close(tmp_path / "alone", folder)
+
+
 def test_a_loss_that_is_not_finite_on_one_rank_stops_all(forty, tmp_path):
     folder = tmp_path / "run"
     half = {"rank": 1, "world": 2, "micro_batch": 4, "workers": 0, "log": lambda line: None}
@@ -132,35 +140,3 @@ def test_a_batch_that_does_not_divide_is_answered(forty, tmp_path):
     run.batch_size = 7
     line = the_line(ranks(tmp_path / "log", run, tmp_path / "run"))
     assert "batch_size 7 does not divide over 2 processes: use 8" in line
-
-
-@pytest.mark.slow
-def test_torchrun(alone, forty, tmp_path):
-    """As a person starts it, without naming a folder."""
-    (tmp_path / "lab.py").write_text(
-        "from drills import tiny\n\n"
-        "def recipe():\n    run = tiny(log_every=1, looks=1)\n    run.epochs = 2\n    return run\n"
-    )
-    words = [
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "mimkit.cli",
-        "pretrain",
-        "lab:recipe",
-        "--data",
-        str(forty),
-    ]
-    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(SUPPORT)])}
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", *words],
-        env=env,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    (folder,) = (tmp_path / "runs").iterdir()
-    close(alone, folder)
-    assert done.stdout.count("done: 10 steps") == 1
