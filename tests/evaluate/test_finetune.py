@@ -278,7 +278,7 @@ def test_recipes_are_the_papers(name):
     assert isinstance(method, FineTuneConfig)
     peak = optimizer.peak_lr(run.batch_size)
     found = (run.epochs, optimizer.base_lr, optimizer.layer_decay, method.drop_path)
-    assert (*found, round(run.schedule.warmup * run.epochs), run.batch_size) == SHEET[name][:-1]
+    assert (*found, run.schedule.warmup_epochs, run.batch_size) == SHEET[name][:-1]
     assert peak * run.schedule.final == pytest.approx(SHEET[name][-1], rel=0.05)
     assert peak == pytest.approx(5e-3 if "simmim" in name else optimizer.base_lr * 4)
     assert (optimizer.clip, optimizer.betas) == (5.0 if "simmim" in name else None, (0.9, 0.999))

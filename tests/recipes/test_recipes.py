@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from mimkit.api.pretrain import resolve
 from mimkit.cli.launch import PretrainArguments
 from mimkit.core.batch import Batch
 from mimkit.core.config import from_dict, to_dict
@@ -15,6 +16,7 @@ from mimkit.data.decode import BadPicture
 from mimkit.data.pictures import Decoded
 from mimkit.recipes import find_recipe, recipes
 from mimkit.recipes.choose import choose_recipe
+from mimkit.train.prepare import Pretrain
 
 NAMES = list(recipes())
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -37,6 +39,29 @@ def test_a_recipe_says_what_it_is(name):
     own = run.optimizer.peak_lr(run.batch_size)
     assert any(rate == pytest.approx(own) for rate in rates) or "As `mae_vit_b16`" in words
     assert str(max(run.images.shape())) in words
+
+
+WARM = {  # epochs, as the papers have them
+    "mae_vit_b16": 40, "mae_vit_l16": 40, "mae_vit_h14": 40, "emae_vit_b16": 40, "mae_vit_b16_amt": 40,
+    "mae_vit_b16_sbam": 40, "mae_vit_b16_amr": 40, "mae_vit_b16_self_guided": 40, "mae_vit_b16_attmask": 40,
+    "simmim_vit_b16": 10, "simmim_swin_b": 10, "simmim_swinv2_b": 10, "maskalign_vit_b16": 20, "dino_vit_s16": 10,
+    "moco_v3_vit_b16": 40, "moco_v3_resnet50": 10, "simclr_resnet50": 10, "simclr_resnet18_32": 10,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WARM)
+def test_papers_count_epochs_of_warm_up(name):
+    schedule = find_recipe(name).schedule
+    assert [schedule.of(epochs).share * epochs for epochs in (100, 400, 1600)] == [pytest.approx(WARM[name])] * 3
+
+
+def test_a_chosen_recipe_s_warm_up_is_a_share_of_its_epochs(monkeypatch):
+    """Of 47 epochs 40 would be left no time."""
+    monkeypatch.setattr("mimkit.api.pretrain.choose_recipe", lambda pictures, device: ("mae_vit_b16", 47, "why"))
+    monkeypatch.setattr("mimkit.api.pretrain.Prepared", lambda settings: Many(1, 1))
+    monkeypatch.setattr(Many, "pictures", None, raising=False)
+    config = resolve(None, settings=Pretrain()).config
+    assert (config.epochs, config.schedule.warmup, config.schedule.warmup_epochs) == (47, 0.05, None)
 
 
 MASKED = [name for name in NAMES if hasattr(find_recipe(name).method, "masker")]

@@ -46,7 +46,7 @@ def simclr_resnet50() -> Pretrain:
         method=SimCLRConfig(scale=2.0),
         images=images,
         optimizer=LarsConfig(base_lr=0.3, weight_decay=1e-6),
-        schedule=WarmupCosine(warmup=0.1),
+        schedule=WarmupCosine(warmup=None, warmup_epochs=10),
         epochs=100,
         batch_size=4096,
     )
@@ -65,7 +65,7 @@ def simclr_resnet18_32() -> Pretrain:
         method=SimCLRConfig(temperature=0.5, layers=3, scale=2.0),
         images=_pair(simclr(0.5, blur=False), 32),
         optimizer=LarsConfig(base_lr=1.0, weight_decay=1e-4),
-        schedule=WarmupCosine(warmup=0.01),
+        schedule=WarmupCosine(warmup=None, warmup_epochs=10),
         epochs=1000,
         batch_size=512,
     )
@@ -131,7 +131,7 @@ def moco_v3_vit_b16() -> Pretrain:
         method=MoCoV3Config(),
         images=Images(size=224, view=byol(first=True), other_views=(byol(first=False),)),
         optimizer=AdamWConfig(weight_decay=0.1, betas=(0.9, 0.999), decay_all=True),
-        schedule=WarmupCosine(warmup=40 / 300),
+        schedule=WarmupCosine(warmup=None, warmup_epochs=40),
         epochs=300,
         batch_size=4096,
     )
@@ -160,7 +160,7 @@ def moco_v3_resnet50() -> Pretrain:
     second = replace(byol(first=False), scale=(0.2, 1.0))
     run.images = Images(size=224, view=first, other_views=(second,))
     run.optimizer = LarsConfig(base_lr=0.3, weight_decay=1e-6)
-    run.schedule = WarmupCosine(warmup=10 / 300)
+    run.schedule = WarmupCosine(warmup=None, warmup_epochs=10)
     return run
 
 
@@ -186,7 +186,7 @@ def dino_vit_s16() -> Pretrain:
         method=DINOConfig(),
         images=Images(size=224, view=first, other_views=tuple(other_views)),
         optimizer=AdamWConfig(base_lr=5e-4, weight_decay=0.04, weight_decay_end=0.4, betas=(0.9, 0.999), clip_each=3.0),
-        schedule=WarmupCosine(warmup=0.1, final=1e-6 / 2e-3),
+        schedule=WarmupCosine(warmup=None, warmup_epochs=10, final=1e-6 / 2e-3),
         epochs=100,
         batch_size=1024,
     )

@@ -27,7 +27,7 @@ def finetune_mae_vit_b16() -> Pretrain:
         method=FineTuneConfig(drop_path=0.1),
         images=Images(size=224, view=RandomResizedCrop(scale=(0.08, 1.0), augment=RandAugment(), erase=0.25)),
         optimizer=AdamWConfig(base_lr=5e-4, betas=(0.9, 0.999), layer_decay=0.65),
-        schedule=WarmupCosine(warmup=0.05, final=5e-4),
+        schedule=WarmupCosine(warmup=None, warmup_epochs=5, final=5e-4),
         epochs=100,
         batch_size=1024,
         machine=Machine(evals=0),
@@ -43,7 +43,7 @@ def finetune_mae_vit_l16() -> Pretrain:
     run = finetune_mae_vit_b16()
     run.method = FineTuneConfig(drop_path=0.2)
     run.optimizer = AdamWConfig(base_lr=1e-3, betas=(0.9, 0.999), layer_decay=0.75)
-    run.schedule = WarmupCosine(warmup=0.1, final=2.5e-4)
+    run.schedule = WarmupCosine(warmup=None, warmup_epochs=5, final=2.5e-4)
     run.epochs = 50
     return run
 
@@ -67,7 +67,7 @@ def finetune_simmim_vit_b16() -> Pretrain:
     """
     run = finetune_mae_vit_b16()
     run.optimizer = AdamWConfig(base_lr=1.25e-3, per=512, betas=(0.9, 0.999), clip=5.0, layer_decay=0.65)
-    run.schedule = WarmupCosine(warmup=0.2, first=2e-4, final=2e-4)
+    run.schedule = WarmupCosine(warmup=None, warmup_epochs=20, first=2e-4, final=2e-4)
     run.batch_size = 2048
     return run
 
@@ -92,7 +92,7 @@ def finetune_maskalign_vit_b16() -> Pretrain:
     run = finetune_mae_vit_b16()
     run.method = FineTuneConfig(drop_path=0.2)
     run.optimizer = AdamWConfig(base_lr=3e-4, betas=(0.9, 0.999), layer_decay=0.55)
-    run.schedule = WarmupCosine(warmup=0.05, final=8e-4)
+    run.schedule = WarmupCosine(warmup=None, warmup_epochs=5, final=8e-4)
     return run
 
 
@@ -105,7 +105,7 @@ def finetune_maskalign_vit_l16() -> Pretrain:
     run = finetune_maskalign_vit_b16()
     run.method = FineTuneConfig(drop_path=0.4)
     run.optimizer.layer_decay = 0.75  # type: ignore[attr-defined]
-    run.schedule = WarmupCosine(warmup=0.1, final=8e-4)
+    run.schedule = WarmupCosine(warmup=None, warmup_epochs=5, final=8e-4)
     run.epochs = 50
     return run
 
@@ -136,6 +136,7 @@ def finetune_mini_32() -> Pretrain:
     run.method = FineTuneConfig(drop_path=0.0, mixup=0.0, cutmix=0.0)
     run.images.view = RandomResizedCrop(scale=(0.5, 1.0))
     run.optimizer = AdamWConfig(base_lr=2e-3, betas=(0.9, 0.999), layer_decay=0.75)
+    run.schedule = WarmupCosine(warmup=0.05, final=5e-4)
     run.epochs, run.batch_size = 20, 128
     return run
 

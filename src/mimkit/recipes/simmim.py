@@ -25,7 +25,7 @@ def simmim_vit_b16() -> Pretrain:
         method=SimMIMConfig(masker=SimMIMMasker(unit=2)),
         images=Images(size=224, view=RandomResizedCrop(scale=(0.67, 1.0), interpolation="bilinear")),
         optimizer=AdamWConfig(base_lr=1e-4, per=512, betas=(0.9, 0.999), clip=5.0),
-        schedule=WarmupSteps(warmup=0.0125, first=0.005, steps=(0.875,)),
+        schedule=WarmupSteps(warmup=None, warmup_epochs=10, first=0.005, steps=(0.875,)),
         epochs=800,
         batch_size=2048,
     )

@@ -38,6 +38,7 @@ class Session:
         self, config: Pretrain, run: RunFolder, recipe: str, device: torch.device, log: Callable[[str], None]
     ) -> None:
         self.config, self.run, self.recipe, self.device = config, run, recipe, device
+        self.schedule = config.schedule.of(config.epochs)
         before = Resolved()
         if distributed.on_main(lambda: run.exists, device):
             run.refuse_other(config)
@@ -78,7 +79,7 @@ class Session:
             self.prepared.task,
             self.run,
             self.device,
-            warmup=config.schedule.warmup * total,
+            warmup=self.schedule.share * total,
             total=total,
             settings=config.method.against_collapse,
         )
@@ -121,7 +122,7 @@ class Session:
             self.engine,
             self.optimizer,
             config.optimizer,
-            config.schedule,
+            self.schedule,
             Span(self.first, last, total),
             LogSteps.spread(total, config.machine.log_every, config.machine.evals),
             seed=config.seed,
