@@ -394,6 +394,7 @@ NO_CURVE = {
     "images.stretch": "people alone see it: tests/core/test_display.py",
     "images.color_map": "people alone see it: tests/core/test_display.py",
     "images.other_views": "MAE looks at one view: test_further_views_have_addresses_too",
+    "images.statistics": "these pictures are gray and deep: tests/train/test_prepare.py",
     "schedule.warmup_epochs": "excludes the share: test_a_warm_up_in_epochs_is_as_long_in_every_training",
     "label_column": "labels measure only: test_a_column_of_labels_can_be_named_for_every_command",
 }

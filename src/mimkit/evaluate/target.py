@@ -21,7 +21,8 @@ from mimkit.evaluate.pools import Pool, pooled, pools_of, tokens_of
 from mimkit.model.patches import sincos_positions
 from mimkit.model.vit import initialize
 from mimkit.weights.folder import READING
-from mimkit.weights.official import ENDINGS, IMAGENET, official
+from mimkit.weights.official import ENDINGS, official
+from mimkit.weights.statistics import IMAGENET
 
 _PIXELS = 48  # longest side at which pixels are compared; wider vectors cost much and tell no more
 UNTRAINED = "untrained:"

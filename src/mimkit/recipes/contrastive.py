@@ -90,7 +90,7 @@ def moco_v1_resnet50() -> Pretrain:
     return Pretrain(
         encoder=EncoderConfig(name="resnet50", model_args={"zero_init_last": False}),
         method=MoCoConfig(head="linear", temperature=0.07),
-        images=_pair(moco_v1()),
+        images=replace(_pair(moco_v1()), statistics="imagenet"),
         optimizer=SGDConfig(base_lr=0.03, weight_decay=1e-4),
         schedule=WarmupSteps(warmup=0.0, steps=(0.6, 0.8)),
         epochs=200,
@@ -106,7 +106,7 @@ def moco_v2_resnet50() -> Pretrain:
     Not measured by us.
     """
     run = moco_v1_resnet50()
-    run.method, run.images = MoCoConfig(), _pair(moco_v2())
+    run.method, run.images = MoCoConfig(), replace(_pair(moco_v2()), statistics="imagenet")
     run.schedule = WarmupCosine(warmup=0.0)
     return run
 
@@ -129,7 +129,7 @@ def moco_v3_vit_b16() -> Pretrain:
     return Pretrain(
         encoder=EncoderConfig(name="vit_base_patch16_224"),
         method=MoCoV3Config(),
-        images=Images(size=224, view=byol(first=True), other_views=(byol(first=False),)),
+        images=Images(size=224, view=byol(first=True), other_views=(byol(first=False),), statistics="imagenet"),
         optimizer=AdamWConfig(weight_decay=0.1, betas=(0.9, 0.999), decay_all=True),
         schedule=WarmupCosine(warmup=None, warmup_epochs=40),
         epochs=300,
@@ -158,7 +158,7 @@ def moco_v3_resnet50() -> Pretrain:
     run.encoder, run.method = EncoderConfig(name="resnet50"), MoCoV3Config(temperature=1.0)
     first = replace(byol(first=True), scale=(0.2, 1.0))
     second = replace(byol(first=False), scale=(0.2, 1.0))
-    run.images = Images(size=224, view=first, other_views=(second,))
+    run.images = Images(size=224, view=first, other_views=(second,), statistics="imagenet")
     run.optimizer = LarsConfig(base_lr=0.3, weight_decay=1e-6)
     run.schedule = WarmupCosine(warmup=None, warmup_epochs=10)
     return run
@@ -184,7 +184,7 @@ def dino_vit_s16() -> Pretrain:
     return Pretrain(
         encoder=EncoderConfig(name="vit_small_patch16_224", positions="learned", model_args={"drop_path_rate": 0.1}),
         method=DINOConfig(),
-        images=Images(size=224, view=first, other_views=tuple(other_views)),
+        images=Images(size=224, view=first, other_views=tuple(other_views), statistics="imagenet"),
         optimizer=AdamWConfig(base_lr=5e-4, weight_decay=0.04, weight_decay_end=0.4, betas=(0.9, 0.999), clip_each=3.0),
         schedule=WarmupCosine(warmup=None, warmup_epochs=10, final=1e-6 / 2e-3),
         epochs=100,

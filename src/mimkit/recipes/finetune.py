@@ -25,7 +25,11 @@ def finetune_mae_vit_b16() -> Pretrain:
     """
     return Pretrain(
         method=FineTuneConfig(drop_path=0.1),
-        images=Images(size=224, view=RandomResizedCrop(scale=(0.08, 1.0), augment=RandAugment(), erase=0.25)),
+        images=Images(
+            size=224,
+            view=RandomResizedCrop(scale=(0.08, 1.0), augment=RandAugment(), erase=0.25),
+            statistics="imagenet",
+        ),
         optimizer=AdamWConfig(base_lr=5e-4, betas=(0.9, 0.999), layer_decay=0.65),
         schedule=WarmupCosine(warmup=None, warmup_epochs=5, final=5e-4),
         epochs=100,
@@ -134,7 +138,7 @@ def finetune_mini_32() -> Pretrain:
     """
     run = finetune_mae_vit_b16()
     run.method = FineTuneConfig(drop_path=0.0, mixup=0.0, cutmix=0.0)
-    run.images.view = RandomResizedCrop(scale=(0.5, 1.0))
+    run.images.view, run.images.statistics = RandomResizedCrop(scale=(0.5, 1.0)), "data"
     run.optimizer = AdamWConfig(base_lr=2e-3, betas=(0.9, 0.999), layer_decay=0.75)
     run.schedule = WarmupCosine(warmup=0.05, final=5e-4)
     run.epochs, run.batch_size = 20, 128

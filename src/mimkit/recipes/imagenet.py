@@ -18,7 +18,7 @@ def mae_vit_b16() -> Pretrain:
     return Pretrain(
         encoder=EncoderConfig(name="vit_base_patch16_224"),
         method=MAEConfig(),
-        images=Images(size=224),
+        images=Images(size=224, statistics="imagenet"),
         schedule=WarmupCosine(warmup=None, warmup_epochs=40),
     )
 

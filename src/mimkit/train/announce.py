@@ -98,7 +98,8 @@ def announce_pictures(session: "Session", log: Callable[[str], None]) -> None:
         log(f"  note       {note}")
     if pictures.about_values:
         log(f"  values     {pictures.about_values}")
-    log(f"  images     {size[0]}x{size[1]}, {pictures.channels} channels; mean {first_few(mean)}, std {first_few(std)}")
+    normal = f"mean {first_few(mean)}, std {first_few(std)}, {prepared.statistics_of}"
+    log(f"  images     {size[0]}x{size[1]}, {pictures.channels} channels; {normal}")
 
 
 def announce_model(session: "Session", log: Callable[[str], None]) -> None:

@@ -97,6 +97,7 @@ class Session:
             reading=prepared.pictures.resolved.to_json(),
             mean=tuple(mean),
             std=tuple(std),
+            statistics_of=prepared.statistics_of,
             steps=prepared.steps,
             micro_batch=micro_batch,
             resident=self.loader.resident,
