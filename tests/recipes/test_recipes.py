@@ -14,6 +14,7 @@ from mimkit.core.flags import parse
 from mimkit.core.randomness import rng_keys
 from mimkit.data.decode import BadPicture
 from mimkit.data.pictures import Decoded
+from mimkit.methods.maskalign import MaskAlignConfig
 from mimkit.recipes import find_recipe, recipes
 from mimkit.recipes.choose import choose_recipe
 from mimkit.train.prepare import Pretrain
@@ -62,6 +63,21 @@ def test_a_chosen_recipe_s_warm_up_is_a_share_of_its_epochs(monkeypatch):
     monkeypatch.setattr(Many, "pictures", None, raising=False)
     config = resolve(None, settings=Pretrain()).config
     assert (config.epochs, config.schedule.warmup, config.schedule.warmup_epochs) == (47, 0.05, None)
+
+
+def test_settings_are_those_of_the_released_code():
+    for name in ("moco_v3_vit_b16", "moco_v3_vit_s16", "moco_v3_resnet50"):
+        images = find_recipe(name).images
+        least = 0.2 if "resnet" in name else 0.08
+        assert {(view.interpolation, view.scale[0]) for view in (images.view, *images.other_views)} == {
+            ("bilinear", least)
+        }
+    for name in ("simclr_resnet50", "simclr_resnet18_32"):
+        assert (find_recipe(name).images.mean, find_recipe(name).images.std) == ((0.0,) * 3, (1.0,) * 3)
+    for name in NAMES:
+        run, papers = find_recipe(name), name.startswith(("mae_vit", "emae_vit", "maskalign_vit"))
+        assert run.encoder.initialization == ("mae-code" if papers else "mae")
+        assert not isinstance(run.method, MaskAlignConfig) or run.method.antialias == ("_mini_" in name)
 
 
 MASKED = [name for name in NAMES if hasattr(find_recipe(name).method, "masker")]

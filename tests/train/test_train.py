@@ -344,6 +344,7 @@ CHANGES = {
     "encoder.depth": 2,
     "encoder.heads": 4,
     "encoder.positions": "learned",
+    "encoder.initialization": "mae-code",
     "encoder.weights": "an export",
     "encoder.model_args": {"qkv_bias": False},
     "method.masker.ratio": 0.5,

@@ -53,7 +53,8 @@ class AttMaskMasker(ModelMasker):
         grid: tuple[int, int],
     ) -> Mask:
         score, n = score_maps[..., 0], score_maps.shape[1]
-        hidden = hidden_count(n, float(at(self.ratio, progress)))
+        # As the code: the hidden count is rounded down, where MAE rounds the visible one. 58 of 196 at 0.3, not 59.
+        hidden = min(max(1, int(n * float(at(self.ratio, progress)))), n - 1)
         if self.hides == "low":
             # The same sort from the other end: ties go by position in both.
             return Mask.from_scores(-score, hidden)

@@ -16,7 +16,7 @@ def mae_vit_b16() -> Pretrain:
     by us at this scale.
     """
     return Pretrain(
-        encoder=EncoderConfig(name="vit_base_patch16_224"),
+        encoder=EncoderConfig(name="vit_base_patch16_224", initialization="mae-code"),
         method=MAEConfig(),
         images=Images(size=224, statistics="imagenet"),
         schedule=WarmupCosine(warmup=None, warmup_epochs=40),
