@@ -286,6 +286,17 @@ def test_recipes_are_the_papers(name):
     assert view.augment is not None and (view.augment.magnitude, view.augment.spread) == (9, 0.5) and view.erase == 0.25
 
 
+def test_simmim_s_cosine_begins_under_its_warm_up():
+    """microsoft/SimMIM:lr_scheduler.py: timm's cosine over all epochs, whose first 20 the warm-up overwrites."""
+    for name in ("finetune_simmim_vit_b16", "finetune_simmim_swin_b"):
+        run = find_recipe(name, finetuning=True)
+        schedule = run.schedule.of(run.epochs)
+        theirs = [2e-4 + (1 - 2e-4) * (1 + math.cos(math.pi * epoch / 100)) / 2 for epoch in (20, 50, 99)]
+        assert [schedule(epoch / 100) for epoch in (20, 50, 99)] == pytest.approx(theirs)
+        assert schedule(0.2) == pytest.approx(0.9045, abs=1e-4) and schedule(0.2 - 1e-9) == pytest.approx(1)
+    assert not find_recipe("finetune_mae_vit_b16", finetuning=True).schedule.whole
+
+
 def test_a_recipe_is_chosen_by_the_target():
     def choice(name: str, width: int, side: int = 224, method: str = "MAE") -> str:
         start = Start(encoder=EncoderConfig(name=name), size=(side, side), width=width, method=method)

@@ -379,6 +379,7 @@ CHANGES = {
     "schedule.warmup": 0.1,
     "schedule.first": 0.5,
     "schedule.final": 0.2,
+    "schedule.whole": True,
     "epochs": 5,
     "batch_size": 4,
     "seed": 1,
