@@ -13,7 +13,7 @@ from mimkit.model.vit import Encoder, initialize, refuse_uneven, refuse_unsuitab
 
 SIZES = ("patch", "width", "depth", "heads")  # fields of EncoderConfig that change a plain ViT
 
-INITIALIZATIONS = ("mae", "mae-code")
+INITIALIZATIONS = ("mae", "mae-code", "simmim")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -35,7 +35,8 @@ class EncoderConfig:
     """`sincos`: fixed 2-D sine-cosine (MAE); `learned`: the architecture's own trainable table. Swins and
     ResNets have none."""
     initialization: str = "mae"
-    """First weights of ViTs: `mae`, or `mae-code`, in which the bias of the patch embedding is not 0."""
+    """First weights of ViTs: `mae`; `mae-code`, in which the bias of the patch embedding is not 0; or `simmim`,
+    BEiT's truncated normal with smaller residuals in later blocks."""
     weights: str | None = None
     """Start from released weights: `timm` (those timm has under this name), a folder or a file (see docs)."""
     model_args: dict[str, Any] = field(default_factory=dict)
