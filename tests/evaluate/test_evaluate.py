@@ -316,11 +316,17 @@ def test_one_epoch_of_the_probe_is_mae_written_out():
     assert w.std().item() == pytest.approx(0.01, rel=0.3) and not b.any()
     vw, vb = torch.zeros_like(w), torch.zeros_like(b)
     mean, var = torch.zeros(12).double(), torch.ones(12).double()
+    warm = epochs * 10 / 90
     for epoch in range(epochs):
         order = rng_keys("probe", 0, epoch, torch.arange(130)).argsort()
         for step in range(4):
             done = epoch + step / 4
-            lr = rate * size / 256 * (done if done < 1 else (1 + math.cos(math.pi * (done - 1) / 9)) / 2)
+            lr = (
+                rate
+                * size
+                / 256
+                * (done / warm if done < warm else (1 + math.cos(math.pi * (done - warm) / (epochs - warm))) / 2)
+            )
             x, y = (part[order[step * 32 : step * 32 + 32]] for part in (values, labels))
             mean, var = 0.9 * mean + 0.1 * x.mean(0), 0.9 * var + 0.1 * x.var(0)
             x = (x - x.mean(0)) / (x.var(0, correction=0) + 1e-6).sqrt()

@@ -278,12 +278,23 @@ def test_recipes_are_the_papers(name):
     assert isinstance(method, FineTuneConfig)
     peak = optimizer.peak_lr(run.batch_size)
     found = (run.epochs, optimizer.base_lr, optimizer.layer_decay, method.drop_path)
-    assert (*found, round(run.schedule.warmup * run.epochs), run.batch_size) == SHEET[name][:-1]
+    assert (*found, run.schedule.warmup_epochs, run.batch_size) == SHEET[name][:-1]
     assert peak * run.schedule.final == pytest.approx(SHEET[name][-1], rel=0.05)
     assert peak == pytest.approx(5e-3 if "simmim" in name else optimizer.base_lr * 4)
     assert (optimizer.clip, optimizer.betas) == (5.0 if "simmim" in name else None, (0.9, 0.999))
     assert (method.mixup, method.cutmix, method.switch, method.smoothing) == (0.8, 1.0, 0.5, 0.1)
     assert view.augment is not None and (view.augment.magnitude, view.augment.spread) == (9, 0.5) and view.erase == 0.25
+
+
+def test_simmim_s_cosine_begins_under_its_warm_up():
+    """microsoft/SimMIM:lr_scheduler.py: timm's cosine over all epochs, whose first 20 the warm-up overwrites."""
+    for name in ("finetune_simmim_vit_b16", "finetune_simmim_swin_b"):
+        run = find_recipe(name, finetuning=True)
+        schedule = run.schedule.of(run.epochs)
+        theirs = [2e-4 + (1 - 2e-4) * (1 + math.cos(math.pi * epoch / 100)) / 2 for epoch in (20, 50, 99)]
+        assert [schedule(epoch / 100) for epoch in (20, 50, 99)] == pytest.approx(theirs)
+        assert schedule(0.2) == pytest.approx(0.9045, abs=1e-4) and schedule(0.2 - 1e-9) == pytest.approx(1)
+    assert not find_recipe("finetune_mae_vit_b16", finetuning=True).schedule.whole
 
 
 def test_a_recipe_is_chosen_by_the_target():

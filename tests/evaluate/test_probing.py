@@ -23,7 +23,7 @@ from mimkit.evaluate.attentive import PROTOCOL, AttentiveHeads, adamw, evaluate_
 from mimkit.evaluate.features import Features, extract
 from mimkit.evaluate.pools import pooled, pools_of, tokens_of
 from mimkit.evaluate.probe import PROTOCOLS, Heads, batch_size, evaluate_probe, train_heads
-from mimkit.evaluate.run import evaluate, table
+from mimkit.evaluate.run import choose_pools, evaluate, table
 from mimkit.evaluate.target import Extractor, open_target
 from mimkit.methods.moco import MoCoConfig
 from mimkit.methods.moco_v3 import MoCoV3Config
@@ -265,6 +265,19 @@ def test_the_published_rates_are_tried():
     assert {PROTOCOLS[name].epochs for name in ("lars", "maskalign", "moco_v3", "simclr")} == {90}
     assert {PROTOCOLS[name].epochs for name in ("moco", "dino")} == {100}
     assert [name for name in PROTOCOLS if PROTOCOLS[name].norm] == ["lars", "maskalign"]
+
+
+def test_mae_s_probe_warms_up_for_ten_epochs_and_is_of_the_class_token():
+    """facebookresearch/mae:main_linprobe.py; the 68.0 % of the paper are of the class token."""
+    for name in ("lars", "maskalign"):
+        assert [PROTOCOLS[name].fraction(epoch / 90) for epoch in (0, 5, 10)] == pytest.approx([0, 0.5, 1])
+    extractor = open_target("untrained:vit_tiny_patch16_224", **DATA)
+    for method in ("lars", "maskalign"):
+        assert choose_pools(extractor, ["auto"], method) == ["class", "mean"]
+        assert choose_pools(extractor, ["mean"], method) == ["mean"]
+    for method in ("auto", "logistic", "moco", ""):
+        assert choose_pools(extractor, ["auto"], method) == ["mean"]
+    assert choose_pools(open_target("untrained:resnet18", **DATA), ["auto"], "lars") == ["mean"]
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

@@ -253,7 +253,7 @@ def test_amt_begins_with_plain_random_masks():
 def test_attmask_hides_exactly_the_highest_or_the_lowest(seed, n, ratio, tied):
     signal = attention(seed, 3, n)
     signal = (signal * n).round() if tied else signal
-    score, hide = signal.mean(dim=2), hidden_count(n, ratio)
+    score, hide = signal.mean(dim=2), min(max(1, int(n * ratio)), n - 1)
     high = masked(AttMaskMasker(ratio=ratio), signal)
     low = masked(AttMaskMasker(ratio=ratio, hides="low"), signal)
     assert high.hidden.sum(dim=1).tolist() == low.hidden.sum(dim=1).tolist() == [hide] * 3
@@ -271,7 +271,7 @@ def test_hints_are_a_few_of_the_highest(seed, n, ratio, shown, top, tied):
     signal = (signal * n).round() if tied else signal
     high = masked(AttMaskMasker(ratio=ratio), signal).hidden
     hint = masked(AttMaskMasker(ratio=ratio, hides="hint", shown=shown, top=top), signal)
-    hide = hidden_count(n, ratio)
+    hide = min(max(1, int(n * ratio)), n - 1)
     expected = min(int(shown * n), max(hide - 1, 0), int(top * n))
     assert hint.hidden.sum(dim=1).tolist() == [hide - expected] * 3
     assert hint.visible.shape[1] == n - hide + expected and not (hint.hidden & ~high).any()
@@ -285,7 +285,9 @@ def test_hints_are_drawn_uniformly_from_the_highest():
     b, n = 4000, 196
     signal = attention(0, 1, n).expand(b, -1, -1)
     hint = masked(AttMaskMasker(hides="hint", ratio=0.3), signal)
-    assert hint.hidden.sum(dim=1).unique().tolist() == [59 - 5]  # 196 - int(196 * 0.7) = 59, less int(5.88)
+    assert hint.hidden.sum(dim=1).unique().tolist() == [58 - 5]  # int(196 * 0.3) = 58, less int(5.88)
+    rounded_up = masked(AttMaskMasker(ratio=0.3, rounded="up"), signal[:1])
+    assert rounded_up.hidden.sum().item() == hidden_count(196, 0.3) == 59
     top = signal[0].mean(dim=1).topk(19).indices
     rates = (~hint.hidden[:, top]).float().mean(dim=0)
     assert rates.sum().item() == pytest.approx(5, abs=1e-3)

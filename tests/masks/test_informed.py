@@ -382,7 +382,8 @@ def test_mixtures_of_mixtures_ask_the_masker_that_looks():
 
 
 @pytest.mark.parametrize(
-    "other", [Salience(ratio=0.5), Salience(spread=0.1), AMTMasker(), AttMaskMasker(hides="hint", ratio=0.8)]
+    "other",
+    [Salience(ratio=0.5), Salience(spread=0.1), AMTMasker(), AttMaskMasker(hides="hint", ratio=0.8, rounded="up")],
 )
 def test_mixtures_of_unequal_masks_are_refused(other):
     with pytest.raises(UserError, match="do not hide equally many patches"):

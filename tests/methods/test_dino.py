@@ -394,8 +394,8 @@ def test_views_and_recipe_are_the_published_ones():
     assert all(view.color.blur == 0 for view in dino(2, 16, blur=False)) and dino(2, 16)[-1].size == 16
     run = find_recipe("dino_vit_s16")
     peak = run.optimizer.peak_lr(run.batch_size)
-    assert peak == 2e-3 and peak * run.schedule(1 - 1e-9) == pytest.approx(1e-6, rel=1e-3)
-    assert run.schedule.warmup * run.epochs == 10 and run.method.freeze_last * run.epochs == 1
+    assert peak == 2e-3 and peak * run.schedule.of(run.epochs)(1 - 1e-9) == pytest.approx(1e-6, rel=1e-3)
+    assert run.schedule.warmup_epochs == 10 and run.method.freeze_last * run.epochs == 1
     assert len(run.images.other_views) == 9 and run.method == DINOConfig()
 
 

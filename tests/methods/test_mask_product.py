@@ -62,7 +62,7 @@ CASES = {name: kind() for name, kind in maskers().items()} | {
     "amt, cached": AMTMasker(refresh=2),
     "amt, throws nothing": AMTMasker(throw=0.0, ratio=0.75),
     "mixture, curriculum": MixtureMasker(one=GridMasker(), other=SelfGuidedMasker(start=0.3), fraction=(0.2, 0.9)),
-    "mixture, attention": MixtureMasker(other=AttMaskMasker(refresh=1)),
+    "mixture, attention": MixtureMasker(other=AttMaskMasker(refresh=1, rounded="up")),
     "partition, independent": PartitionMasker(parts=2, mode="independent"),
 }
 WITH_CLASS, WITHOUT = "vit_tiny_patch16_224", "vit_base_patch16_siglip_224"

@@ -285,6 +285,26 @@ def test_a_clip_teacher_gives_what_transformers_calls_hidden_states(tmp_path):
 
 
 @torch.no_grad()
+def test_a_teacher_of_another_size_resamples_as_the_code_does(other):
+    """OpenDriveLab/maskalign:models_pretrain.py: images and positions bicubic, without antialiasing."""
+    images = batch_of().images
+    whole, seer = Teacher(other, (4, 4), 3, MEAN, STD), Teacher(other, (3, 3), 3, MEAN, STD, antialias=False)
+    assert seer.encoder.grid == (3, 3) and seer.size == (24, 24)
+    plain = images * seer.scale + seer.shift
+    torch.testing.assert_close(seer.images(images), F.interpolate(plain, (24, 24), mode="bicubic"))
+    table = whole.encoder.timm.pos_embed
+    rows = table.shape[1] - 16
+    grid = table[:, rows:].unflatten(1, (4, 4)).permute(0, 3, 1, 2)
+    expected = F.interpolate(grid, (3, 3), mode="bicubic").flatten(2).mT
+    torch.testing.assert_close(seer.encoder.timm.pos_embed, torch.cat([table[:, :rows], expected], dim=1))
+    smooth = Teacher(other, (3, 3), 3, MEAN, STD)
+    assert not torch.allclose(smooth.encoder.timm.pos_embed, seer.encoder.timm.pos_embed, atol=1e-4)
+    assert not torch.allclose(smooth.images(images), seer.images(images), atol=1e-4)
+    same = Teacher(other, (4, 4), 3, MEAN, STD, antialias=False)
+    assert torch.equal(same.encoder.timm.pos_embed, table)
+
+
+@torch.no_grad()
 def test_one_look_gives_the_last_blocks_and_the_attention(other):
     seer = Teacher(other, (4, 4), 3, MEAN, STD)
     images = batch_of().images

@@ -698,7 +698,9 @@ def test_recipes_have_the_papers_numbers(name, kind, hidden):
     run = find_recipe(name)
     assert run.optimizer.peak_lr(run.batch_size) == pytest.approx(4e-4)
     assert (run.optimizer.betas, run.optimizer.clip, run.optimizer.weight_decay) == ((0.9, 0.999), 5.0, 0.05)
-    assert [run.schedule(e / 800) for e in (0, 5, 10, 699, 700)] == pytest.approx([0.005, 0.5025, 1, 1, 0.1])
+    assert [run.schedule.of(run.epochs)(e / 800) for e in (0, 5, 10, 699, 700)] == pytest.approx(
+        [0.005, 0.5025, 1, 1, 0.1]
+    )
     assert run.images.view.scale == (0.67, 1.0) and run.images.view.interpolation == "bilinear"
     with torch.device("meta"):
         task = run.method.build(run.encoder.build(run.images.shape(), 3))

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import timm
@@ -134,3 +135,31 @@ def test_an_uneven_view_is_refused_with_the_fix():
     encoder = EncoderConfig(name="vit_small_patch16_224", patch=8, width=48, depth=1, heads=3).build((32, 32), 3)
     with pytest.raises(UserError, match=r"20x20 do not divide into patches of 8x8: use view\.size 16 16"):
         encoder(pictures(2, (20, 20)))
+
+
+def test_the_released_initialization_leaves_the_bias_of_the_patch_embedding():
+    """facebookresearch/mae:models_mae.py: its convolution keeps PyTorch's bias, all else is as ever."""
+    config = EncoderConfig(name="vit_tiny_patch16_224", width=48, depth=2, heads=2, patch=8)
+    states = []
+    for kind in ("mae", "mae-code"):
+        torch.manual_seed(0)
+        states.append(replace(config, initialization=kind).build((32, 32), 3).timm.state_dict())
+    differing = [key for key in states[0] if not torch.equal(states[0][key], states[1][key])]
+    bias, bound = states[1]["patch_embed.proj.bias"], (3 * 8 * 8) ** -0.5
+    assert differing == ["patch_embed.proj.bias"]
+    assert 0.9 * bound < bias.abs().max() <= bound and bias.std() == pytest.approx(bound / 3**0.5, rel=0.2)
+    with pytest.raises(UserError, match="there is no initialization 'jax'"):
+        replace(config, initialization="jax").build((32, 32), 3)
+
+
+def test_simmim_s_initialization_is_a_cut_normal_with_smaller_residuals():
+    """microsoft/SimMIM:models/vision_transformer.py, BEiT's: cut at one deviation, a normal has 0.54 of its own."""
+    config = EncoderConfig(name="vit_tiny_patch16_224", width=96, depth=3, heads=3, patch=8, initialization="simmim")
+    state = config.build((32, 32), 3).timm.state_dict()
+    for key in ("patch_embed.proj.weight", "blocks.1.attn.qkv.weight", "blocks.2.mlp.fc1.weight", "cls_token"):
+        assert state[key].abs().max() <= 0.02 and state[key].std() == pytest.approx(0.0108, rel=0.2)
+    for number in range(3):
+        for key in ("attn.proj.weight", "mlp.fc2.weight"):
+            whole = state[f"blocks.{number}.{key}"] * (2 * (number + 1)) ** 0.5
+            assert whole.abs().max() <= 0.0200001 and whole.std() == pytest.approx(0.0108, rel=0.05)
+    assert not state["patch_embed.proj.bias"].any() and (state["norm.weight"] == 1).all()

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from mimkit.api.pretrain import resolve
 from mimkit.cli.train import PretrainArguments
 from mimkit.core.batch import Batch
 from mimkit.core.config import from_dict, to_dict
@@ -13,8 +14,10 @@ from mimkit.core.flags import parse
 from mimkit.core.randomness import rng_keys
 from mimkit.data.decode import BadPicture
 from mimkit.data.pictures import Decoded
+from mimkit.methods.maskalign import MaskAlignConfig
 from mimkit.recipes import find_recipe, recipes
 from mimkit.recipes.choose import choose_recipe
+from mimkit.train.prepare import Pretrain
 
 NAMES = list(recipes())
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -37,6 +40,45 @@ def test_a_recipe_says_what_it_is(name):
     own = run.optimizer.peak_lr(run.batch_size)
     assert any(rate == pytest.approx(own) for rate in rates) or "As `mae_vit_b16`" in words
     assert str(max(run.images.shape())) in words
+
+
+WARM = {  # epochs, as the papers have them
+    "mae_vit_b16": 40, "mae_vit_l16": 40, "mae_vit_h14": 40, "emae_vit_b16": 40, "mae_vit_b16_amt": 40,
+    "mae_vit_b16_sbam": 40, "mae_vit_b16_amr": 40, "mae_vit_b16_self_guided": 40, "mae_vit_b16_attmask": 40,
+    "simmim_vit_b16": 10, "simmim_swin_b": 10, "simmim_swinv2_b": 10, "maskalign_vit_b16": 20, "dino_vit_s16": 10,
+    "moco_v3_vit_b16": 40, "moco_v3_resnet50": 10, "simclr_resnet50": 10, "simclr_resnet18_32": 10,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WARM)
+def test_papers_count_epochs_of_warm_up(name):
+    schedule = find_recipe(name).schedule
+    assert [schedule.of(epochs).share * epochs for epochs in (100, 400, 1600)] == [pytest.approx(WARM[name])] * 3
+
+
+def test_a_chosen_recipe_s_warm_up_is_a_share_of_its_epochs(monkeypatch):
+    """Of 47 epochs 40 would be left no time."""
+    monkeypatch.setattr("mimkit.api.pretrain.choose_recipe", lambda pictures, device: ("mae_vit_b16", 47, "why"))
+    monkeypatch.setattr("mimkit.api.pretrain.Prepared", lambda settings: Many(1, 1))
+    monkeypatch.setattr(Many, "pictures", None, raising=False)
+    config = resolve(None, settings=Pretrain()).config
+    assert (config.epochs, config.schedule.warmup, config.schedule.warmup_epochs) == (47, 0.05, None)
+
+
+def test_settings_are_those_of_the_released_code():
+    for name in ("moco_v3_vit_b16", "moco_v3_vit_s16", "moco_v3_resnet50"):
+        images = find_recipe(name).images
+        least = 0.2 if "resnet" in name else 0.08
+        assert {(view.interpolation, view.scale[0]) for view in (images.view, *images.other_views)} == {
+            ("bilinear", least)
+        }
+    for name in ("simclr_resnet50", "simclr_resnet18_32"):
+        assert (find_recipe(name).images.mean, find_recipe(name).images.std) == ((0.0,) * 3, (1.0,) * 3)
+    for name in NAMES:
+        run, papers = find_recipe(name), name.startswith(("mae_vit", "emae_vit", "maskalign_vit"))
+        expected = "mae-code" if papers else "simmim" if name == "simmim_vit_b16" else "mae"
+        assert run.encoder.initialization == expected
+        assert not isinstance(run.method, MaskAlignConfig) or run.method.antialias == ("_mini_" in name)
 
 
 MASKED = [name for name in NAMES if hasattr(find_recipe(name).method, "masker")]

@@ -110,7 +110,7 @@ def test_statistics_that_cannot_be_are_refused(key, value, run):
     config["pretrained_cfg"][key][0] = value
     file.write_text(json.dumps(config))
     (run / "export/identity.json").unlink()
-    with pytest.raises(UserError, match="which cannot be|expected a number"):
+    with pytest.raises(UserError, match=r"which cannot be|expected a number"):
         open_target(str(run), size=None, channels=3)
 
 

@@ -126,7 +126,7 @@ def train(task: Method, run: Pretrain, monkeypatch: pytest.MonkeyPatch) -> None:
     engine.set_attention(task)
     optimizer = run.optimizer.build(task, run.batch_size)
     span, lines = Span(0, TOTAL, TOTAL), LogSteps.spread(TOTAL, 100, 0)
-    trained = Training(task, task, engine, optimizer, run.optimizer, run.schedule, span, lines, seed=0)
+    trained = Training(task, task, engine, optimizer, run.optimizer, run.schedule.of(run.epochs), span, lines, seed=0)
     trained.feed(batches(run), 1)
     with backward_by_hand(task, monkeypatch):
         for step in (0, TOTAL - 1):

@@ -68,6 +68,26 @@ def test_warmup_cosine_is_the_released_formula():
     assert WarmupCosine(warmup=0.0)(0.0) == 1
 
 
+def test_a_warm_up_in_epochs_is_as_long_in_every_training(forty, tmp_path):
+    schedule = WarmupCosine(warmup=None, warmup_epochs=40)
+    assert [schedule.of(epochs).share * epochs for epochs in (400, 800, 1600)] == [pytest.approx(40)] * 3
+    assert schedule.of(60).share == 0.5 and WarmupCosine().of(400) == WarmupCosine()
+    for wrong in ({"warmup_epochs": 40}, {"warmup": None}):
+        with pytest.raises(UserError, match="give one, and None for the other"):
+            WarmupCosine(**wrong)
+    with pytest.raises(UserError, match=r"schedule\.warmup_epochs must be at least 0"):
+        WarmupCosine(warmup=None, warmup_epochs=-1)
+    config = tiny(forty, log_every=1)
+    for epochs, words in ((1, "warm-up 1 epochs"), (3, "warm-up 2 epochs, half of all, not the 3 of the recipe")):
+        config.schedule = WarmupCosine(warmup=None, warmup_epochs=epochs)
+        assert any(words in line for line in train(config, tmp_path / str(epochs), max_steps=8))
+    rates = [record["learning_rate"] for record in RunFolder(tmp_path / "1").metrics()]
+    peak = config.optimizer.peak_lr(8)  # 5 steps of 8 pictures are an epoch
+    assert rates[:6] == [pytest.approx(peak * step / 5) for step in range(6)]
+    rates = [record["learning_rate"] for record in RunFolder(tmp_path / "3").metrics()]
+    assert rates == [pytest.approx(peak * step / 10) for step in range(8)]
+
+
 def test_the_optimizer_is_mae_s():
     task = Prepared(tiny()).config.method.build(tiny().encoder.build((12, 12), 3))
     optimizer = AdamWConfig().build(task, 4096)
@@ -324,6 +344,7 @@ CHANGES = {
     "encoder.depth": 2,
     "encoder.heads": 4,
     "encoder.positions": "learned",
+    "encoder.initialization": "mae-code",
     "encoder.weights": "an export",
     "encoder.model_args": {"qkv_bias": False},
     "method.masker.ratio": 0.5,
@@ -358,6 +379,7 @@ CHANGES = {
     "schedule.warmup": 0.1,
     "schedule.first": 0.5,
     "schedule.final": 0.2,
+    "schedule.whole": True,
     "epochs": 5,
     "batch_size": 4,
     "seed": 1,
@@ -374,6 +396,8 @@ NO_CURVE = {
     "images.stretch": "people alone see it: tests/core/test_display.py",
     "images.color_map": "people alone see it: tests/core/test_display.py",
     "images.other_views": "MAE looks at one view: test_further_views_have_addresses_too",
+    "images.statistics": "these pictures are gray and deep: tests/train/test_prepare.py",
+    "schedule.warmup_epochs": "excludes the share: test_a_warm_up_in_epochs_is_as_long_in_every_training",
     "label_column": "labels measure only: test_a_column_of_labels_can_be_named_for_every_command",
 }
 

@@ -14,7 +14,8 @@ from mimkit.evaluate.finetune import start_of
 from mimkit.evaluate.run import evaluate
 from mimkit.evaluate.target import open_target
 from mimkit.weights.load import load_weights
-from mimkit.weights.official import IMAGENET, official
+from mimkit.weights.official import official
+from mimkit.weights.statistics import IMAGENET
 
 
 def small_vit(size: int = 64, **args: object) -> torch.nn.Module:

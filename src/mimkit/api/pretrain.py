@@ -89,7 +89,8 @@ def _choose(settings: Pretrain) -> tuple[str, Pretrain, str]:
     with distributed.processes(device):
         name, epochs, why = distributed.on_main(lambda: choose_recipe(Prepared(settings).pictures, device), device)
     config = find_recipe(name)
-    config.epochs = epochs
+    # Far fewer epochs than the recipe's may be chosen: of these the warm-up is the share that it is of the recipe's.
+    config.schedule, config.epochs = config.schedule.of(config.epochs), epochs
     return name, config, why
 
 

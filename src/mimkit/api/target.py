@@ -23,7 +23,7 @@ from mimkit.model.backbone import Backbone
 from mimkit.model.convolutional import ConvolutionalEncoder
 from mimkit.model.vit import Encoder, refuse_unsuitable
 from mimkit.model.windowed import WindowedEncoder
-from mimkit.weights.official import IMAGENET
+from mimkit.weights.statistics import IMAGENET
 
 
 class Target:

@@ -32,7 +32,8 @@ class EvaluateArguments(Arguments):
     """How files become pictures; a run or an export reads them as it was trained, but for what is said here."""
     pool: Literal["auto", "mean", "class", "both", "grid", "blocks", "all"] = "auto"
     """Features (knn, probe): mean of the patch tokens, class token, both side by side, means of 2 x 2 cells, class
-    token and mean of each of the last 4 blocks, or all of these; `auto`: what was trained, class token or mean."""
+    token and mean of each of the last 4 blocks, or all of these; `auto`: what was trained, class token or mean; of the
+    probes lars and maskalign the class token as in their papers, and that beside it."""
     k: int = 20
     """Neighbors (knn)."""
     temperature: float = 0.07

@@ -29,7 +29,8 @@ from mimkit.model.build import EncoderConfig
 from mimkit.train.prepare import Prepared, Pretrain
 from mimkit.train.run_folder import RunFolder, run_beside, write_json
 from mimkit.weights.exported import read_export
-from mimkit.weights.official import ENDINGS, IMAGENET, official
+from mimkit.weights.official import ENDINGS, official
+from mimkit.weights.statistics import IMAGENET
 
 WORST = 10  # classes in the table
 NAMED = 40  # classes up to which the picture has their names

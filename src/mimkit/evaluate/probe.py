@@ -76,7 +76,7 @@ def _around(rate: float) -> tuple[float, ...]:
     return tuple(float(f"{rate * factor:.6g}") for factor in AROUND)
 
 
-_MAE = Protocol(rates=RATES, epochs=90, lars=True, norm=True, warmup=0.1)
+_MAE = Protocol(rates=RATES, epochs=90, lars=True, norm=True, warmup=10 / 90)
 PROTOCOLS = {
     "lars": _MAE,  # He et al. 2022, appendix A.1; facebookresearch/mae:main_linprobe.py, util/lars.py
     "maskalign": replace(_MAE, rates=tuple(rate / 4 for rate in RATES)),  # 0.025; OpenDriveLab/maskalign

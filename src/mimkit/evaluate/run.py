@@ -30,6 +30,7 @@ Kind = Literal["knn", "probe", "attentive"]
 Choice = Pool | Literal["auto", "all"]
 NAMES = {"knn": "kNN", "probe": "linear probe", "attentive": "attentive probe"}
 SPLIT_NOTE = "no test split with labels: of each class 80 % train, 20 % test, by address"
+OF_CLASS_TOKEN = ("lars", "maskalign")  # protocols whose papers classify the class token, whatever was trained
 _LARGE = 256  # pixels; pictures beyond it, or of several sizes, are looked at in MAE's size
 _USUAL = (224, 224)
 
@@ -58,8 +59,7 @@ def evaluate(
         device, workers: `auto`, `cpu`, `cuda` or `cuda:N`; processes that read pictures, 0 reads here.
         limit_train, limit_test: how many pictures to take, spread over the set; all by default.
         k, temperature, method: of kNN; of the probe.
-        pools: of kNN and probe, see `evaluate.pools`; the first is the headline. `auto` is what the target was trained
-            for, class token or mean of the patch tokens. `all` is this one and all others that the target has.
+        pools: of kNN and probe, see `evaluate.pools` and `choose_pools`; the first is the headline.
         reading: how files become pictures, where that is another way than the target's, and their column of labels.
 
     Returns:
@@ -80,7 +80,7 @@ def evaluate(
     if kind == "attentive":
         measured: dict[str, Any] = evaluate_attentive(extractor, train, test, **machine)
     else:
-        measured = _measure_pools(extractor, train, test, choose_pools(extractor, pools), settings, **machine)
+        measured = _measure_pools(extractor, train, test, pools, settings, **machine)
     settings |= {"assumed": extractor.assumed} if extractor.assumed else {}
     return {
         "kind": kind,
@@ -108,7 +108,7 @@ def _measure_pools(
     extractor: Extractor,
     train: Pictures,
     test: Pictures,
-    pools: list[Pool],
+    choices: Sequence[Choice],
     settings: dict[str, Any],
     *,
     device: torch.device,
@@ -117,6 +117,7 @@ def _measure_pools(
     limit_test: int | None,
 ) -> dict[str, Any]:
     """Sizes of the two sets and accuracies by pool: by a linear probe if the settings name its method, else by kNN."""
+    pools = choose_pools(extractor, choices, settings.get("method", ""))
     reading: Any = dict(device=device, pools=pools, workers=workers)
     bank = extract(extractor, train, limit=limit_train, **reading)
     queries = extract(extractor, test, limit=limit_test, **reading)
@@ -234,15 +235,20 @@ def usual_size(pictures: Pictures) -> tuple[int, int]:
     return size if max(size) <= _LARGE else _USUAL
 
 
-def choose_pools(extractor: Extractor, choices: Sequence[Choice]) -> list[Pool]:
-    """The pools to measure, the headline first."""
+def choose_pools(extractor: Extractor, choices: Sequence[Choice], method: str = "auto") -> list[Pool]:
+    """The pools to measure, the headline first.
+
+    `auto` is what the target was trained for, class token or mean of the patch tokens; of the probes lars and maskalign
+    (`method`) it is the class token as in their papers, and that beside it. `all` is this and all that the target has.
+    """
     valid = extractor.pools
     if extractor.model is None:
         return list(valid)
     pools: list[Pool] = []
     for pool in choices:
         if pool in ("auto", "all"):
-            pools += [extractor.headline, *(valid if pool == "all" else ())]
+            papers: list[Pool] = ["class"] if method in OF_CLASS_TOKEN and "class" in valid else []
+            pools += [*papers, extractor.headline, *(valid if pool == "all" else ())]
         elif pool in valid:
             pools.append(pool)
         elif pool in ("class", "both"):

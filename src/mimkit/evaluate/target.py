@@ -24,7 +24,8 @@ from mimkit.model.vit import initialize
 from mimkit.train.run_folder import run_beside
 from mimkit.weights.exported import read_export
 from mimkit.weights.folder import READING
-from mimkit.weights.official import ENDINGS, IMAGENET, official
+from mimkit.weights.official import ENDINGS, official
+from mimkit.weights.statistics import IMAGENET
 
 _PIXELS = 48  # longest side at which pixels are compared; wider vectors cost much and tell no more
 UNTRAINED = "untrained:"
@@ -211,7 +212,8 @@ def _open_folder(target: str, folder: Path) -> Extractor:
     except Exception as error:  # a damaged file makes timm and safetensors raise anything
         raise UserError(f"the export {folder} cannot be loaded ({_reason(error)}): export it again") from error
     if target.startswith(UNTRAINED):
-        model = _initialized(model, lambda: timm.create_model(where, num_classes=0), run.get("seed", 0))
+        kind = (run.get("encoder") or {}).get("initialization", "mae")
+        model = _initialized(model, lambda: timm.create_model(where, num_classes=0), run.get("seed", 0), kind)
     extractor = _extractor(
         target,
         model,
@@ -257,14 +259,14 @@ def _trained_pool(model: nn.Module, config: dict[str, Any], run: dict[str, Any])
     return "class" if says and "class" in pools_of(model) else "mean"
 
 
-def _initialized(trained: nn.Module, build: Callable[[], nn.Module], seed: int) -> nn.Module:
+def _initialized(trained: nn.Module, build: Callable[[], nn.Module], seed: int, kind: str) -> nn.Module:
     """The same architecture with the weights that `pretrain` begins with; sine-cosine positions stay."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(integer("init", seed))
         with torch.random.fork_rng(devices=[]):  # as in EncoderConfig.build
             model: Any = build()
         if isinstance(model, VisionTransformer):  # others begin as timm has them
-            initialize(model)
+            initialize(model, kind)
     table: Any = getattr(trained, "pos_embed", None)
     grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
     if table is not None and grid is not None and model.embed_dim % 4 == 0:

@@ -35,8 +35,13 @@ class AttMaskMasker(ModelMasker):
     top: float = 0.1
     """With `hint`: the share of all patches, rounded down and the highest of them, among which hints are drawn."""
 
+    rounded: str = "down"
+    """How the number of hidden patches is rounded: `down` as in the code (58 of 196 at 0.3), or `up` as by the other
+    maskers (59), which a mixture with one of them needs."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        choice("rounded", self.rounded, ("down", "up"))
         choice("hides", self.hides, ("high", "hint", "low"))
         if not 0 <= self.shown <= self.top <= 1:
             raise UserError(f"masker.shown {self.shown} and masker.top {self.top} need 0 <= shown <= top <= 1")
@@ -53,7 +58,8 @@ class AttMaskMasker(ModelMasker):
         grid: tuple[int, int],
     ) -> Mask:
         score, n = score_maps[..., 0], score_maps.shape[1]
-        hidden = hidden_count(n, float(at(self.ratio, progress)))
+        ratio = float(at(self.ratio, progress))
+        hidden = hidden_count(n, ratio) if self.rounded == "up" else min(max(1, int(n * ratio)), n - 1)
         if self.hides == "low":
             # The same sort from the other end: ties go by position in both.
             return Mask.from_scores(-score, hidden)

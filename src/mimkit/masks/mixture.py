@@ -86,7 +86,7 @@ class MixtureMasker(Masker):
         if not same_shape or plain_mask.visible.shape != informed_mask.visible.shape:
             raise UserError(
                 f"{type(self.one).__name__} and {type(self.other).__name__} do not hide equally many patches: "
-                "give both the same ratio, one view, and no spread or throwing"
+                "give both the same ratio, one view, no spread or throwing, and AttMask's `rounded` as up"
             )
         # A stream of its own: the coin must not be the noise by which one of the two draws.
         informed = (uniform(rng_keys, 1, stream=7) < at(self.fraction, progress)).expand_as(plain_mask.hidden)

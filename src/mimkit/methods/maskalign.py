@@ -28,6 +28,9 @@ class MaskAlignConfig(MaskedConfig):
 
     teacher: str
     """Who is imitated: a timm model's name with released weights, a run or an export folder."""
+    antialias: bool = True
+    """Where the teacher sees images of another size, these and its positions are resampled with antialiasing, as timm
+    does it; the released code has none."""
     masker: Masker = field(default_factory=MultinomialMasker)
     """One that reads attention reads the teacher's, unless its `scorer` is `ema` or another teacher."""
     layers: int | None = 5
@@ -53,7 +56,8 @@ class MaskAlignConfig(MaskedConfig):
             raise UserError("MaskAlign needs a teacher: give --method.teacher with a timm name, a run or an export")
         refuse_exploitation(self.masker, "MaskAlign")
         assert encoder.mean is not None and encoder.std is not None
-        teacher = Teacher(self.teacher, encoder.grid, encoder.channels, encoder.mean, encoder.std)
+        settings: Any = dict(mean=encoder.mean, std=encoder.std, antialias=self.antialias)
+        teacher = Teacher(self.teacher, encoder.grid, encoder.channels, **settings)
         sizes = [(model.width, len(model.timm.blocks)) for model in (encoder, teacher.encoder)]
         layers = sizes[1][1] if self.layers is None else self.layers
         kinds = dict(layers=layers, mixture=self.mixture, adapter=self.adapter, order=self.order)

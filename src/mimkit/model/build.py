@@ -13,6 +13,8 @@ from mimkit.model.vit import Encoder, initialize, refuse_uneven, refuse_unsuitab
 
 SIZES = ("patch", "width", "depth", "heads")  # fields of EncoderConfig that change a plain ViT
 
+INITIALIZATIONS = ("mae", "mae-code", "simmim")
+
 
 @dataclass(kw_only=True, slots=True)
 class EncoderConfig:
@@ -32,6 +34,9 @@ class EncoderConfig:
     positions: str = "sincos"
     """`sincos`: fixed 2-D sine-cosine (MAE); `learned`: the architecture's own trainable table. Swins and
     ResNets have none."""
+    initialization: str = "mae"
+    """First weights of ViTs: `mae`; `mae-code`, in which the bias of the patch embedding is not 0; or `simmim`,
+    BEiT's truncated normal with smaller residuals in later blocks."""
     weights: str | None = None
     """Start from released weights: `timm` (those timm has under this name), a folder or a file (see docs)."""
     model_args: dict[str, Any] = field(default_factory=dict)
@@ -72,6 +77,8 @@ class EncoderConfig:
             raise unknown("timm model", self.name, timm.list_models(), see="Plain ViTs: vit_*, deit*.")
         if self.positions not in ("sincos", "learned"):
             raise unknown("kind of positions", self.positions, ["sincos", "learned"])
+        if self.initialization not in INITIALIZATIONS:
+            raise unknown("initialization", self.initialization, INITIALIZATIONS)
         for name in SIZES:
             at_least(1, **{f"encoder.{name}": getattr(self, name)})
         args = self.timm_args(size, channels)
@@ -105,7 +112,7 @@ class EncoderConfig:
         if self.positions == "sincos" and vit.embed_dim % 4:
             raise UserError(f"encoder.width {vit.embed_dim} must be divisible by 4 for sine-cosine positions")
         encoder = Encoder(vit)
-        initialize(encoder.timm)
+        initialize(encoder.timm, self.initialization)
         if self.positions == "sincos":
             encoder.fix_positions()
         return encoder

@@ -8,6 +8,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from timm.layers import resample_abs_pos_embed
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
@@ -30,14 +31,22 @@ class Teacher(nn.Module):
     """A frozen plain ViT of timm with released weights, or an export folder of a run.
 
     The student's images are brought to its own mean and standard deviation and to the size at which its patches are
-    as many as the student's; timm resamples its positions. Always in evaluation mode, never with gradient.
+    as many as the student's, and so are its positions: bicubic, with antialiasing as timm does it or without, as
+    MaskAlign's code. Always in evaluation mode, never with gradient.
     """
 
     def __init__(
-        self, name: str, grid: tuple[int, int], channels: int, mean: Sequence[float], std: Sequence[float]
+        self,
+        name: str,
+        grid: tuple[int, int],
+        channels: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        *,
+        antialias: bool = True,
     ) -> None:
         super().__init__()
-        self.name = name
+        self.name, self.antialias = name, antialias
         folder = Path(name)
         local = folder / "export" if (folder / "export").is_dir() else folder
         source = f"local-dir:{local}" if local.is_dir() else name
@@ -48,7 +57,8 @@ class Teacher(nn.Module):
         try:
             side = _patch(source)
             size = (grid[0] * side[0], grid[1] * side[1])
-            model = timm.create_model(source, pretrained=True, num_classes=0, in_chans=channels, img_size=size)
+            args: dict[str, Any] = {"img_size": size} if antialias else {}
+            model = timm.create_model(source, pretrained=True, num_classes=0, in_chans=channels, **args)
         except UserError:
             raise
         except Exception as error:
@@ -57,6 +67,8 @@ class Teacher(nn.Module):
         refuse_unsuitable(model, name)
         refuse_bad_weights(model.state_dict(), name)
         assert isinstance(model, VisionTransformer)
+        if not antialias:
+            _resize(model, size)
         self.encoder = Encoder(model).requires_grad_(False)
         self.size = size
         own: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
@@ -80,7 +92,7 @@ class Teacher(nn.Module):
         images = images * self.scale + self.shift
         if images.shape[2:] == self.size:
             return images
-        return F.interpolate(images, self.size, mode="bicubic", antialias=True)
+        return F.interpolate(images, self.size, mode="bicubic", antialias=self.antialias)
 
     @torch.no_grad()
     def features(self, images: Float[Tensor, "B C H W"], layers: int, *, attention: bool = False) -> TeacherFeatures:
@@ -101,6 +113,16 @@ class Teacher(nn.Module):
             if number >= depth - layers:
                 outputs.append(Tokens(x[:, :prefix], x[:, prefix:]))
         return TeacherFeatures(outputs, looked)
+
+
+def _resize(vit: VisionTransformer, size: tuple[int, int]) -> None:
+    """Let a model look at images of another size, its positions resampled without antialiasing."""
+    table, grid = vit.pos_embed, vit.patch_embed.grid_size
+    vit.set_input_size(size)
+    if table is not None and vit.patch_embed.grid_size != grid:
+        sides = [[*vit.patch_embed.grid_size], [*grid]]
+        rows = table.shape[1] - grid[0] * grid[1]
+        vit.pos_embed = nn.Parameter(resample_abs_pos_embed(table, *sides, num_prefix_tokens=rows, antialias=False))
 
 
 def _patch(source: str) -> tuple[int, int]:

@@ -39,10 +39,11 @@ def refuse_uneven(patch: tuple[int, int], size: tuple[int, int], setting: str = 
         raise UserError(f"images of {size[0]}x{size[1]} are one patch, all or nothing: enlarge {setting}")
 
 
-def initialize(module: nn.Module) -> None:
+def initialize(module: nn.Module, kind: str = "mae") -> None:
     """MAE's initialization: Xavier-uniform linear layers (the fused qkv as one matrix), zero biases, LayerNorm 1/0.
 
-    The patch embedding is drawn as a linear layer; class and register tokens are Normal(0, 0.02). Source:
+    The patch embedding is drawn as a linear layer; class and register tokens are Normal(0, 0.02). With `mae-code` its
+    bias stays as PyTorch draws that of a convolution, which the code leaves alone; `simmim` is BEiT's. Source:
     facebookresearch/mae:models_mae.py.
     """
     for layer in module.modules():
@@ -59,6 +60,27 @@ def initialize(module: nn.Module) -> None:
     for name in ("cls_token", "reg_token"):
         if getattr(module, name, None) is not None:
             nn.init.normal_(getattr(module, name), std=0.02)
+    if kind == "simmim":
+        _initialize_as_simmim(module)
+    if kind == "mae-code":  # last of all, so that the other weights are those of `mae`
+        for layer in module.modules():
+            if isinstance(layer, PatchEmbed) and layer.proj.bias is not None:
+                bound = layer.proj.weight[0].numel() ** -0.5
+                nn.init.uniform_(layer.proj.bias, -bound, bound)
+
+
+def _initialize_as_simmim(module: nn.Module) -> None:
+    """SimMIM's ViT, which is BEiT's (microsoft/SimMIM:models/vision_transformer.py): normal 0.02, cut at one deviation.
+
+    What each block adds to the residual stream is divided by the root of twice its number, counted from 1.
+    """
+    weights = [layer.weight for layer in module.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    for weight in [*weights, *(value for name, value in module.named_parameters() if name == "cls_token")]:
+        nn.init.trunc_normal_(weight, std=0.02, a=-0.02, b=0.02)
+    with torch.no_grad():
+        for name, weight in module.named_parameters():
+            if name.startswith("blocks.") and name.endswith(("attn.proj.weight", "mlp.fc2.weight")):
+                weight /= (2 * (int(name.split(".")[1]) + 1)) ** 0.5
 
 
 class Encoder(Backbone):

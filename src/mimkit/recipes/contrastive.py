@@ -20,6 +20,11 @@ def _pair(view: View, size: int = 224) -> Images:
     return Images(size=size, view=view, other_views=(view,))
 
 
+def _raw(images: Images) -> Images:
+    """Pixels in [0, 1], as SimCLR's."""
+    return replace(images, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+
+
 def _mini(method: MethodConfig) -> Pretrain:
     """The encoder of `mae_mini_32` and SimCLR's views for CIFAR."""
     return Pretrain(
@@ -40,13 +45,12 @@ def simclr_resnet50() -> Pretrain:
     pixels in [0, 1] without normalization, BatchNorm over all processes. google-research/simclr reports 69.1 % linear
     on ImageNet after 1000 epochs, and 64.5 % after 100 with a projector of three layers. Not measured by us.
     """
-    images = replace(_pair(simclr()), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     return Pretrain(
         encoder=EncoderConfig(name="resnet50"),
         method=SimCLRConfig(scale=2.0),
-        images=images,
+        images=_raw(_pair(simclr())),
         optimizer=LarsConfig(base_lr=0.3, weight_decay=1e-6),
-        schedule=WarmupCosine(warmup=0.1),
+        schedule=WarmupCosine(warmup=None, warmup_epochs=10),
         epochs=100,
         batch_size=4096,
     )
@@ -56,16 +60,16 @@ def simclr_resnet18_32() -> Pretrain:
     """SimCLR, ResNet-18 at 32 px (CIFAR-10): the released code's recipe.
 
     1000 epochs with 512 pictures a step, LARS, rate 2.0 (1.0 x 512 / 256), weight decay 1e-4, temperature 0.5, a
-    projector of three layers, no blur. The ResNet is timm's with `output_stride` 8: a 4 x 4 map leaves it as in the
-    code's, but its stem halves twice, where the code's has a 3 x 3 convolution and no pooling. google-research/simclr
-    reports about 91 % linear. Not measured by us.
+    projector of three layers, no blur, pixels in [0, 1] without normalization. The ResNet is timm's with
+    `output_stride` 8: a 4 x 4 map leaves it as in the code's, but its stem halves twice, where the code's has a 3 x 3
+    convolution and no pooling. google-research/simclr reports about 91 % linear. Not measured by us.
     """
     return Pretrain(
         encoder=EncoderConfig(name="resnet18", model_args={"output_stride": 8}),
         method=SimCLRConfig(temperature=0.5, layers=3, scale=2.0),
-        images=_pair(simclr(0.5, blur=False), 32),
+        images=_raw(_pair(simclr(0.5, blur=False), 32)),
         optimizer=LarsConfig(base_lr=1.0, weight_decay=1e-4),
-        schedule=WarmupCosine(warmup=0.01),
+        schedule=WarmupCosine(warmup=None, warmup_epochs=10),
         epochs=1000,
         batch_size=512,
     )
@@ -90,7 +94,7 @@ def moco_v1_resnet50() -> Pretrain:
     return Pretrain(
         encoder=EncoderConfig(name="resnet50", model_args={"zero_init_last": False}),
         method=MoCoConfig(head="linear", temperature=0.07),
-        images=_pair(moco_v1()),
+        images=replace(_pair(moco_v1()), statistics="imagenet"),
         optimizer=SGDConfig(base_lr=0.03, weight_decay=1e-4),
         schedule=WarmupSteps(warmup=0.0, steps=(0.6, 0.8)),
         epochs=200,
@@ -106,7 +110,7 @@ def moco_v2_resnet50() -> Pretrain:
     Not measured by us.
     """
     run = moco_v1_resnet50()
-    run.method, run.images = MoCoConfig(), _pair(moco_v2())
+    run.method, run.images = MoCoConfig(), replace(_pair(moco_v2()), statistics="imagenet")
     run.schedule = WarmupCosine(warmup=0.0)
     return run
 
@@ -119,19 +123,26 @@ def moco_v2_mini_32() -> Pretrain:
     return _mini(MoCoConfig(queue=4096, momentum=0.99))
 
 
+def _moco_v3(least: float = 0.08) -> Images:
+    """BYOL's two views of `least` to all of the area, resized bilinearly as in the released code."""
+    first, second = (replace(byol(first), scale=(least, 1.0), interpolation="bilinear") for first in (True, False))
+    return Images(size=224, view=first, other_views=(second,), statistics="imagenet")
+
+
 def moco_v3_vit_b16() -> Pretrain:
     """MoCo v3, ViT-B/16 at 224 px: the paper's recipe, 300 epochs with 4096 pictures a step.
 
     Chen, Xie, He 2021, facebookresearch/moco-v3: AdamW, rate 2.4e-3 (1.5e-4 x 4096 / 256), weight decay 0.1 on
-    everything, 40 warm-up epochs, temperature 0.2, frozen patch embedding, BYOL's pair of views. The authors report
+    everything, 40 warm-up epochs, temperature 0.2, frozen patch embedding, BYOL's pair of views
+    resized bilinearly. The authors report
     76.7 % linear and 83.2 % fine-tuned on ImageNet. Not measured by us.
     """
     return Pretrain(
         encoder=EncoderConfig(name="vit_base_patch16_224"),
         method=MoCoV3Config(),
-        images=Images(size=224, view=byol(first=True), other_views=(byol(first=False),)),
+        images=_moco_v3(),
         optimizer=AdamWConfig(weight_decay=0.1, betas=(0.9, 0.999), decay_all=True),
-        schedule=WarmupCosine(warmup=40 / 300),
+        schedule=WarmupCosine(warmup=None, warmup_epochs=40),
         epochs=300,
         batch_size=4096,
     )
@@ -156,11 +167,9 @@ def moco_v3_resnet50() -> Pretrain:
     """
     run = moco_v3_vit_b16()
     run.encoder, run.method = EncoderConfig(name="resnet50"), MoCoV3Config(temperature=1.0)
-    first = replace(byol(first=True), scale=(0.2, 1.0))
-    second = replace(byol(first=False), scale=(0.2, 1.0))
-    run.images = Images(size=224, view=first, other_views=(second,))
+    run.images = _moco_v3(least=0.2)
     run.optimizer = LarsConfig(base_lr=0.3, weight_decay=1e-6)
-    run.schedule = WarmupCosine(warmup=10 / 300)
+    run.schedule = WarmupCosine(warmup=None, warmup_epochs=10)
     return run
 
 
@@ -184,9 +193,9 @@ def dino_vit_s16() -> Pretrain:
     return Pretrain(
         encoder=EncoderConfig(name="vit_small_patch16_224", positions="learned", model_args={"drop_path_rate": 0.1}),
         method=DINOConfig(),
-        images=Images(size=224, view=first, other_views=tuple(other_views)),
+        images=Images(size=224, view=first, other_views=tuple(other_views), statistics="imagenet"),
         optimizer=AdamWConfig(base_lr=5e-4, weight_decay=0.04, weight_decay_end=0.4, betas=(0.9, 0.999), clip_each=3.0),
-        schedule=WarmupCosine(warmup=0.1, final=1e-6 / 2e-3),
+        schedule=WarmupCosine(warmup=None, warmup_epochs=10, final=1e-6 / 2e-3),
         epochs=100,
         batch_size=1024,
     )

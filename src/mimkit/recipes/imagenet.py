@@ -4,6 +4,7 @@ from mimkit.methods.mae import MAEConfig
 from mimkit.model.build import EncoderConfig
 from mimkit.model.decoder import DecoderConfig
 from mimkit.train.prepare import Images, Pretrain
+from mimkit.train.schedule import WarmupCosine
 
 
 def mae_vit_b16() -> Pretrain:
@@ -14,7 +15,12 @@ def mae_vit_b16() -> Pretrain:
     step; the paper reports 83.6 % fine-tuned and 68.0 % linear on ImageNet after 1600 epochs. Not measured
     by us at this scale.
     """
-    return Pretrain(encoder=EncoderConfig(name="vit_base_patch16_224"), method=MAEConfig(), images=Images(size=224))
+    return Pretrain(
+        encoder=EncoderConfig(name="vit_base_patch16_224", initialization="mae-code"),
+        method=MAEConfig(),
+        images=Images(size=224, statistics="imagenet"),
+        schedule=WarmupCosine(warmup=None, warmup_epochs=40),
+    )
 
 
 def mae_vit_l16() -> Pretrain:

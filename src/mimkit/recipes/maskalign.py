@@ -17,8 +17,8 @@ def maskalign_vit_b16() -> Pretrain:
     """
     run = mae_vit_b16()
     run.encoder.model_args = {"drop_path_rate": 0.1}
-    run.method = MaskAlignConfig(teacher="vit_base_patch16_clip_quickgelu_224.openai")
-    run.schedule = WarmupCosine(warmup=0.1, final=1 / 60)
+    run.method = MaskAlignConfig(teacher="vit_base_patch16_clip_quickgelu_224.openai", antialias=False)
+    run.schedule = WarmupCosine(warmup=None, warmup_epochs=20, final=1 / 60)
     run.epochs, run.batch_size = 200, 1024
     return run
 
@@ -33,7 +33,7 @@ def maskalign_vit_l16() -> Pretrain:
     run = maskalign_vit_b16()
     run.encoder.name = "vit_large_patch16_224"
     run.encoder.model_args = {"drop_path_rate": 0.2}
-    run.method = MaskAlignConfig(teacher="vit_large_patch14_clip_quickgelu_224.openai")
+    run.method = MaskAlignConfig(teacher="vit_large_patch14_clip_quickgelu_224.openai", antialias=False)
     return run
 
 

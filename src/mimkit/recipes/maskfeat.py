@@ -22,9 +22,9 @@ def maskfeat_vit_b16() -> Pretrain:
     return Pretrain(
         encoder=EncoderConfig(name="vit_base_patch16_224"),
         method=SimMIMConfig(masker=BlockMasker(ratio=0.4), target=HOG(), loss="l2"),
-        images=Images(size=224, view=RandomResizedCrop(scale=(0.5, 1.0))),
+        images=Images(size=224, view=RandomResizedCrop(scale=(0.5, 1.0)), statistics="imagenet"),
         optimizer=AdamWConfig(base_lr=2e-4, betas=(0.9, 0.999), clip=0.02),
-        schedule=WarmupCosine(warmup=0.1),
+        schedule=WarmupCosine(warmup=None, warmup_epochs=30),
         epochs=300,
         batch_size=2048,
     )

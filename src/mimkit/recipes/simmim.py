@@ -21,11 +21,17 @@ def simmim_vit_b16() -> Pretrain:
     shared by all blocks. The paper reports 83.8 % fine-tuned on ImageNet. Not measured by us.
     """
     return Pretrain(
-        encoder=EncoderConfig(name="vit_base_patch16_224", model_args={"drop_path_rate": 0.1, "init_values": 0.1}),
+        encoder=EncoderConfig(
+            name="vit_base_patch16_224",
+            initialization="simmim",
+            model_args={"drop_path_rate": 0.1, "init_values": 0.1},
+        ),
         method=SimMIMConfig(masker=SimMIMMasker(unit=2)),
-        images=Images(size=224, view=RandomResizedCrop(scale=(0.67, 1.0), interpolation="bilinear")),
+        images=Images(
+            size=224, view=RandomResizedCrop(scale=(0.67, 1.0), interpolation="bilinear"), statistics="imagenet"
+        ),
         optimizer=AdamWConfig(base_lr=1e-4, per=512, betas=(0.9, 0.999), clip=5.0),
-        schedule=WarmupSteps(warmup=0.0125, first=0.005, steps=(0.875,)),
+        schedule=WarmupSteps(warmup=None, warmup_epochs=10, first=0.005, steps=(0.875,)),
         epochs=800,
         batch_size=2048,
     )

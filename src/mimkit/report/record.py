@@ -113,6 +113,7 @@ def _facts(saved: dict[str, Any], records: list[dict[str, Any]], result: dict[st
         "encoder": ", ".join([str(encoder.get("name", "")), *_shape(encoder)]),
         "pictures": f"{count:,} from {short(resolved.get('data', ''))}" if count else None,
         "images": " x ".join(map(str, images)) + f" px, {resolved.get('channels')} channels" if images else None,
+        "normalized by": f"mean and std {whose}" if (whose := resolved.get("statistics_of")) else None,
         "read as": _read_as(resolved.get("reading")),
         "schedule": f"{epochs} epoch{'s' * (epochs != 1)}, {steps}",
         "seed": config.get("seed"),

@@ -8,6 +8,7 @@ from mimkit.core import distributed
 from mimkit.methods.moco import MoCoConfig
 
 if TYPE_CHECKING:
+    from mimkit.train.prepare import Pretrain
     from mimkit.train.session import Session
 
 TELLING = 200  # steps from which on a plan can show what a method learns
@@ -32,9 +33,9 @@ def announce(session: "Session", log: Callable[[str], None]) -> None:
     optimizer = config.optimizer
     log(
         f"  rate       {optimizer.peak_lr(config.batch_size):.3g} = {optimizer.base_lr:.3g} x {config.batch_size} / "
-        f"{optimizer.per}, warm-up {config.schedule.warmup:.0%}"
+        f"{optimizer.per}, {warmup_words(config)}"
     )
-    if prepared.steps == 1 and config.schedule(0.0) == 0:
+    if prepared.steps == 1 and session.schedule(0.0) == 0:
         log("  warning    one step in all, with a rate of 0 in its warm-up, changes nothing: give more epochs")
     engine = session.engine
     log(
@@ -47,6 +48,16 @@ def announce(session: "Session", log: Callable[[str], None]) -> None:
     if session.first:
         log(f"  goes on    after step {session.first:,}")
     log(f"  run folder {folder}")
+
+
+def warmup_words(config: "Pretrain") -> str:
+    """How long the warm-up is: a share of training, or epochs, and what is left of these where training is short."""
+    share, epochs = config.schedule.of(config.epochs).share, config.schedule.warmup_epochs
+    if epochs is None:
+        return f"warm-up {share:.0%}"
+    if epochs > share * config.epochs:
+        return f"warm-up {share * config.epochs:g} epochs, half of all, not the {epochs:g} of the recipe"
+    return f"warm-up {epochs:g} epochs"
 
 
 def plan_note(steps: int, epochs: int) -> str:
@@ -87,7 +98,8 @@ def announce_pictures(session: "Session", log: Callable[[str], None]) -> None:
         log(f"  note       {note}")
     if pictures.about_values:
         log(f"  values     {pictures.about_values}")
-    log(f"  images     {size[0]}x{size[1]}, {pictures.channels} channels; mean {first_few(mean)}, std {first_few(std)}")
+    normal = f"mean {first_few(mean)}, std {first_few(std)}, {prepared.statistics_of}"
+    log(f"  images     {size[0]}x{size[1]}, {pictures.channels} channels; {normal}")
 
 
 def announce_model(session: "Session", log: Callable[[str], None]) -> None:

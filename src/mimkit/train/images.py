@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import get_args
+from typing import Literal, get_args
 
 from mimkit.core.display import Display
 from mimkit.core.errors import UserError, at_least
@@ -11,6 +11,8 @@ from mimkit.data.reading import Reading, Transform, window_range
 from mimkit.data.values import Values
 from mimkit.data.views import Flips, RandomResizedCrop, View
 from mimkit.masks.informed import choice
+
+StatisticsOf = Literal["data", "imagenet"]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -29,9 +31,12 @@ class Images:
     channels: int | None = None
     """1 gray, 3 color, N bands; by default as the pictures have them."""
     mean: tuple[float, ...] | None = None
-    """Per channel, of pixels in 0..1; by default computed from the data."""
+    """Per channel, of pixels in 0..1; by default those of released weights, else as `statistics` says."""
     std: tuple[float, ...] | None = None
-    """Per channel, of pixels in 0..1; by default computed from the data."""
+    """Per channel, of pixels in 0..1; by default as for `mean`."""
+    statistics: StatisticsOf = "data"
+    """Where neither settings nor weights say mean and std: computed from the data, or imagenet, the constants of the
+    papers, for 8-bit color pictures."""
     value_range: tuple[float, ...] | None = None
     """What becomes black and white in 16-bit and float pictures: a pair, or a pair for each channel in turn; by default
     what nearly all of a sample lies between."""
@@ -68,6 +73,7 @@ class Images:
             raise UserError(
                 f"the first view has images.size: give --images.size {self.view.size}, not images.view.size"
             )
+        choice("statistics", self.statistics, get_args(StatisticsOf), of="images")
         choice("flips", self.flips, get_args(Flips), of="images")
         if not 0 <= self.bad_fraction <= 1:
             raise UserError(f"images.bad_fraction is a share between 0 and 1, got {self.bad_fraction}")

@@ -31,6 +31,7 @@ from mimkit.train.optimizer import AdamWConfig, OptimizerConfig
 from mimkit.train.resolved import Resolved
 from mimkit.train.schedule import Schedule, WarmupCosine
 from mimkit.weights.load import load_weights
+from mimkit.weights.statistics import IMAGENET, Statistics, weights_statistics
 
 
 @dataclass(kw_only=True, slots=True)
@@ -162,16 +163,10 @@ class Prepared:
         return (train, test) if len(train) and len(test) else None
 
     @cached_property
-    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation per channel, given or computed."""
-        images = self.config.images
-        if images.mean is not None and images.std is not None:
-            mean, std = images.mean, images.std
-        elif self.before.mean is not None and self.before.std is not None:
-            mean, std = self.before.mean, self.before.std
-        else:
-            mean, std = statistics(self.pictures)
-            mean, std = images.mean or mean, images.std or std
+    def statistics(self) -> Statistics:
+        """Mean and standard deviation per channel, checked; `statistics_of` says whose they are."""
+        (mean, std), images = self._statistics[0], self.config.images
+        mean, std = images.mean or mean, images.std or std
         channels = self.channels
         if len(mean) != channels or len(std) != channels or not all(0 < x < math.inf for x in std):
             raise UserError(
@@ -179,6 +174,26 @@ class Prepared:
                 f"got {list(mean)} and {list(std)}"
             )
         return mean, std
+
+    @property
+    def statistics_of(self) -> str:
+        """Whose mean and standard deviation these are, in words."""
+        return self._statistics[1]
+
+    @cached_property
+    def _statistics(self) -> tuple[Statistics, str]:
+        """Mean and standard deviation per channel with their origin: as set, of the weights, ImageNet's, the data's."""
+        images, before, encoder = self.config.images, self.before, self.config.encoder
+        if images.mean is not None and images.std is not None:
+            return (images.mean, images.std), "as set"
+        if before.mean is not None and before.std is not None:
+            return (before.mean, before.std), before.statistics_of or "of the data"
+        released = weights_statistics(encoder.weights, encoder.name) if encoder.weights else None
+        if released is not None and len(released[0]) == self.channels:
+            return released, f"of the weights ({encoder.weights})"
+        if images.statistics == "imagenet" and self.channels == len(IMAGENET[0]) and self.pictures.values.plain:
+            return IMAGENET, "of ImageNet"
+        return statistics(self.pictures), "of the data"
 
     @cached_property
     def steps(self) -> int:

@@ -36,6 +36,8 @@ class Resolved:
     mean: tuple[float, ...] | None = None
     """Per channel, of pixels in [0, 1]."""
     std: tuple[float, ...] | None = None
+    statistics_of: str | None = None
+    """Whose mean and std these are, in words."""
     steps: Positive | None = None
     """Of the whole schedule."""
     micro_batch: Positive | None = None

@@ -39,6 +39,7 @@ class Session:
         self, config: Pretrain, run: RunFolder, recipe: str, device: torch.device, log: Callable[[str], None]
     ) -> None:
         self.config, self.run, self.device = config, run, device
+        self.schedule = config.schedule.of(config.epochs)
         self.origin = origin = distributed.on_main(lambda: Origin.of(run, config, recipe), device)
         self.recipe, before = origin.recipe, Resolved.from_json(origin.resolved)
         for reason in origin.set_aside:
@@ -79,7 +80,7 @@ class Session:
             self.prepared.task,
             self.run,
             self.device,
-            warmup=config.schedule.warmup * total,
+            warmup=self.schedule.share * total,
             total=total,
             settings=config.method.against_collapse,
         )
@@ -97,6 +98,7 @@ class Session:
             reading=prepared.pictures.resolved.to_json(),
             mean=tuple(mean),
             std=tuple(std),
+            statistics_of=prepared.statistics_of,
             steps=prepared.steps,
             micro_batch=micro_batch,
             resident=self.loader.resident,
@@ -122,7 +124,7 @@ class Session:
             self.engine,
             self.optimizer,
             config.optimizer,
-            config.schedule,
+            self.schedule,
             Span(self.first, last, total),
             LogSteps.spread(total, config.machine.log_every, config.machine.evals),
             seed=config.seed,

@@ -7,7 +7,6 @@ from typing import Any
 
 import timm
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import VisionTransformer
 
 from mimkit.core.errors import UserError
@@ -16,8 +15,6 @@ from mimkit.model.vit import Encoder
 from mimkit.weights.load import State, load_weights, read_weights
 
 ENDINGS = (".pth", ".pt", ".bin", ".safetensors")
-IMAGENET = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-"""Mean and std per channel, of pixels in 0..1: what the authors' code normalizes with."""
 HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16}
 """Of ViT-Ti, S, B, L, H and g by their width; others are taken to have a head for each 64 numbers."""
 NAMES = {192: "vit_tiny_patch16_224", 384: "vit_small_patch16_224", 1024: "vit_large_patch16_224"}

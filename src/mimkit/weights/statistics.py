@@ -1,0 +1,45 @@
+"""Statistics of released weights: what a config calls them enters, the mean and std of their training leave."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and std per channel, of pixels in 0..1."""
+IMAGENET: Statistics = (tuple(IMAGENET_DEFAULT_MEAN), tuple(IMAGENET_DEFAULT_STD))
+"""What the papers' code normalizes with."""
+
+
+def weights_statistics(source: str, name: str) -> Statistics | None:
+    """What the pictures were normalized with that weights learned from; None where nothing says it.
+
+    Args:
+        source: as `load_weights` takes it. A folder, or the folder of a file, says it in config.json (timm's and ours)
+            or preprocessor_config.json (Hugging Face's); a bare file is taken for the authors', who take ImageNet's.
+        name: the timm architecture, used with `timm` only.
+    """
+    if source == "timm":
+        released = timm.get_pretrained_cfg(name)
+        return None if released is None else (tuple(released.mean), tuple(released.std))
+    path = Path(source).expanduser()
+    if (path / "export" / "config.json").is_file():  # a run folder means its export
+        path = path / "export"
+    folder = path if path.is_dir() else path.parent
+    for file, mean, std in (("config.json", "mean", "std"), ("preprocessor_config.json", "image_mean", "image_std")):
+        about = _json(folder / file)
+        about = about.get("pretrained_cfg") or about
+        if mean in about and std in about:
+            return tuple(about[mean]), tuple(about[std])
+    return None if path.is_dir() else IMAGENET
+
+
+def _json(file: Path) -> dict[str, Any]:
+    """A JSON object; empty when there is none in that place."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
