@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from drills import ranks, the_line, tiny
-from mimkit.train.agreement import identity
+from mimkit.train.agreement import ending
 from mimkit.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from mimkit.train.pretrain import pretrain
 
@@ -146,6 +146,6 @@ def test_identities_differ_where_a_weight_does(tmp_path):
     for number, value in enumerate((0.0, 1.0)):
         state["model"]["w"][5] = value
         path = save_checkpoint(tmp_path / str(number), 1, state, keep=1)
-        identities.add(identity(path))
-        assert identity(path) == identity(path)
+        identities.add(ending(path))
+        assert ending(path) == ending(path)
     assert len(identities) == 2

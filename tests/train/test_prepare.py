@@ -107,3 +107,18 @@ def test_what_weights_say_by_kind(tmp_path):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": MINE[0], "image_std": MINE[1]}))
     assert weights_statistics(str(tmp_path), "") == MINE
     assert timm.get_pretrained_cfg("no_such_model") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "cannot be read as JSON"),
+        ('{"mean": "x", "std": [1, 1, 1]}', "mean: expected a list, each of it a number"),
+        ('{"mean": [0, 0, 0], "std": [1, 0, 1]}', "which cannot be"),
+    ],
+)
+def test_damaged_statistics_of_weights_are_no_constants(text, message, tmp_path):
+    """They were passed over, or met a traceback, and ImageNet's constants were taken instead."""
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match=message):
+        weights_statistics(str(tmp_path), "")

@@ -60,6 +60,11 @@ def read_json(path: Path, schema: Any = dict[str, Any]) -> Any:
         return fit(plain(data), schema)
 
 
+def read_json_of(path: Path) -> dict[str, Any]:
+    """The JSON object of a file, empty where there is none. Raises UserError for one that is damaged."""
+    return read_json(path) if os.path.lexists(path) else {}
+
+
 class named:
     """Inside, a misfit becomes a UserError that begins with the file and ends with the fix."""
 

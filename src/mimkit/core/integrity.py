@@ -3,17 +3,24 @@
 import hashlib
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from torch import Tensor
 
 from mimkit.core.errors import UserError
-from mimkit.core.files import open_regular, read_regular
+from mimkit.core.files import open_regular, read_json
 
 IDENTITY = "identity.json"  # beside an export's files: of which run and step they are, and their checksums
 SIGNED = ("config.json", "model.safetensors", "preprocessor_config.json")
+
+
+class Signed(TypedDict):
+    """identity.json, as far as it is used."""
+
+    sha256: dict[str, str]
 
 
 def sign(folder: Path, identity: Mapping[str, Any]) -> None:
@@ -28,15 +35,11 @@ def refuse_changed(folder: Path) -> None:
 
     A folder that another library wrote, or an earlier version, has no identity.json.
     """
-    try:
-        noted = json.loads(read_regular(folder / IDENTITY))
-    except FileNotFoundError:
+    if not os.path.lexists(folder / IDENTITY):
         return
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{folder / IDENTITY} is damaged: export again with 'mimkit export RUN --out DIR'") from error
-    sums = noted.get("sha256") if isinstance(noted, dict) else None
-    if not isinstance(sums, dict) or not sums:
-        raise UserError(f"{folder / IDENTITY} notes no checksums: export again with 'mimkit export RUN --out DIR'")
+    sums = read_json(folder / IDENTITY, Signed)["sha256"]
+    if not sums:
+        raise UserError(f"{folder / IDENTITY} notes no checksums: write it anew with 'mimkit export RUN --out DIR'")
     for name, checksum in sums.items():
         file = folder / Path(name).name
         if file.is_file() and sha256(file) != checksum:

@@ -12,7 +12,7 @@ from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 from mimkit.core.errors import UserError, unknown
-from mimkit.core.files import read_json, refuse_no_name
+from mimkit.core.files import read_json_of, refuse_no_name
 from mimkit.core.integrity import refuse_bad_statistics, refuse_bad_weights, refuse_changed
 from mimkit.core.randomness import integer
 from mimkit.data.pictures import digest
@@ -97,11 +97,11 @@ def export_folder(target: str) -> Path | None:
     if not name or not folder.is_dir():
         return None
     for place in (folder, folder / "export"):
-        if "architecture" in _json(place / "config.json"):
+        if "architecture" in read_json_of(place / "config.json"):
             if not (place / "model.safetensors").is_file():
                 raise UserError(f"{place} holds no model.safetensors beside its config.json: export it again")
             return place
-    if "config" in _json(folder / "config.json"):
+    if "config" in read_json_of(folder / "config.json"):
         raise UserError(
             f"the run {folder} has no export yet: let it reach its first checkpoint with "
             f"'mimkit pretrain --run {folder}'"
@@ -346,11 +346,6 @@ def _open_timm(
 
 def _sides(size: tuple[int, int] | None) -> str:
     return "its own size" if size is None else f"{size[0]}x{size[1]}"
-
-
-def _json(file: Path) -> dict[str, Any]:
-    """A JSON object; empty when there is no file in that place. Raises UserError for one that is damaged."""
-    return read_json(file) if file.is_file() else {}
 
 
 def _nearest(name: str) -> str:

@@ -54,7 +54,7 @@ def facts(prepared: Prepared, origin: Origin) -> dict[str, dict[str, Any]]:
     """What has to be equal in all processes, by name, below the words that say how to mend it."""
     pictures, (mean, std) = prepared.pictures, prepared.statistics
     settings = flatten(to_dict(prepared.config), "config.")
-    checkpoint = {} if origin.checkpoint is None else {f"checkpoint {origin.checkpoint}": identity(origin.checkpoint)}
+    checkpoint = {} if origin.checkpoint is None else {f"checkpoint {origin.checkpoint}": ending(origin.checkpoint)}
     return {
         "install one version on all hosts": {"mimkit": mimkit.__version__},
         "start all with the same words": {k: v for k, v in settings.items() if k not in OF_A_HOST},
@@ -71,7 +71,7 @@ def facts(prepared: Prepared, origin: Origin) -> dict[str, dict[str, Any]]:
     }
 
 
-def identity(checkpoint: Path) -> str:
+def ending(checkpoint: Path) -> str:
     """A few words that differ between two checkpoints, from their sizes and ends.
 
     Waits for a file that this host does not see yet. Raises UserError where it does not appear.
