@@ -9,6 +9,7 @@ import timm
 import torch
 from PIL import Image
 
+from mimkit.core.errors import UserError
 from mimkit.model.build import EncoderConfig
 from mimkit.recipes import find_recipe, recipes
 from mimkit.report.record import read_run
