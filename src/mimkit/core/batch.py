@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from mimkit.core.annotation import Annotation
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -23,6 +25,7 @@ class Batch:
     other_views: tuple[
         Float[Tensor, "B C _ _"], ...
     ] = ()  # further views of the same pictures, as `images.other_views` says
+    targets: tuple[Annotation, ...] = ()  # of tasks that learn more than labels: of each image, in its pixels
 
 
 @dataclass(frozen=True)

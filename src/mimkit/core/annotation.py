@@ -1,0 +1,68 @@
+"""What is known of a picture beside its pixels, which both ends hand on: boxes, masks, joints, classes, depths.
+
+Places are in pixels, and (0, 0) is the outer corner of the upper left pixel: the box of a whole picture is
+(0, 0, W, H), and the middle of its first pixel is (0.5, 0.5).
+"""
+
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int16, Int64
+from torch import Tensor
+
+DenseTask = Literal["segment", "detect", "depth", "keypoints"]
+"""What can be learned of a picture besides a label."""
+VOID = -1
+"""The class of pixels that have none: no loss and no measure counts them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Annotation:
+    """What a task knows of one picture; None for what it does not ask for. The n objects come in one order."""
+
+    size: tuple[int, int]
+    """Height and width of the picture in pixels."""
+    boxes: Float[Tensor, "n 4"] | None = None
+    """Left, top, right, bottom; inside the picture, and neither side 0."""
+    labels: Int64[Tensor, " n"] | None = None
+    """Class of each object, 0 for the first."""
+    masks: Bool[Tensor, "n H W"] | None = None
+    """Pixels of each object."""
+    keypoints: Float[Tensor, "n J 3"] | None = None
+    """Column, row, and 0 (not labeled: both are 0), 1 (hidden) or 2 (seen) of each joint."""
+    areas: Float[Tensor, " n"] | None = None
+    """Of each object in pixels, as the set says."""
+    crowd: Bool[Tensor, " n"] | None = None
+    """Whether an entry is a crowd: nothing learns it, and finding it is neither right nor wrong."""
+    segments: Int16[Tensor, "H W"] | None = None
+    """Class of each pixel, 0 for the first; VOID."""
+    depth: Float[Tensor, "H W"] | None = None
+    """Meters of each pixel; NaN where nothing is known."""
+
+    def to(self, device: torch.device | str) -> "Annotation":
+        """The same on a device."""
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved = {name: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for name, v in tensors.items()}
+        return Annotation(**moved)
+
+    def at(self, index: Int64[Tensor, " m"] | Bool[Tensor, " n"]) -> "Annotation":
+        """The same picture with some of its objects."""
+        names = ("boxes", "labels", "masks", "keypoints", "areas", "crowd")
+        of_objects = {name: getattr(self, name) for name in names}
+        picked = {name: None if value is None else value[index] for name, value in of_objects.items()}
+        return Annotation(size=self.size, segments=self.segments, depth=self.depth, **picked)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Joints:
+    """The skeleton of which a set labels the joints."""
+
+    names: tuple[str, ...]
+    """Of the J joints."""
+    mirrored: tuple[int, ...]
+    """Which joint each becomes when the picture is mirrored: `left knee` becomes `right knee`."""
+    bones: tuple[tuple[int, int], ...] = ()
+    """Pairs of joints that are drawn as lines."""
+    sigmas: tuple[float, ...] = ()
+    """How exactly each is labeled, as shares of the root of the area (COCO's OKS); empty: not known."""
