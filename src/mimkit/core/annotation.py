@@ -4,7 +4,7 @@ Places are in pixels, and (0, 0) is the outer corner of the upper left pixel: th
 (0, 0, W, H), and the middle of its first pixel is (0.5, 0.5).
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import torch
@@ -42,16 +42,15 @@ class Annotation:
 
     def to(self, device: torch.device | str) -> "Annotation":
         """The same on a device."""
-        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
-        moved = {name: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for name, v in tensors.items()}
-        return Annotation(**moved)
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in tensors.items()})
 
     def at(self, index: Int64[Tensor, " m"] | Bool[Tensor, " n"]) -> "Annotation":
         """The same picture with some of its objects."""
         names = ("boxes", "labels", "masks", "keypoints", "areas", "crowd")
         of_objects = {name: getattr(self, name) for name in names}
-        picked = {name: None if value is None else value[index] for name, value in of_objects.items()}
-        return Annotation(size=self.size, segments=self.segments, depth=self.depth, **picked)
+        return replace(self, **{name: value[index] for name, value in of_objects.items() if value is not None})
 
 
 @dataclass(frozen=True, kw_only=True)
