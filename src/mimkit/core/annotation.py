@@ -5,7 +5,7 @@ Places are in pixels, and (0, 0) is the outer corner of the upper left pixel: th
 """
 
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int16, Int64
@@ -13,6 +13,7 @@ from torch import Tensor
 
 DenseTask = Literal["segment", "detect", "depth", "keypoints"]
 """What can be learned of a picture besides a label."""
+DENSE_TASKS = get_args(DenseTask)
 VOID = -1
 """The class of pixels that have none: no loss and no measure counts them."""
 
@@ -65,3 +66,11 @@ class Joints:
     """Pairs of joints that are drawn as lines."""
     sigmas: tuple[float, ...] = ()
     """How exactly each is labeled, as shares of the root of the area (COCO's OKS); empty: not known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction(Annotation):
+    """What a trained task says of one picture, in its pixels."""
+
+    scores: Float[Tensor, " n"] | None = None
+    """How sure it is of each object, 0 to 1, most sure first."""

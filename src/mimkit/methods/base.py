@@ -107,7 +107,8 @@ class MethodConfig:
 
     windows = False  # whether the encoder may be one that leaves no patch out, as a Swin
     convolutions = False  # whether the encoder may be a ResNet, which has no patches at all
-    supervised = False  # learns the labels of the train split, of which it takes a `label_fraction`
+    supervised = False  # learns what is known of the pictures of the train split
+    learns: ClassVar[str] = ""  # what that is: `classes`, of which it takes a `label_fraction`, or a DenseTask
     needs_whole_batch = False  # the loss needs all pictures of a step at once: the loop refuses micro batches
     against_collapse: ClassVar[tuple[str, ...]] = ()  # its settings that keep features apart, named when they collapse
     label_fraction = 1.0  # of the labels of the train split, of methods that learn these: a setting of theirs

@@ -112,9 +112,12 @@ def test_scale_jitter_shows_the_picture_at_the_scales_it_names(covers):
     zoom = 64 / boxes[:, 2] / fit
     assert abs(zoom.min() - 0.5) < 0.02 and 1.9 < zoom.max() < 2.1 and abs(zoom.mean() - 1.25) < 0.03
     assert 0.45 < flip.float().mean() < 0.55 and (boxes[:, 0] >= 0).all() and (boxes[:, 1] >= 0).all()
-    larger = boxes[:, 2] >= 30
-    assert (boxes[larger, 0] == 0).all() and (boxes[~larger, 0] > 0).any()
-    assert (boxes[~larger, 0] + boxes[~larger, 2] <= 30).all()
+    for start, length, side in ((0, 2, 30), (1, 3, 60)):
+        larger = boxes[:, length] >= side
+        assert larger.any() and (boxes[larger, start] == 0).all()
+        assert (boxes[~larger, start] + boxes[~larger, length] <= side).all()
+    smaller = boxes[:, 3] < 60
+    assert (boxes[smaller, 1] > 0).any()
 
 
 @pytest.mark.parametrize("workers", [0, 2])
