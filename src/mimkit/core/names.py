@@ -35,6 +35,7 @@ ROOMS = {
     "methods.maskalign": "MaskAlignConfig",
     "methods.moco": "MoCoConfig",
     "methods.moco_v3": "MoCoV3Config",
+    "methods.segment": "SegmentConfig",
     "methods.simclr": "SimCLRConfig",
     "methods.simmim": "SimMIMConfig",
     "methods.targets.color": "ColorBins ColorClusters RawPixels",
