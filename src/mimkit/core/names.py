@@ -20,7 +20,7 @@ FORMAT = 2
 ROOMS = {
     "data.augment": "RandAugment",
     "data.color": "ColorAugment",
-    "data.views": "CenterCrop RandomResizedCrop Whole",
+    "data.views": "CenterCrop RandomResizedCrop ScaleJitter Whole",
     "masks.attentive": "AMTMasker AttMaskMasker MultinomialMasker",
     "masks.mixture": "MixtureMasker",
     "masks.partition": "ComplementaryMasker PartitionMasker",
@@ -35,6 +35,7 @@ ROOMS = {
     "methods.maskalign": "MaskAlignConfig",
     "methods.moco": "MoCoConfig",
     "methods.moco_v3": "MoCoV3Config",
+    "methods.segment": "SegmentConfig",
     "methods.simclr": "SimCLRConfig",
     "methods.simmim": "SimMIMConfig",
     "methods.targets.color": "ColorBins ColorClusters RawPixels",

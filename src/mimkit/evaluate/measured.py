@@ -163,5 +163,3 @@ def _wrong(overlap: Float[Tensor, " n"], same: Tensor) -> str:
     if own >= 0.1:
         return "place"
     return "class" if overlap.max() >= 0.5 else "background"
-
-

@@ -13,7 +13,7 @@ from mimkit.data.reading import Reading
 from mimkit.evaluate.target import export_folder
 from mimkit.weights.exported import read_export
 from mimkit.weights.folder import READING
-from mimkit.weights.head import fill, read_words
+from mimkit.weights.head import fill, joints_of, read_words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,13 +53,6 @@ def open_trained(target: str, device: torch.device) -> Trained:
     with torch.random.fork_rng(devices=[]):
         task = config.build(encoder.build(tuple(size), channels))
     fill(task, folder)
-    skeleton = words["joints"]
-    joints = skeleton and Joints(
-        names=tuple(skeleton["names"]),
-        mirrored=tuple(skeleton["mirrored"]),
-        bones=tuple((start, end) for start, end in skeleton["bones"]),
-        sigmas=tuple(skeleton["sigmas"]),
-    )
     kind: Any = words["task"]
     return Trained(
         name=target,
@@ -71,7 +64,7 @@ def open_trained(target: str, device: torch.device) -> Trained:
         std=tuple(words["std"]),
         reading=Reading.from_json(read_export(folder).get(READING) or {}, READING),
         categories=tuple(words["categories"]),
-        joints=joints or None,
+        joints=joints_of(words["joints"]),
         settings=config,
         device=device,
     )

@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from mimkit.core.annotation import Joints
 from mimkit.core.errors import UserError
 from mimkit.core.files import read_json
 
@@ -35,9 +36,28 @@ class Words(TypedDict):
     channels: int
     mean: list[float]
     std: list[float]
-    interpolation: str
     encoder: dict[str, Any]
     method: dict[str, Any]
+
+
+def skeleton(joints: Joints) -> Skeleton:
+    """As head.json has it."""
+    return Skeleton(
+        names=list(joints.names),
+        mirrored=list(joints.mirrored),
+        bones=[list(bone) for bone in joints.bones],
+        sigmas=list(joints.sigmas),
+    )
+
+
+def joints_of(words: Skeleton | None) -> Joints | None:
+    """Undo `skeleton`."""
+    return words and Joints(
+        names=tuple(words["names"]),
+        mirrored=tuple(words["mirrored"]),
+        bones=tuple((start, end) for start, end in words["bones"]),
+        sigmas=tuple(words["sigmas"]),
+    )
 
 
 class Head(NamedTuple):

@@ -13,6 +13,7 @@ from mimkit import __version__
 from mimkit.data.reading import Reading
 from mimkit.model.backbone import Backbone
 from mimkit.weights.folder import MARK, READING, replaced
+from mimkit.weights.head import Head, write_head
 
 
 def export_timm(
@@ -29,6 +30,7 @@ def export_timm(
     crop_pct: float = 0.875,
     classes: Sequence[str] = (),
     identity: Mapping[str, Any] = MappingProxyType({}),
+    head: Head | None = None,
 ) -> None:
     """Write `encoder.timm` for `timm.create_model("local-dir:FOLDER", pretrained=True)`, with equal outputs.
 
@@ -44,6 +46,7 @@ def export_timm(
         interpolation: resizing that the pictures were prepared with, as timm calls it.
         crop_pct: share of the resized picture that evaluation crops; MAE's evaluation has 0.875.
         identity: of the run and its step, which identity.json keeps with the checksums of the files.
+        head: of a dense task, for two more files.
         classes: what the outputs of a classifier are called, one name each; none of an encoder without one.
 
     Raises:
@@ -73,6 +76,8 @@ def export_timm(
         save_for_hf(vit, str(partial), model_config=config, model_args=args, safe_serialization=True, data_config=data)
         _leave_out_num_classes(partial / "config.json")
         (partial / "README.md").write_text(card, encoding="utf-8")
+        if head is not None:
+            write_head(head, partial)
 
 
 def _leave_out_num_classes(file: Path) -> None:
