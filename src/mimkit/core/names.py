@@ -50,7 +50,7 @@ ROOMS = {
     "train.machine": "Machine",
     "train.optimizer": "AdamWConfig LarsConfig SGDConfig",
     "train.prepare": "Pretrain",
-    "train.schedule": "WarmupCosine WarmupSteps",
+    "train.schedule": "WarmupCosine WarmupLinear WarmupSteps",
 }
 CLASSES = {name: f"mimkit.{room}" for room, names in ROOMS.items() for name in names.split()}
 """Short class name: the module that it lives in now."""

@@ -41,7 +41,8 @@ class Detections:
                 f"how exactly the {len(joints.names)} joints are labeled is not known (COCO knows its 17): "
                 "object keypoint similarity cannot be measured"
             )
-        self._rle, self.categories, self.joints = rle, list(categories), joints
+        self._rle: Any = rle
+        self.categories, self.joints = list(categories), joints
         self.images: list[dict[str, Any]] = []
         self.truth: list[dict[str, Any]] = []
         self.results: list[dict[str, Any]] = []
@@ -75,7 +76,7 @@ class Detections:
 
     def encode(self, mask: Bool[Tensor, "H W"]) -> dict[str, Any]:
         """COCO's compressed run lengths."""
-        return self._rle.encode(np.asfortranarray(mask.cpu().numpy().astype(np.uint8)))
+        return dict(self._rle.encode(np.asfortranarray(mask.cpu().numpy().astype(np.uint8))))
 
     def measure(self, kind: Kind) -> dict[str, Any]:
         """pycocotools' numbers, None where there is nothing to measure; per class; with an interval over pictures."""
@@ -100,7 +101,8 @@ class Detections:
         from pycocotools.cocoeval import COCOeval
 
         with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does
-            truth, results = COCO(), COCO()
+            truth: Any = COCO()
+            results: Any = COCO()
             shared: dict[str, Any] = {"images": self.images}
             shared["categories"] = [{"id": i + 1, "name": name} for i, name in enumerate(self.categories)]
             truth.dataset = shared | {"annotations": [dict(entry) for entry in self.truth]}

@@ -20,6 +20,7 @@ SIDE = 300  # pixels of the longer side of each picture
 GAP, LINE = 8, 20  # pixels between pictures; of a line of words
 DIMMED = 0.55  # of a picture's brightness under outlines and skeletons
 LEGEND = 24  # classes named below the sheet
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 _STEP = 0.61803398875  # of the color circle from a class to the next: neighbors differ most (golden ratio)
 
 
@@ -213,7 +214,7 @@ def _legend(
     return _entries(entries, width, font)
 
 
-def _entries(entries: list[tuple[tuple[int, int, int], str]], width: int, font: ImageFont.FreeTypeFont) -> Image.Image:
+def _entries(entries: list[tuple[tuple[int, int, int], str]], width: int, font: Font) -> Image.Image:
     places, left, top = [], 0, 0
     for color, name in entries:
         needed = 22 + int(font.getlength(name)) + 14
@@ -229,7 +230,7 @@ def _entries(entries: list[tuple[tuple[int, int, int], str]], width: int, font: 
     return legend
 
 
-def _scale(scale: tuple[float, float], width: int, font: ImageFont.FreeTypeFont) -> Image.Image:
+def _scale(scale: tuple[float, float], width: int, font: Font) -> Image.Image:
     """A bar from near to far with its ends in meters, and what the error's colors reach to."""
     legend = Image.new("RGB", (width, LINE), "white")
     pen = ImageDraw.Draw(legend)

@@ -49,6 +49,10 @@ class DenseConfig(MethodConfig):
         """Refuse to learn nothing."""
         at_least(1, **{f"method.{setting}": classes})
 
+    def of_labels(self) -> dict[str, Any]:
+        """What `open_annotated` is told about the annotations."""
+        return {"labels": self.labels}
+
     def example(self, count: int, size: tuple[int, int], device: torch.device | str) -> tuple[Annotation, ...]:
         """Annotations in the shape of those of a batch, made up, to time and to weigh a step with."""
         raise NotImplementedError(f"{type(self).__name__} makes up no annotations until it defines example")

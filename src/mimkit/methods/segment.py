@@ -1,7 +1,7 @@
 """Segmentation: an encoder with a head learns the class of each pixel. A Batch enters, a Step leaves."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +43,10 @@ class SegmentConfig(DenseConfig):
     """Share of UperNet's channels left out before the last layer."""
     blocks: int = 1
     """Last blocks of a ViT that the linear head sees."""
+    test_stride: float = 0.5
+    """How far windows at the test lie apart, as a share of their side: a half in MAE, two thirds in BEiT."""
+    test_flip: bool = False
+    """At the test, the mean over the picture and its mirror."""
     window: int | None = None
     """Side in patches of the windows in which three of four blocks of a ViT attend; None: all attend everywhere."""
 
@@ -57,7 +61,11 @@ class SegmentConfig(DenseConfig):
         at_least(1, **{"method.channels": self.channels, "method.auxiliary_channels": self.auxiliary_channels})
         at_least(0, **{"method.auxiliary": self.auxiliary})
         within(0, 0.99, **{"method.dropout": self.dropout})
+        within(0.01, 1, **{"method.test_stride": self.test_stride})
         return Segment(encoder, self)
+
+    def of_labels(self) -> dict[str, Any]:
+        return {"labels": self.labels, "void": self.void}
 
     def pyramid(self, encoder: Backbone) -> Pyramid:
         """The maps that the head wants of this encoder."""

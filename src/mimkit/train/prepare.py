@@ -16,7 +16,7 @@ from mimkit.core.batch import Batch
 from mimkit.core.errors import UserError, within
 from mimkit.core.memory import free_memory
 from mimkit.core.randomness import integer, rng_keys
-from mimkit.data.annotations.sources import AnnotatedSplits, learned, open_annotated
+from mimkit.data.annotations.sources import AnnotatedSplits, open_annotated
 from mimkit.data.labels import label_subset
 from mimkit.data.loader import Loader, Plan, ViewSettings, statistics
 from mimkit.data.reading import Reading
@@ -98,7 +98,7 @@ class Prepared:
         if not method.supervised:
             return open_pictures(self.config.data, "all", reading)
         if method.learns in DENSE_TASKS:
-            return learned(self.annotated.train)
+            return self.annotated.train.taught
         pictures = open_measured(self.config.data, reading, purpose="fine-tuning", by_class=self.by_class).train
         self._refuse_renumbered(pictures)
         return label_subset(pictures, method.label_fraction, self.config.seed)
