@@ -28,6 +28,7 @@ ROOMS = {
     "masks.salience": "SalienceMasker",
     "masks.self_guided": "SelfGuidedMasker",
     "masks.structured": "BlockMasker GridMasker SimMIMMasker SquareMasker",
+    "methods.depth": "DepthConfig",
     "methods.dino": "DINOConfig",
     "methods.emae": "EMAEConfig",
     "methods.finetune": "FineTuneConfig",
