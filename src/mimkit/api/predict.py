@@ -26,7 +26,7 @@ from mimkit.data.reading import Reading
 from mimkit.data.sources import open_pictures
 from mimkit.data.stream import all_bad, stream
 from mimkit.data.values import Storage, given_values
-from mimkit.evaluate.coco import Detections, coco_keypoints
+from mimkit.evaluate.coco import AveragePrecision, coco_keypoints
 from mimkit.evaluate.drawn import Shown, class_color, draw, shown_pixels
 from mimkit.evaluate.predict import predict
 from mimkit.evaluate.target import Extractor, reading_for
@@ -168,7 +168,7 @@ class _Writer:
         self.rows: list[Shown] = []
         self.images: list[dict[str, Any]] = []
         self.objects: list[dict[str, Any]] = []
-        self.rle = Detections(trained.categories) if trained.kind == "detect" else None
+        self.rle = AveragePrecision(trained.categories) if trained.kind == "detect" else None
 
     def write(self, number: int, picture: Tensor, prediction: Prediction) -> None:
         """Note or write one picture."""

@@ -27,7 +27,7 @@ NAMES = {
 DRAWS = 200  # of pictures, for an interval
 
 
-class Detections:
+class AveragePrecision:
     """Annotations and predictions of pictures, as they come, and what pycocotools says of them."""
 
     def __init__(self, categories: Sequence[str], joints: Joints | None = None) -> None:

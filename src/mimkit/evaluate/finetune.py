@@ -140,6 +140,11 @@ def count_classes(config: Pretrain) -> int:
     return len(pictures.classes or ())
 
 
+def with_masks(config: Pretrain) -> bool:
+    """Whether the objects of the pictures have masks."""
+    return Prepared(config).annotated.train.has_masks
+
+
 def unfinished(folder: Path) -> bool:
     """Whether a fine-tuning lives here that has still to be trained or measured."""
     run = RunFolder(folder)

@@ -12,6 +12,7 @@ from mimkit.data.normalize import Normalize
 from mimkit.data.resize import crop_beyond
 from mimkit.data.values import Values
 from mimkit.evaluate.trained import Trained
+from mimkit.model.detection import paste
 
 _WINDOWS = 8  # looked at together
 SCORED = 1e-4  # joints of less weight are given as not labeled
@@ -109,9 +110,18 @@ def _detected(trained: Trained, picture: Tensor, values: Values) -> Prediction:
     # The box that the whole image shows.
     box = torch.tensor([0, 0, round(trained.size[0] / zoom), round(trained.size[1] / zoom)])
     image = _image(trained, picture, box, trained.size, values)
-    (objects,) = trained.task.predict(image.unsqueeze(0), [fitted])
+    (objects,) = trained.task.detect(image.unsqueeze(0), [fitted])
     _refuse_not_finite(objects.scores, trained)
-    return trained.task.placed(objects, fitted, (height, width))
+    scale = torch.tensor([width / fitted[1], height / fitted[0]], device=trained.device).repeat(2)
+    boxes = objects.boxes * scale
+    masks = None if objects.masks is None else paste(objects.masks, boxes, (height, width)).cpu()
+    return Prediction(
+        size=(height, width),
+        boxes=boxes.cpu(),
+        labels=objects.labels.cpu(),
+        scores=objects.scores.float().cpu(),
+        masks=masks,
+    )
 
 
 def _jointed(trained: Trained, picture: Tensor, values: Values, boxes: Tensor | None) -> Prediction:

@@ -24,6 +24,8 @@ from mimkit.evaluate.trained import Trained, open_trained
 from mimkit.train.prepare import Prepared
 from mimkit.train.run_folder import RunFolder, write_json
 
+OWN = {"segment": "pixels right", "depth": "RMSE (m)", "detect": "quality", "keypoints": "similarity"}
+"""What the score of one picture is."""
 EACH = 4  # of the best and of the worst pictures, which are drawn
 
 
@@ -112,7 +114,7 @@ def extremes(trained: Trained, test: Annotated, own: dict[int, float], measured:
         for number in numbers:
             picture, truth = test.read(number), test.annotation(number)
             prediction = predict(trained, picture, test.values, _people(trained, truth))
-            words = f"{title}: {own[number]:.3f}"
+            words = f"{title}: {OWN[trained.kind]} {own[number]:.3f}"
             pixels = shown_pixels(picture, test.values)
             rows.append(Shown(pixels=pixels, truth=truth, prediction=prediction, title=words))
     return rows
