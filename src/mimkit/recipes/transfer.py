@@ -224,7 +224,7 @@ def detect_fpn_swin_b() -> Pretrain:
 def detect_fpn_resnet50() -> Pretrain:
     """Mask R-CNN on a feature pyramid of a ResNet-50 at 800 px: 24 epochs of 16 pictures a step, the 2x of MoCo.
 
-    He et al. 2020 (MoCo): SGD, rate 0.02, momentum 0.9, weight decay 1e-4, a tenth at 78 % and 93 %, all layers; pictures
+    He et al. 2020 (MoCo): SGD, rate 0.02, momentum 0.9, decay 1e-4, a tenth at 78 % and 93 %, all layers; pictures
     there in their own sizes, here jittered from 0.8 to 1.25. Not measured by us at this scale.
     """
     run = detect_vitdet_b16()
