@@ -1,7 +1,7 @@
 """`mimkit evaluate`: words enter, accuracies of frozen features or of a fine-tuned model leave."""
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal, cast, get_args
 
 from rich.markup import escape
 from tyro.conf import Positional, arg
@@ -9,10 +9,11 @@ from tyro.conf import Positional, arg
 from mimkit.cli.console import show
 from mimkit.cli.overview import wanted
 from mimkit.cli.reading import ReadingFlags
+from mimkit.core.annotation import DENSE_TASKS, DenseTask
 from mimkit.core.errors import UserError, at_least, unknown
-from mimkit.core.flags import HELP, Arguments, flag_kinds, parse, split_words
+from mimkit.core.flags import HELP, Arguments, flag_kinds, flag_value, parse, split_words
 
-Kind = Literal["knn", "probe", "attentive", "all", "finetune"]
+Kind = Literal["knn", "probe", "attentive", "all", "finetune", "segment", "detect", "depth", "keypoints"]
 
 
 @dataclass(kw_only=True)
@@ -73,6 +74,8 @@ def run(args: list[str]) -> int:
         raise unknown("kind of evaluation", words[0], get_args(Kind))
     if words[:1] == ["finetune"]:
         return _finetune(words[1:], flags)
+    if words and words[0] in DENSE_TASKS:
+        return _dense(cast(DenseTask, words[0]), words[1:], flags)
     arguments = parse(EvaluateArguments, args, "mimkit evaluate")
     from mimkit.evaluate.run import evaluate, table
 
@@ -104,12 +107,22 @@ def run(args: list[str]) -> int:
     return 0
 
 
-def _finetune(words: list[str], flags: list[str]) -> int:
+def _dense(kind: DenseTask, words: list[str], flags: list[str]) -> int:
+    """Train a head, and all weights below it, where `--train` names a recipe."""
+    if flag_value(flags, "--train") is None:
+        raise UserError(f"name a recipe: mimkit evaluate {kind} TARGET --train {kind}_mini --data DATA")
+    return _finetune(words, flags, kind)
+
+
+def _finetune(words: list[str], flags: list[str], kind: DenseTask | None = None) -> int:
     if not words and not HELP & set(flags):
         raise wanted("evaluate")
     from mimkit.cli.train import finetune
-    from mimkit.evaluate.finetune import table
+    from mimkit.evaluate import finetune as labels
+    from mimkit.evaluate import transfer
 
-    result, text, json_to = finetune(words, flags)
-    show(result, json_to, table(result) if "accuracy" in result else escape(text))
+    result, text, json_to = finetune(words, flags, kind)
+    measured = {"accuracy", "scores"} & set(result)
+    table = transfer.table if "scores" in result else labels.table
+    show(result, json_to, table(result) if measured else escape(text))
     return 128 + result["signal"] if result["signal"] else 0

@@ -20,7 +20,7 @@ FORMAT = 2
 ROOMS = {
     "data.augment": "RandAugment",
     "data.color": "ColorAugment",
-    "data.views": "CenterCrop RandomResizedCrop Whole",
+    "data.views": "CenterCrop RandomResizedCrop ScaleJitter Whole",
     "masks.attentive": "AMTMasker AttMaskMasker MultinomialMasker",
     "masks.mixture": "MixtureMasker",
     "masks.partition": "ComplementaryMasker PartitionMasker",
@@ -54,7 +54,7 @@ ROOMS = {
     "train.machine": "Machine",
     "train.optimizer": "AdamWConfig LarsConfig SGDConfig",
     "train.prepare": "Pretrain",
-    "train.schedule": "WarmupCosine WarmupSteps",
+    "train.schedule": "WarmupCosine WarmupLinear WarmupSteps",
 }
 CLASSES = {name: f"mimkit.{room}" for room, names in ROOMS.items() for name in names.split()}
 """Short class name: the module that it lives in now."""

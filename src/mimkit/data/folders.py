@@ -112,8 +112,8 @@ class Index:
 class _Walk:
     """A walk through a folder: `pictures`, `folders` and so on grow while `visit` goes from folder to folder."""
 
-    def __init__(self, root: bytes) -> None:
-        self.root = root
+    def __init__(self, root: bytes, endings: frozenset[bytes]) -> None:
+        self.root, self.endings = root, endings
         self.pictures: list[bytes] = []
         self.folders: list[bytes] = []
         self.changed: list[int] = []
@@ -156,7 +156,7 @@ class _Walk:
     def take(self, entry: os.DirEntry, path: bytes) -> None:
         """Note a file."""
         ending = os.path.splitext(entry.name)[1].lower()
-        if ending not in _ENDINGS and not self.unnamed_dicom(entry, ending):
+        if ending not in self.endings and not self.unnamed_dicom(entry, ending):
             self.other_files[os.fsdecode(ending) or "no ending"] += 1
         elif entry.is_file() or not os.path.exists(os.path.join(self.root, path)):  # a link that leads nowhere is bad
             self.pictures.append(path)
@@ -186,14 +186,14 @@ _REASONS = {
 }
 
 
-def walk(root: bytes) -> Index:
-    """Every picture below `root`, by file ending alone; hidden names left out, links followed.
+def walk(root: bytes, more: frozenset[bytes] = frozenset()) -> Index:
+    """Every picture below `root`, by file ending alone; hidden names left out, links followed; files of `more` too.
 
     Only files without an ending are opened: those that begin as DICOM files are pictures as well.
 
     What is no regular file, links in a loop and paths that cannot be followed are skipped, and counted in `skipped`.
     """
-    steps = _Walk(root)
+    steps = _Walk(root, _ENDINGS | more)
     steps.all()
     skipped = tuple(
         f"skipped, {reason}: {len(paths):,}, as {paths[0][:200].decode(errors='replace')}"

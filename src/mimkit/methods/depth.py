@@ -1,7 +1,7 @@
 """Depth: an encoder with a head learns how far each pixel is. A Batch enters, a Step leaves."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mimkit.core.annotation import Annotation
 from mimkit.core.batch import Batch, Step
 from mimkit.core.errors import UserError, at_least
-from mimkit.methods.dense import Dense, DenseConfig
+from mimkit.methods.dense import Dense, MapConfig
 from mimkit.model.backbone import Backbone
 from mimkit.model.depth import DepthHead, LinearDepth
 from mimkit.model.norms import Norm
@@ -20,7 +20,7 @@ TINY = 1e-12  # below which the root of a loss is flat: its slope at 0 is infini
 
 
 @dataclass(kw_only=True, slots=True)
-class DepthConfig(DenseConfig):
+class DepthConfig(MapConfig):
     """Each pixel gets a depth, by deconvolutions on all weights (Xie et al. 2023) or a linear head on frozen ones."""
 
     learns = "depth"
@@ -56,6 +56,9 @@ class DepthConfig(DenseConfig):
     def needs_whole_batch(self) -> bool:  # type: ignore[bad-override]
         """BatchNorm's statistics are of the pictures of a step."""
         return self.head == "simmim" and self.norm == "batch"
+
+    def of_labels(self) -> dict[str, Any]:
+        return {"labels": self.labels, "depth_scale": self.depth_scale}
 
     def build(self, encoder: Backbone) -> "Depth":
         self.check()

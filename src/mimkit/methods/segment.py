@@ -1,7 +1,7 @@
 """Segmentation: an encoder with a head learns the class of each pixel. A Batch enters, a Step leaves."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mimkit.core.annotation import VOID, Annotation
 from mimkit.core.batch import Batch, Step
 from mimkit.core.errors import at_least, within
-from mimkit.methods.dense import Dense, DenseConfig
+from mimkit.methods.dense import Dense, MapConfig
 from mimkit.model.backbone import Backbone
 from mimkit.model.dense import FCNHead, LinearHead, UperNet, resized
 from mimkit.model.norms import Norm
@@ -20,7 +20,7 @@ from mimkit.model.vit import Encoder
 
 
 @dataclass(kw_only=True, slots=True)
-class SegmentConfig(DenseConfig):
+class SegmentConfig(MapConfig):
     """Each pixel gets a class, by UperNet on all weights (He et al. 2022, MAE) or a linear head on frozen ones."""
 
     learns = "segment"
@@ -58,6 +58,9 @@ class SegmentConfig(DenseConfig):
         at_least(0, **{"method.auxiliary": self.auxiliary})
         within(0, 0.99, **{"method.dropout": self.dropout})
         return Segment(encoder, self)
+
+    def of_labels(self) -> dict[str, Any]:
+        return {"labels": self.labels, "void": self.void}
 
     def pyramid(self, encoder: Backbone) -> Pyramid:
         """The maps that the head wants of this encoder."""

@@ -6,6 +6,7 @@ from mimkit.data.augment import RandAugment
 from mimkit.data.views import RandomResizedCrop
 from mimkit.evaluate.finetune import Start
 from mimkit.methods.finetune import FineTuneConfig
+from mimkit.recipes.transfer import choose_dense
 from mimkit.train.machine import Machine
 from mimkit.train.optimizer import AdamWConfig, SGDConfig
 from mimkit.train.prepare import Images, Pretrain
@@ -145,8 +146,13 @@ def finetune_mini_32() -> Pretrain:
     return run
 
 
-def choose_finetuning(start: Start) -> tuple[str, str]:
-    """(name, why): a small recipe for small images, else what the authors of the pre-training used at this size."""
+def choose_finetuning(start: Start, kind: str = "classes") -> tuple[str, str]:
+    """(name, why): a small recipe for small images, else what the authors of the pre-training used at this size.
+
+    `kind` is what is learned: `classes`, or a DenseTask.
+    """
+    if kind != "classes":
+        return choose_dense(start, kind)
     name, method = start.encoder.name, start.method
     if min(start.size) < 128:
         return "finetune_mini_32", f"its images have {start.size[0]}x{start.size[1]} pixels"

@@ -11,6 +11,9 @@ from mimkit.data.pictures import Pictures, Subset, digest
 from mimkit.data.tiff import Box
 from mimkit.data.values import Storage, Values
 
+PERSON_MARGIN = 1.25
+"""How much larger than a person's box is what keypoints are looked for in (ViTAE-Transformer/ViTPose)."""
+
 
 class Annotated(Pictures, ABC):
     """Pictures with an Annotation each. They stream: each keeps its own size, and none has a label of its own."""
@@ -28,6 +31,11 @@ class Annotated(Pictures, ABC):
         self.whole = pictures
         self.name, self.notes, self.has_test = pictures.name, pictures.notes, pictures.has_test
         self.reading = pictures.reading
+
+    @property
+    def taught(self) -> "Annotated":
+        """The pictures to learn from: all, unless a task leaves out those of which it would learn nothing."""
+        return self
 
     @abstractmethod
     def annotation(self, i: int) -> Annotation:

@@ -1,0 +1,119 @@
+"""Names of classes: a file beside the masks enters; which number or color has which name leaves."""
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mimkit.core.errors import UserError
+from mimkit.core.files import read_regular
+from mimkit.data.tables import text_of
+
+FILES = (
+    *("classes.txt", "labels.txt", "class_names.txt", "names.txt", "objectInfo150.txt", "label_colors.txt"),
+    *("class_dict.csv", "classes.json", "labels.json", "id2label.json", "class_names.json"),
+)
+"""Files that name classes, in the order in which they are looked for."""
+UNNAMED = frozenset({"void", "unlabeled", "unlabelled", "ignore", "ignored", "other", "none", "unknown"})
+"""Names of pixels that have no class."""
+_NUMBERED = re.compile(r"(\d+)\s*[\s:,;=]\s*(\S.*)")
+_COLORED = re.compile(r"(\d+)[\s,;]+(\d+)[\s,;]+(\d+)[\s,;]+(\S.*)|(\S.*?)[\s,;]+(\d+)[\s,;]+(\d+)[\s,;]+(\d+)")
+
+
+@dataclass(frozen=True)
+class Names:
+    """What a file of names says, in one of three ways."""
+
+    file: Path
+    by_id: dict[int, str] = field(default_factory=dict)
+    """Of numbers that the file gives."""
+    listed: tuple[str, ...] = ()
+    """Names alone, in order."""
+    by_color: dict[int, str] = field(default_factory=dict)
+    """Of packed colors, see `maps.packed`."""
+
+    def of_ids(self, zero_is_void: bool) -> dict[int, str]:
+        """Names by number. A bare list begins with that of 0, or of 1 where 0 is void and the list does not name it."""
+        if self.by_id or not self.listed:
+            return self.by_id
+        first = 1 if zero_is_void and self.listed[0].lower() not in UNNAMED | {"background"} else 0
+        return dict(enumerate(self.listed, first))
+
+
+def find_names(folders: Iterable[Path]) -> Names | None:
+    """The names in the first of these folders that has a file of them. Raises UserError for one that is none."""
+    for folder in folders:
+        for name in FILES:
+            if (folder / name).is_file():
+                return read_names(folder / name)
+    return None
+
+
+def read_names(file: Path) -> Names:
+    """The names in a file. Raises UserError."""
+    try:
+        text = text_of(read_regular(file))
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}") from error
+    if file.suffix == ".json":
+        return _of_json(text, file)
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    if not lines:
+        raise UserError(f"{file} is empty: write a name of a class a line, or remove it")
+    if lines[0].split("\t")[0] == "Idx":  # ADE20K's own table
+        rows = [line.split("\t") for line in lines[1:]]
+        return Names(file, by_id={int(row[0]): row[-1] for row in rows if row[0].isdecimal()})
+    if colors := [match for line in lines if (match := _COLORED.fullmatch(line))]:
+        if len(colors) < len(lines) - 1:  # but for a line of columns
+            raise UserError(f"{file} has colors in {len(colors)} of {len(lines)} lines: write R G B NAME a line")
+        return Names(file, by_color=dict(_color(match) for match in colors))
+    numbered = [match for line in lines if (match := _NUMBERED.fullmatch(line))]
+    if len(numbered) == len(lines):
+        return Names(file, by_id={int(match[1]): match[2] for match in numbered})
+    return Names(file, listed=tuple(lines))
+
+
+def _color(match: re.Match[str]) -> tuple[int, str]:
+    cells = match.groups()
+    red, green, blue, name = cells[:4] if cells[3] else (*cells[5:8], cells[4])
+    return (int(red) << 16) | (int(green) << 8) | int(blue), name.strip().strip(",;").strip()
+
+
+def _of_json(text: str, file: Path) -> Names:
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file} is no JSON ({error}): write a list of names") from None
+    for key in ("classes", "categories", "names", "labels", "id2label"):
+        if isinstance(data, dict) and isinstance(data.get(key), (list, dict)):
+            data = data[key]
+            break
+    if isinstance(data, list) and data and all(isinstance(name, str) for name in data):
+        return Names(file, listed=tuple(data))
+    by_id = _of_objects(data) if isinstance(data, list) else _of_object(data)
+    if not by_id:
+        raise UserError(f'{file} names no classes: write ["sky", "road", ...] or {{"0": "sky", "1": "road", ...}}')
+    return Names(file, by_id=by_id)
+
+
+def _of_objects(rows: list[Any]) -> dict[int, str]:
+    by_id = {}
+    for row in rows:
+        row = row if isinstance(row, dict) else {}
+        number = next((row[key] for key in ("id", "index", "value") if isinstance(row.get(key), int)), None)
+        if number is None or not isinstance(row.get("name"), str):
+            return {}
+        by_id[number] = row["name"]
+    return by_id
+
+
+def _of_object(data: Any) -> dict[int, str]:
+    if not isinstance(data, dict):
+        return {}
+    if all(key.isdecimal() and isinstance(name, str) for key, name in data.items()):
+        return {int(key): name for key, name in data.items()}
+    if all(isinstance(number, int) for number in data.values()):
+        return {number: name for name, number in data.items()}
+    return {}

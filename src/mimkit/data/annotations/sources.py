@@ -1,0 +1,85 @@
+"""What a person says with --data and --labels of an annotated set enters; its two splits leave."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from mimkit.core.annotation import DenseTask
+from mimkit.core.errors import UserError
+from mimkit.core.files import refuse_no_name
+from mimkit.data.annotations.annotated import Annotated
+from mimkit.data.annotations.depths import open_depths
+from mimkit.data.annotations.maps import ENDINGS
+from mimkit.data.annotations.mended import BAD_FRACTION
+from mimkit.data.annotations.names import find_names
+from mimkit.data.annotations.pairs import DEPTHS, MASKS, find_pairs
+from mimkit.data.annotations.segments import name_folders, open_segments
+from mimkit.data.reading import Reading
+
+
+class AnnotatedSplits(NamedTuple):
+    """Both splits of an annotated set, with the same classes."""
+
+    train: Annotated
+    test: Annotated
+
+
+def open_annotated(
+    data: Sequence[str],
+    task: DenseTask,
+    *,
+    labels: str | None = None,
+    reading: Reading = Reading(),
+    void: int | None = None,
+    depth_scale: float | None = None,
+    bad_fraction: float = BAD_FRACTION,
+) -> AnnotatedSplits:
+    """The pictures of a set with what a task asks for.
+
+    Args:
+        data: one folder: of a layout that docs/annotations.md lists, or of pictures alone beside `labels`.
+        labels: a folder of masks, depths, boxes or JSON files, or one JSON file; None: they lie in `data`.
+        reading: how files become pictures.
+        void: the number of pixels without a class in masks, besides 255; None: 0 in ADE20K's layout.
+        depth_scale: stored units of a meter; None: as the layout says, else millimeters in whole numbers, meters in
+            fractions.
+        bad_fraction: the share of annotations that may be broken; they are left out and counted in `notes`.
+
+    Splits are the set's own (train and val or test), else 20 % of the pictures by address are tested on, which a note
+    says. Raises UserError.
+    """
+    root = _folder(data)
+    beside = None if labels is None else _place(labels)
+    reading.check()
+    if reading.tile is not None:
+        raise UserError("annotated pictures are not cut into tiles: leave images.tile away")
+    if void is not None and task != "segment":
+        raise UserError(f"--void is for masks of classes: leave it out of {task}")
+    if depth_scale is not None and task != "depth":
+        raise UserError(f"--depth-scale is for depth: leave it out of {task}")
+    if task == "segment":
+        pairs = find_pairs(root, beside, MASKS, ENDINGS, "masks")
+        return AnnotatedSplits(*open_segments(pairs, reading, find_names(name_folders(pairs)), void, bad_fraction))
+    if task == "depth":
+        pairs = find_pairs(root, beside, DEPTHS, ENDINGS, "depth maps")
+        return AnnotatedSplits(*open_depths(pairs, reading, depth_scale, bad_fraction))
+    raise UserError(f"{task} is not read yet")
+
+
+def _folder(data: Sequence[str]) -> Path:
+    """The one folder of pictures. Raises UserError."""
+    places = [data] if isinstance(data, str) else list(data)
+    if len(places) != 1:
+        raise UserError(f"annotated pictures come from one folder: give --data FOLDER, not {len(places)} of them")
+    path = _place(places[0])
+    if not path.is_dir():
+        raise UserError(f"{places[0]} is no folder: annotated pictures come from a folder")
+    return path
+
+
+def _place(name: str) -> Path:
+    refuse_no_name(name)
+    path = Path(name).expanduser()
+    if not path.exists():
+        raise UserError(f"there is no file or folder {name}")
+    return path
