@@ -66,8 +66,8 @@ def detect_vitdet_h16() -> Pretrain:
 def detect_fpn_swin_b() -> Pretrain:
     """Mask R-CNN on a feature pyramid of a Swin-B at 1,024 px: 36 epochs of 16 pictures a step on COCO.
 
-    Liu et al. 2021 (Swin): rate 1e-4, weight decay 0.05, drop path 0.3, a tenth at 75 % and 92 %; here with a layer
-    decay of 0.9 and large-scale jitter. Not measured by us at this scale.
+    In the manner of Liu et al. 2021, not checked against their files: rate 1e-4, weight decay 0.05, drop path 0.3, a
+    tenth at 75 % and 92 %; with a layer decay of 0.9 and large-scale jitter. Not measured by us at this scale.
     """
     run = detect_vitdet_b16()
     run.method = DetectConfig(drop_path=0.3)
@@ -80,8 +80,9 @@ def detect_fpn_swin_b() -> Pretrain:
 def detect_fpn_resnet50() -> Pretrain:
     """Mask R-CNN on a feature pyramid of a ResNet-50 at 800 px: 24 epochs of 16 pictures a step, the 2x of MoCo.
 
-    He et al. 2020 (MoCo): SGD, rate 0.02, momentum 0.9, decay 1e-4, a tenth at 78 % and 93 %, all layers; pictures
-    there in their own sizes, here jittered from 0.8 to 1.25. Not measured by us at this scale.
+    In the manner of He et al. 2020 (MoCo), not checked against their files: SGD, rate 0.02, momentum 0.9, weight decay
+    1e-4, a tenth at 78 % and 93 %, all layers; pictures there in their own sizes, here jittered from 0.8 to 1.25. Not
+    measured by us at this scale.
     """
     run = detect_vitdet_b16()
     run.method = DetectConfig(drop_path=0.0, heads=FPN_HEADS)

@@ -39,7 +39,7 @@ def segment_upernet_vit_l16() -> Pretrain:
     """UperNet on a ViT-L at 512 px: as `segment_upernet_vit_b16` with BEiT-L's rates.
 
     microsoft/unilm:beit/semantic_segmentation: rate 2e-5, 0.95 of it in each layer below, drop path 0.2, 1,024
-    channels, windows a third apart at the test. MAE's paper reports 53.6 % with its own. Not measured by us.
+    channels, windows a third apart at the test. Not measured by us at this scale.
     """
     run = segment_upernet_vit_b16()
     run.method = SegmentConfig(channels=1024, drop_path=0.2, test_stride=2 / 3)
@@ -50,8 +50,8 @@ def segment_upernet_vit_l16() -> Pretrain:
 def segment_upernet_swin_b() -> Pretrain:
     """UperNet on the stages of a Swin-B at 512 px, 160,000 steps of 16 pictures on ADE20K.
 
-    SwinTransformer/Swin-Transformer-Semantic-Segmentation: rate 6e-5, weight decay 0.01, drop path 0.3, 512 channels;
-    here with a layer decay of 0.9, as encoders without labels want one. Not measured by us at this scale.
+    In the manner of Liu et al. 2021, not checked against their files: rate 6e-5, weight decay 0.01, drop path 0.3, 512
+    channels; with a layer decay of 0.9, as encoders trained without labels want one. Not measured by us.
     """
     run = segment_upernet_vit_b16()
     run.method = SegmentConfig(channels=512, drop_path=0.3, test_stride=2 / 3)
