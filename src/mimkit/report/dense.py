@@ -6,7 +6,7 @@ from typing import Any
 from mimkit.core.annotation import DENSE_TASKS
 from mimkit.core.errors import UserError
 from mimkit.evaluate.transfer import score_rows, worst_rows
-from mimkit.report.images import film_frame, uri
+from mimkit.report.images import narrowed, opened, uri
 from mimkit.train.run_folder import RunFolder
 
 TITLES = {"segment": "Segmentation", "detect": "Detection", "depth": "Depth", "keypoints": "Keypoints"}
@@ -32,7 +32,7 @@ def dense_task(folder: Path) -> dict[str, Any] | None:
     pictures = {}
     for name in ("pictures/predictions.png", "confusion.png"):
         if (folder / name).is_file():
-            pictures[Path(name).stem] = uri(film_frame(folder / name, _WIDTH))
+            pictures[Path(name).stem] = uri(narrowed(opened(folder / name), _WIDTH))
     return {
         "title": TITLES[kind],
         "facts": [[name, text] for name, text in [*facts, ("pictures", about)]],
