@@ -255,7 +255,8 @@ def test_crowds_are_marked_and_pictures_of_nothing_else_do_not_train(tmp_path):
             entry["iscrowd"] = int(entry["image_id"] == 2)
 
     train, _ = opened(changed(tmp_path, crowded))
-    assert train.image_ids.tolist() == [1, 3, 4, 5, 6] and train.empty == 1
+    assert len(train) == 6 and train.taught.image_ids.tolist() == [1, 3, 4, 5, 6]
+    assert np.array_equal(train.taught.annotation(1).boxes.numpy(), SETS["train"][2].boxes)
     assert "left out of training: 1 pictures without objects" in train.notes
     _, test = opened(changed(tmp_path / "b", crowded), bad_fraction=0)
     changed(tmp_path / "b", lambda data: data["annotations"].clear(), "val")

@@ -30,8 +30,6 @@ class Annotated(Pictures, ABC):
     """What the file of annotations calls each class, for predictions that are compared with it; empty: nothing."""
     image_ids: np.ndarray | None = None
     """What it calls each picture: whole numbers, or texts."""
-    empty: int = 0
-    """Pictures without an object that the set left out."""
 
     def __init__(self, pictures: Pictures) -> None:
         """`pictures`: which these are, in their order."""
@@ -92,7 +90,7 @@ class SomeAnnotated(Annotated):
         self._of, self._index = of, index
         self.task, self.categories, self.joints, self.has_masks = of.task, of.categories, of.joints, of.has_masks
         self.notes, self.has_test = of.notes, of.has_test
-        self.category_ids, self.empty = of.category_ids, of.empty
+        self.category_ids = of.category_ids
         self.image_ids = None if of.image_ids is None else of.image_ids[index.numpy()]
 
     def annotation(self, i: int) -> Annotation:

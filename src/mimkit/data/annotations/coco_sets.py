@@ -200,7 +200,7 @@ def _some(whole: CocoFile, numbers: Sequence[int]) -> CocoFile:
 def _joined(
     train: CocoFile, test: CocoFile, task: DenseTask, own: bool, notes: Sequence[str]
 ) -> tuple[Objects, Objects]:
-    """Two sets with one table of classes. In training, pictures without objects are left out of detection."""
+    """Two sets with one table of classes."""
     categories = _categories(train, test, task)
     ids = {str(entry["id"]): place for place, entry in enumerate(categories)}
     names = _different([str(entry["name"]) for entry in categories], list(ids))
@@ -208,15 +208,12 @@ def _joined(
     sets = []
     train_notes = [*notes, *train.notes]
     with_masks = train.table.outlines is not None and test.table.outlines is not None
-    empty = 0
     if task == "detect":
         counts = train.table.counts
         empty = int((counts == 0).sum())
         if empty == len(counts):
             raise UserError(f"{train.pictures.name} has no object to train on in {len(counts):,} pictures")
-        if empty:
-            train_notes.append(f"left out of training: {empty:,} pictures without objects")
-            train = _some(train, np.flatnonzero(counts).tolist())
+        train_notes += [f"left out of training: {empty:,} pictures without objects"] if empty else []
     for source in (train, test):
         table = source.table
         numbers = np.array([ids.get(str(entry["id"]), -1) for entry in source.categories], np.int64)
@@ -227,7 +224,6 @@ def _joined(
         annotated.image_ids = source.image_ids
         sets.append(annotated)
     sets[0].notes, sets[1].notes = tuple(train_notes), test.notes if own else ()
-    sets[0].empty = empty
     return sets[0], sets[1]
 
 

@@ -11,7 +11,7 @@ import torch
 
 from mimkit.core.annotation import Annotation, DenseTask, Joints
 from mimkit.core.errors import UserError
-from mimkit.data.annotations.annotated import Annotated
+from mimkit.data.annotations.annotated import Annotated, SomeAnnotated
 from mimkit.data.annotations.maps import same_shape
 from mimkit.data.annotations.mended import few, note_of
 from mimkit.data.annotations.outlines import Outlines
@@ -118,6 +118,16 @@ class Objects(Annotated):
             areas=torch.from_numpy(table.areas[first:last].copy()),
             crowd=torch.from_numpy(table.crowd[first:last].copy()),
         )
+
+    @property
+    def taught(self) -> Annotated:
+        """Pictures with an object that is no crowd, of detection; each person, of keypoints."""
+        if self.task == "keypoints":
+            from mimkit.data.annotations.people import People  # which knows this file
+
+            return People(self)
+        counts = torch.from_numpy(self.table.counts)
+        return self if (counts > 0).all() else SomeAnnotated(self, counts.nonzero().flatten())
 
     @property
     def annotations_fingerprint(self) -> str:
