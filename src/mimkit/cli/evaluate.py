@@ -7,12 +7,13 @@ from rich.markup import escape
 from tyro.conf import Positional, arg
 
 from mimkit.cli.console import show
+from mimkit.cli.dense import DENSE, DenseArguments, run_dense
 from mimkit.cli.overview import wanted
 from mimkit.cli.reading import ReadingFlags
 from mimkit.core.errors import UserError, at_least, unknown
 from mimkit.core.flags import HELP, Arguments, flag_kinds, parse, split_words
 
-Kind = Literal["knn", "probe", "attentive", "all", "finetune"]
+Kind = Literal["knn", "probe", "attentive", "all", "finetune", "segment", "depth", "detect", "keypoints"]
 
 
 @dataclass(kw_only=True)
@@ -20,8 +21,9 @@ class EvaluateArguments(Arguments):
     """Measure a run folder, an export, a timm model, `pixels`, or `untrained:NAME`."""
 
     kind: Positional[Kind]
-    """k nearest neighbors, a linear or an attentive probe, or `all` of them, on frozen features; or `finetune`, which
-    has flags of its own: 'mimkit evaluate finetune --help'."""
+    """k nearest neighbors, a linear or an attentive probe, or `all` of them, on frozen features; or one that has flags
+    of its own: `finetune`, and for pictures that are annotated place by place `segment` and `depth`
+    ('mimkit evaluate segment --help')."""
     target: Positional[Annotated[tuple[str, ...], arg(metavar="TARGET ...")]]
     """What is measured, one or several, in one table."""
     data: tuple[str, ...]
@@ -58,6 +60,11 @@ def declaration() -> tuple[type[Arguments], Arguments | None]:
     return EvaluateArguments, None
 
 
+def dense_declaration() -> tuple[type[Arguments], Arguments | None]:
+    """The same of `mimkit evaluate segment`, and of depth."""
+    return DenseArguments, None
+
+
 def finetune_declaration() -> tuple[type[Arguments], Arguments | None]:
     """The same of `mimkit evaluate finetune`, with the defaults of its smallest recipe."""
     from mimkit.recipes import find_recipe
@@ -68,11 +75,13 @@ def finetune_declaration() -> tuple[type[Arguments], Arguments | None]:
 
 def run(args: list[str]) -> int:
     """Measure one target or several in one table, or fine-tune one; 128 + N when signal N stopped a fine-tuning."""
-    words, flags = split_words(args, flag_kinds(EvaluateArguments))
+    words, flags = split_words(args, flag_kinds(DenseArguments) | flag_kinds(EvaluateArguments))
     if words and words[0] not in get_args(Kind):
         raise unknown("kind of evaluation", words[0], get_args(Kind))
     if words[:1] == ["finetune"]:
         return _finetune(words[1:], flags)
+    if words and words[0] in DENSE:
+        return run_dense(words[0], words[1:], flags)
     arguments = parse(EvaluateArguments, args, "mimkit evaluate")
     from mimkit.evaluate.run import evaluate, table
 
