@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mimkit.core.annotation import Annotation, Joints, Prediction
-from mimkit.evaluate.coco import Detections, _mean_precision
+from mimkit.evaluate.coco import AveragePrecision, _mean_precision
 
 pytest.importorskip("pycocotools")
 CLASSES = ("cup", "plate")
@@ -41,8 +41,8 @@ def prediction_of(truth: Annotation, noise: float = 0.0, scores=(0.9, 0.8, 0.7))
     )
 
 
-def detections(pairs, joints=None) -> Detections:
-    measured = Detections(CLASSES, joints)
+def detections(pairs, joints=None) -> AveragePrecision:
+    measured = AveragePrecision(CLASSES, joints)
     for truth, prediction in pairs:
         measured.add(truth, prediction)
     return measured
@@ -118,4 +118,4 @@ def test_joints():
     wrong = replace(prediction_of(truth), keypoints=points + torch.tensor([0.0, 30.0, 0.0]))
     assert detections([(truth, wrong)], skeleton).measure("keypoints")["ap"] < 0.2
     with pytest.raises(ValueError, match="cannot be measured"):
-        Detections(CLASSES, replace(skeleton, sigmas=()))
+        AveragePrecision(CLASSES, replace(skeleton, sigmas=()))

@@ -14,9 +14,10 @@ from mimkit.api.embed import embed, embed_to_file, open_for
 from mimkit.api.embeddings import Embeddings
 from mimkit.api.preprocess import Preprocess
 from mimkit.api.pretrain import Data, places
-from mimkit.api.results import Analysis, Evaluation, Result, html_table
+from mimkit.api.results import Analysis, DenseEvaluation, Evaluation, Result, html_table
 from mimkit.core.errors import UserError
 from mimkit.data.reading import Reading
+from mimkit.evaluate.dense import evaluate_dense
 from mimkit.evaluate.run import evaluate
 from mimkit.evaluate.target import Extractor, open_target
 from mimkit.model.backbone import Backbone
@@ -115,19 +116,26 @@ class Target:
         return embed_to_file(self.target, self._data(data), Path(out), **self._labels(data, settings))
 
     def evaluate(
-        self, kind: Literal["knn", "probe", "attentive"] = "knn", data: Data = (), **settings: Any
-    ) -> Evaluation:
-        """Accuracy on pictures with labels, with its interval.
+        self,
+        kind: Literal["knn", "probe", "attentive", "segment", "depth"] = "knn",
+        data: Data = (),
+        **settings: Any,
+    ) -> Evaluation | DenseEvaluation:
+        """Accuracy on pictures with labels, or scores of the pixels of annotated ones, with intervals.
 
         Args:
-            kind: `knn`, `probe` (linear) or `attentive`.
-            data: see `open_pictures`, with labels; by default a run's own.
+            kind: `knn`, `probe` (linear) or `attentive`; `segment` or `depth`, of frozen patches.
+            data: see `open_pictures`, with labels, or `open_annotated`; by default a run's own.
             settings: see `mimkit.evaluate.run.evaluate`: k, pools, method, limit_train, limit_test, device, workers,
-                reading.
+                reading; of `segment` and `depth` see `mimkit.evaluate.dense.evaluate_dense`: labels, void, depth_scale,
+                measures, memory, and the last five of those.
 
         Raises:
             UserError: anything a person can mend.
         """
+        if kind in ("segment", "depth"):
+            settings = self._labels(data, settings)
+            return DenseEvaluation(evaluate_dense(kind, self.target, self._data(data), **settings))
         return Evaluation(evaluate(kind, self.target, self._data(data), **self._labels(data, settings)))
 
     def analyze(self, data: Data = (), *, metrics: tuple[str, ...] = USUAL, **settings: Any) -> Analysis:

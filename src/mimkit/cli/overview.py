@@ -10,7 +10,7 @@ COMMANDS = {
     "pretrain": ("[RECIPE] --data DATA [--run DIR] [--epochs N] ...", "learn from pictures without labels"),
     "launch": ("[--gpus N] pretrain ...", "the same in several processes, on one host or more"),
     "evaluate": (
-        "knn|probe|attentive|all|finetune TARGET ... --data DATA",
+        "knn|probe|attentive|all|finetune|segment|detect|depth|keypoints TARGET ... --data DATA",
         "measure a run, an export, a timm model or a baseline",
     ),
     "embed": ("TARGET --data DATA --out FILE [--tokens]", "a vector of each picture, into Parquet, npz or csv"),
@@ -19,6 +19,7 @@ COMMANDS = {
     "report": ("RUN ... [--out FILE]", "one page of curves, pictures and metrics, to open anywhere"),
     "view": ("RUN [--port 0] [--host 127.0.0.1]", "the same page, following a run that still trains"),
     "masks": ("MASKER|RECIPE [--data DATA] [--from RUN]", "draw masks on your pictures"),
+    "predict": ("RUN --data DATA --out FOLDER", "what a fine-tuned dense task says of pictures, as files"),
     "export": ("RUN --out DIR [--to timm|huggingface]", "leave with the model"),
     "doctor": ("DATA ... [RECIPE]", "what is wrong with a folder before anything trains"),
     "diff": ("RUN RUN", "what differs between two runs"),

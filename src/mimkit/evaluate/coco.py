@@ -27,7 +27,7 @@ NAMES = {
 DRAWS = 200  # of pictures, for an interval
 
 
-class Detections:
+class AveragePrecision:
     """Annotations and predictions of pictures, as they come, and what pycocotools says of them."""
 
     def __init__(self, categories: Sequence[str], joints: Joints | None = None) -> None:
@@ -90,8 +90,8 @@ class Detections:
         for number, name in enumerate(self.categories):
             values = precision[:, :, number, 0, -1]
             count = sum(entry["category_id"] == number + 1 and not entry["iscrowd"] for entry in self.truth)
-            known = values[values > -1]
-            per_class = {"ap": round(float(known.mean()), 6) if len(known) else None, "objects": count}
+            measured = values[values > -1]
+            per_class = {"ap": round(float(measured.mean()), 6) if len(measured) else None, "objects": count}
             scores.setdefault("per_class", {})[name] = per_class
         low, high = self._interval(evaluation)
         return scores | {"low": low, "high": high, "pictures": len(self.images)}
@@ -172,10 +172,10 @@ def _precision(scores: np.ndarray, right: np.ndarray, ignored: np.ndarray, truth
     recall = hits / truth
     precision = hits / np.maximum(hits + misses, np.spacing(1))
     precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    wanted = np.linspace(0, 1, 101)
+    levels = np.linspace(0, 1, 101)
     values = []
     for recalls, precisions in zip(recall, precision, strict=True):
-        place = np.searchsorted(recalls, wanted, side="left")
+        place = np.searchsorted(recalls, levels, side="left")
         reached = place < len(precisions)
         values.append(np.where(reached, precisions[np.minimum(place, len(precisions) - 1)], 0.0).mean())
     return float(np.mean(values))

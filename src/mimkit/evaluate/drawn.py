@@ -86,9 +86,9 @@ def _strip(
     strip = Image.new("RGB", (len(cells) * (size[1] + GAP), size[0] + LINE), "white")
     pen = ImageDraw.Draw(strip)
     for number, (title, cell) in enumerate(cells):
-        left = number * (size[1] + GAP)
-        pen.text((left, LINE - 5), title, fill="black", font=font, anchor="ls")
-        strip.paste(cell, (left, LINE))
+        x = number * (size[1] + GAP)
+        pen.text((x, LINE - 5), title, fill="black", font=font, anchor="ls")
+        strip.paste(cell, (x, LINE))
     return strip
 
 
@@ -158,15 +158,15 @@ def _boxes(pen: ImageDraw.ImageDraw, annotation: Annotation, categories: Sequenc
     scores = annotation.scores if isinstance(annotation, Prediction) else None
     crowd = annotation.crowd
     for number, (box, label) in enumerate(zip(annotation.boxes, annotation.labels.tolist(), strict=True)):
-        left, top, right, bottom = (box * zoom).tolist()
+        x0, y0, x1, y1 = (box * zoom).tolist()
         color = class_color(label)
-        pen.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=color, width=2)
+        pen.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=color, width=2)
         words = categories[label] if label < len(categories) else f"class {label}"
         words += f" {scores[number]:.2f}" if scores is not None else ""
         words += " (crowd)" if crowd is not None and bool(crowd[number]) else ""
-        place = pen.textbbox((left + 2, max(0, top - 14)), words, font=font)
+        place = pen.textbbox((x0 + 2, max(0, y0 - 14)), words, font=font)
         pen.rectangle(place, fill=color)
-        pen.text((left + 2, max(0, top - 14)), words, fill="white" if sum(color) < 420 else "black", font=font)
+        pen.text((x0 + 2, max(0, y0 - 14)), words, fill="white" if sum(color) < 420 else "black", font=font)
 
 
 def _skeletons(pen: ImageDraw.ImageDraw, annotation: Annotation, joints: Joints, zoom: float) -> None:
@@ -176,12 +176,12 @@ def _skeletons(pen: ImageDraw.ImageDraw, annotation: Annotation, joints: Joints,
     for number, person in enumerate(annotation.keypoints):
         color = class_color(number)
         points = (person[:, :2] * zoom).tolist()
-        known = (person[:, 2] > floor).tolist()
+        labeled = (person[:, 2] > floor).tolist()
         for start, end in joints.bones:
-            if known[start] and known[end]:
+            if labeled[start] and labeled[end]:
                 pen.line((*points[start], *points[end]), fill=color, width=3)
-        for (column, row), labeled in zip(points, known, strict=True):
-            if labeled:
+        for (column, row), drawn in zip(points, labeled, strict=True):
+            if drawn:
                 pen.ellipse((column - 3, row - 3, column + 3, row + 3), fill="white", outline=color, width=2)
 
 
@@ -215,18 +215,18 @@ def _legend(
 
 
 def _entries(entries: list[tuple[tuple[int, int, int], str]], width: int, font: Font) -> Image.Image:
-    places, left, top = [], 0, 0
+    places, x, top = [], 0, 0
     for color, name in entries:
         needed = 22 + int(font.getlength(name)) + 14
-        if left and left + needed > width:
-            left, top = 0, top + LINE
-        places.append((left, top, color, name))
-        left += needed
+        if x and x + needed > width:
+            x, top = 0, top + LINE
+        places.append((x, top, color, name))
+        x += needed
     legend = Image.new("RGB", (width, top + LINE if entries else 0), "white")
     pen = ImageDraw.Draw(legend)
-    for left, top, color, name in places:
-        pen.rectangle((left, top + 4, left + 14, top + 16), fill=color)
-        pen.text((left + 20, top + 10), name, fill="black", font=font, anchor="lm")
+    for x, top, color, name in places:
+        pen.rectangle((x, top + 4, x + 14, top + 16), fill=color)
+        pen.text((x + 20, top + 10), name, fill="black", font=font, anchor="lm")
     return legend
 
 

@@ -11,7 +11,7 @@ from torchvision.ops import box_iou
 from mimkit.core.annotation import Annotation, DenseTask, Joints, Prediction
 from mimkit.core.dense_metrics import class_pixels, depth_errors, depth_scores, pixel_confusion, pixel_scores
 from mimkit.core.errors import UserError
-from mimkit.evaluate.coco import Detections
+from mimkit.evaluate.coco import AveragePrecision
 
 SURE = 0.5  # objects of at least this score are drawn, and count in the score of one picture
 HEADLINES: dict[str, str] = {"segment": "miou", "depth": "rmse", "detect": "ap", "keypoints": "ap"}
@@ -73,7 +73,7 @@ class DetectMeasure(Measure):
     """COCO's average precision of boxes, and of masks where there are some; errors by kind."""
 
     def __init__(self, categories: tuple[str, ...], *, masks: bool) -> None:
-        self.detections, self.masks = Detections(categories), masks
+        self.detections, self.masks = AveragePrecision(categories), masks
         self.errors = dict.fromkeys(("right", "class", "place", "double", "background", "missed"), 0)
 
     def add(self, truth: Annotation, prediction: Prediction) -> float | None:
@@ -119,7 +119,7 @@ class KeypointMeasure(Measure):
     """COCO's average precision of joints, by object keypoint similarity."""
 
     def __init__(self, categories: tuple[str, ...], joints: Joints) -> None:
-        self.detections, self.joints = Detections(categories, joints), joints
+        self.detections, self.joints = AveragePrecision(categories, joints), joints
 
     def add(self, truth: Annotation, prediction: Prediction) -> float | None:
         self.detections.add(truth, prediction)

@@ -1,4 +1,4 @@
-"""Pools: images enter a frozen timm model; its tokens leave, or one row a picture for each way to pool them.
+"""Pools: images enter a frozen timm model; its tokens or its map leave, or one row a picture for each way to pool.
 
 | pool | row | numbers |
 |-|-|-|
@@ -86,6 +86,23 @@ def tokens_of(model: nn.Module | None, images: Float[Tensor, "B C H W"], name: s
         )
     anything: Any = model
     return _channels_first(model, anything.forward_features(images)).flatten(2).transpose(1, 2)
+
+
+def maps_of(model: nn.Module, images: Float[Tensor, "B C H W"], name: str) -> Float[Tensor, "B D h w"]:
+    """Patch tokens of the last block where they lie in the picture, in float32; of Swins and ResNets the last map.
+
+    Behind the norms that rows have. Raises UserError for what has no map, called `name`.
+    """
+    anything: Any = model
+    if _plain(model):
+        norm: Any = getattr(model, "fc_norm", None) or nn.Identity()
+        ((_, patches),) = _last_blocks(model, images, 1)
+        return norm(patches.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).float()
+    if not _mapped(model):
+        raise UserError(
+            f"'{name}' has no map of features that is known here: segment and depth measure ViTs, Swins and ResNets"
+        )
+    return _channels_first(model, anything.forward_features(images)).float()
 
 
 def _plain(model: nn.Module) -> bool:

@@ -12,6 +12,7 @@ from mimkit.data.normalize import Normalize
 from mimkit.data.resize import crop_beyond
 from mimkit.data.values import Values
 from mimkit.evaluate.trained import Trained
+from mimkit.model.detection import paste
 
 _WINDOWS = 8  # looked at together
 SCORED = 1e-4  # joints of less weight are given as not labeled
@@ -62,22 +63,22 @@ def slide(trained: Trained, picture: Shaped[Tensor, "C H W"], values: Values) ->
     scaled = (max(window[0], round(height * zoom)), max(window[1], round(width * zoom)))
     image = _image(trained, picture, torch.tensor([0, 0, height, width]), scaled, values)
     places = [
-        (top, left)
-        for top in starts(scaled[0], window[0], settings.test_stride)
-        for left in starts(scaled[1], window[1], settings.test_stride)
+        (y, x)
+        for y in starts(scaled[0], window[0], settings.test_stride)
+        for x in starts(scaled[1], window[1], settings.test_stride)
     ]
     total = torch.zeros(0)
-    seen = torch.zeros(1, *scaled, device=trained.device)
+    counts = torch.zeros(1, *scaled, device=trained.device)
     for first in range(0, len(places), _WINDOWS):
         group = places[first : first + _WINDOWS]
-        windows = torch.stack([image[:, top : top + window[0], left : left + window[1]] for top, left in group])
+        windows = torch.stack([image[:, y : y + window[0], x : x + window[1]] for y, x in group])
         scores = _scores(trained, windows)
         if not len(total):
             total = scores.new_zeros(scores.shape[1], *scaled)
-        for (top, left), maps in zip(group, scores, strict=True):
-            total[:, top : top + window[0], left : left + window[1]] += maps
-            seen[:, top : top + window[0], left : left + window[1]] += 1
-    return total / seen
+        for (y, x), maps in zip(group, scores, strict=True):
+            total[:, y : y + window[0], x : x + window[1]] += maps
+            counts[:, y : y + window[0], x : x + window[1]] += 1
+    return total / counts
 
 
 def starts(length: int, window: int, stride: float) -> list[int]:
@@ -109,29 +110,36 @@ def _detected(trained: Trained, picture: Tensor, values: Values) -> Prediction:
     # The box that the whole image shows.
     box = torch.tensor([0, 0, round(trained.size[0] / zoom), round(trained.size[1] / zoom)])
     image = _image(trained, picture, box, trained.size, values)
-    (objects,) = trained.task.predict(image.unsqueeze(0), [fitted])
+    (objects,) = trained.task.detect(image.unsqueeze(0), [fitted])
     _refuse_not_finite(objects.scores, trained)
-    return trained.task.placed(objects, fitted, (height, width))
+    scale = torch.tensor([width / fitted[1], height / fitted[0]], device=trained.device).repeat(2)
+    boxes = objects.boxes * scale
+    masks = None if objects.masks is None else paste(objects.masks, boxes, (height, width)).cpu()
+    return Prediction(
+        size=(height, width),
+        boxes=boxes.cpu(),
+        labels=objects.labels.cpu(),
+        scores=objects.scores.float().cpu(),
+        masks=masks,
+    )
 
 
 def _jointed(trained: Trained, picture: Tensor, values: Values, boxes: Tensor | None) -> Prediction:
     """Joints of each person, seen in a box that is a fourth larger and has the aspect of the task's image."""
     height, width = picture.shape[1:]
     boxes = torch.tensor([[0.0, 0.0, width, height]]) if boxes is None else boxes
+    skeleton = trained.joints if trained.settings.test_flip else None
+    mirrored = None if skeleton is None else skeleton.mirrored
     keypoints = []
     for person in boxes:
-        left, top, right, bottom = person.tolist()
+        x0, y0, x1, y1 = person.tolist()
         aspect = trained.size[0] / trained.size[1]
-        tall = PERSON_MARGIN * max(bottom - top, (right - left) * aspect)
+        tall = PERSON_MARGIN * max(y1 - y0, (x1 - x0) * aspect)
         wide = tall / aspect
-        start = ((top + bottom - tall) / 2, (left + right - wide) / 2)
+        start = ((y0 + y1 - tall) / 2, (x0 + x1 - wide) / 2)
         box = torch.tensor([round(start[0]), round(start[1]), max(1, round(tall)), max(1, round(wide))])
         image = _image(trained, picture, box, trained.size, values).unsqueeze(0)
-        joints = trained.task.predict(image)[0].cpu()
-        if trained.settings.test_flip and trained.joints is not None:
-            mirrored = trained.task.predict(image.flip(3))[0].cpu()[list(trained.joints.mirrored)]
-            mirrored[:, 0] = trained.size[1] - mirrored[:, 0]
-            joints = (joints + mirrored) / 2
+        joints = trained.task.predict(image, mirrored)[0].cpu()
         scale = box[2:].flip(0) / torch.tensor([trained.size[1], trained.size[0]])
         joints[:, :2] = joints[:, :2] * scale + box[:2].flip(0)
         keypoints.append(joints)

@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 import timm
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from timm.models import VisionTransformer
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from mimkit.core.randomness import integer
 from mimkit.data.pictures import digest
 from mimkit.data.reading import Reading
 from mimkit.data.views import CenterCrop, Interpolation
-from mimkit.evaluate.pools import Pool, pooled, pools_of, tokens_of
+from mimkit.evaluate.pools import Pool, maps_of, pooled, pools_of, tokens_of
 from mimkit.model.patches import sincos_positions
 from mimkit.model.vit import initialize
 from mimkit.train.run_folder import run_beside
@@ -28,6 +29,7 @@ from mimkit.weights.official import ENDINGS, official
 from mimkit.weights.statistics import IMAGENET
 
 _PIXELS = 48  # longest side at which pixels are compared; wider vectors cost much and tell no more
+PIXEL_CELL = 8  # pixels along the sides of what stands for a patch where pixels are compared place by place
 UNTRAINED = "untrained:"
 HUB = "hf-hub:"
 _NATIVE = (224, 224)  # pixels that a timm model without weights of its own is built for
@@ -76,6 +78,16 @@ class Extractor:
     def tokens(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B T D"]:
         """Class token, where there is one, and patch tokens. Raises UserError for a target without tokens."""
         return self._finite(tokens_of(self.model, images, self.name))
+
+    def maps(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D h w"]:
+        """Features of each patch where it lies; of `pixels` those of each cell of 8 x 8, cells that are cut left out.
+
+        Raises UserError for a target without maps.
+        """
+        if self.model is None:
+            height, width = (side // PIXEL_CELL * PIXEL_CELL for side in images.shape[2:])
+            return F.pixel_unshuffle(images[:, :, :height, :width].float(), PIXEL_CELL)
+        return self._finite(maps_of(self.model, images, self.name))
 
     def _finite(self, rows: Float[Tensor, "B *shape"]) -> Float[Tensor, "B *shape"]:
         """The rows themselves. Raises UserError when numbers among them are not finite: nothing could be measured."""

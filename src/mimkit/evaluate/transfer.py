@@ -24,6 +24,8 @@ from mimkit.evaluate.trained import Trained, open_trained
 from mimkit.train.prepare import Prepared
 from mimkit.train.run_folder import RunFolder, write_json
 
+OWN = {"segment": "pixels right", "depth": "RMSE (m)", "detect": "quality", "keypoints": "similarity"}
+"""What the score of one picture is."""
 EACH = 4  # of the best and of the worst pictures, which are drawn
 
 
@@ -112,7 +114,7 @@ def extremes(trained: Trained, test: Annotated, own: dict[int, float], measured:
         for number in numbers:
             picture, truth = test.read(number), test.annotation(number)
             prediction = predict(trained, picture, test.values, _people(trained, truth))
-            words = f"{title}: {own[number]:.3f}"
+            words = f"{title}: {OWN[trained.kind]} {own[number]:.3f}"
             pixels = shown_pixels(picture, test.values)
             rows.append(Shown(pixels=pixels, truth=truth, prediction=prediction, title=words))
     return rows
@@ -155,8 +157,8 @@ def score_rows(kind: str, scores: dict[str, Any]) -> list[tuple[str, str]]:
             ("within 1.25", f"{near} of the pixels (1.25, its square, its cube)"),
             ("relative", f"{shown(scores['abs_rel'])}; log10 {shown(scores['log10'])}"),
         ]
-    what = "joints AP" if kind == "keypoints" else "box AP"
-    rows = [(what, f"{shown(scores['ap'])} {interval}; AP50 {shown(scores['ap50'])}, AP75 {shown(scores['ap75'])}")]
+    name = "joints AP" if kind == "keypoints" else "box AP"
+    rows = [(name, f"{shown(scores['ap'])} {interval}; AP50 {shown(scores['ap50'])}, AP75 {shown(scores['ap75'])}")]
     if "masks" in scores:
         masks = scores["masks"]
         interval = f"({shown(masks['low'])} to {shown(masks['high'])})"
@@ -171,10 +173,10 @@ def worst_rows(kind: str, per_class: dict[str, Any]) -> list[tuple[str, str]]:
     """The classes that do worst."""
     name = "iou" if kind == "segment" else "ap"
     counted = "pixels" if kind == "segment" else "objects"
-    known = [(label, scores) for label, scores in per_class.items() if scores[name] is not None]
-    worst = sorted(known, key=lambda entry: entry[1][name])[:WORST]
+    measured = [(label, scores) for label, scores in per_class.items() if scores[name] is not None]
+    worst = sorted(measured, key=lambda entry: entry[1][name])[:WORST]
     rows = [(f"  {label}", f"{shown(scores[name])}, {scores[counted]:,} {counted}") for label, scores in worst]
-    return [("worst classes", ""), *rows] if len(known) > 1 else []
+    return [("worst classes", ""), *rows] if len(measured) > 1 else []
 
 
 def shown(value: float | None) -> str:

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mimkit.core.annotation import Annotation, DenseTask
-from mimkit.core.errors import UserError, at_least
+from mimkit.core.errors import UserError, at_least, within
 from mimkit.methods.base import Method, MethodConfig
 from mimkit.methods.finetune import set_drop_path
 from mimkit.model.backbone import Backbone
@@ -56,6 +56,20 @@ class DenseConfig(MethodConfig):
     def example(self, count: int, size: tuple[int, int], device: torch.device | str) -> tuple[Annotation, ...]:
         """Annotations in the shape of those of a batch, made up, to time and to weigh a step with."""
         raise NotImplementedError(f"{type(self).__name__} makes up no annotations until it defines example")
+
+
+@dataclass(kw_only=True, slots=True)
+class MapConfig(DenseConfig):
+    """Base of the settings of methods that say something of every pixel, and look at pictures window by window."""
+
+    test_stride: float = 0.5
+    """How far windows at the test lie apart, as a share of their side: a half in MAE, two thirds in BEiT."""
+    test_flip: bool = False
+    """At the test, the mean over the picture and its mirror."""
+
+    def check(self) -> None:
+        DenseConfig.check(self)  # super() knows no classes with slots
+        within(0.01, 1, **{"method.test_stride": self.test_stride})
 
 
 class Dense(Method):

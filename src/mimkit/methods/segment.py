@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mimkit.core.annotation import VOID, Annotation
 from mimkit.core.batch import Batch, Step
 from mimkit.core.errors import at_least, within
-from mimkit.methods.dense import Dense, DenseConfig
+from mimkit.methods.dense import Dense, MapConfig
 from mimkit.model.backbone import Backbone
 from mimkit.model.dense import FCNHead, LinearHead, UperNet, resized
 from mimkit.model.norms import Norm
@@ -20,7 +20,7 @@ from mimkit.model.vit import Encoder
 
 
 @dataclass(kw_only=True, slots=True)
-class SegmentConfig(DenseConfig):
+class SegmentConfig(MapConfig):
     """Each pixel gets a class, by UperNet on all weights (He et al. 2022, MAE) or a linear head on frozen ones."""
 
     learns = "segment"
@@ -43,10 +43,6 @@ class SegmentConfig(DenseConfig):
     """Share of UperNet's channels left out before the last layer."""
     blocks: int = 1
     """Last blocks of a ViT that the linear head sees."""
-    test_stride: float = 0.5
-    """How far windows at the test lie apart, as a share of their side: a half in MAE, two thirds in BEiT."""
-    test_flip: bool = False
-    """At the test, the mean over the picture and its mirror."""
     window: int | None = None
     """Side in patches of the windows in which three of four blocks of a ViT attend; None: all attend everywhere."""
 
@@ -61,7 +57,6 @@ class SegmentConfig(DenseConfig):
         at_least(1, **{"method.channels": self.channels, "method.auxiliary_channels": self.auxiliary_channels})
         at_least(0, **{"method.auxiliary": self.auxiliary})
         within(0, 0.99, **{"method.dropout": self.dropout})
-        within(0.01, 1, **{"method.test_stride": self.test_stride})
         return Segment(encoder, self)
 
     def of_labels(self) -> dict[str, Any]:

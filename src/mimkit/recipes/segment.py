@@ -1,16 +1,14 @@
-"""Recipes of dense tasks: nothing enters, a Pretrain leaves, to which a target adds the encoder."""
+"""Recipes of segmentation: nothing enters, a Pretrain leaves, to which a target adds the encoder."""
 
 from mimkit.data.color import ColorAugment
 from mimkit.data.views import ScaleJitter
-from mimkit.evaluate.finetune import Start
 from mimkit.methods.segment import SegmentConfig
-from mimkit.model.build import is_convolutional, is_windowed
 from mimkit.train.machine import Machine
 from mimkit.train.optimizer import AdamWConfig
 from mimkit.train.prepare import Images, Pretrain
 from mimkit.train.schedule import WarmupCosine, WarmupLinear
 
-SMALL = 128  # pixels: encoders of smaller images take the small recipes
+PHOTOMETRIC = ColorAugment(jitter=0.5, brightness=0.125, contrast=0.5, saturation=0.5, hue=0.05, gray=0.0, blur=0.0)
 
 
 def segment_upernet_vit_b16() -> Pretrain:
@@ -37,14 +35,11 @@ def segment_upernet_vit_b16() -> Pretrain:
     )
 
 
-PHOTOMETRIC = ColorAugment(jitter=0.5, brightness=0.125, contrast=0.5, saturation=0.5, hue=0.05, gray=0.0, blur=0.0)
-
-
 def segment_upernet_vit_l16() -> Pretrain:
     """UperNet on a ViT-L at 512 px: as `segment_upernet_vit_b16` with BEiT-L's rates.
 
     microsoft/unilm:beit/semantic_segmentation: rate 2e-5, 0.95 of it in each layer below, drop path 0.2, 1,024
-    channels, windows a third apart at the test. MAE's paper reports 53.6 % with its own. Not measured by us.
+    channels, windows a third apart at the test. Not measured by us at this scale.
     """
     run = segment_upernet_vit_b16()
     run.method = SegmentConfig(channels=1024, drop_path=0.2, test_stride=2 / 3)
@@ -55,8 +50,8 @@ def segment_upernet_vit_l16() -> Pretrain:
 def segment_upernet_swin_b() -> Pretrain:
     """UperNet on the stages of a Swin-B at 512 px, 160,000 steps of 16 pictures on ADE20K.
 
-    SwinTransformer/Swin-Transformer-Semantic-Segmentation: rate 6e-5, weight decay 0.01, drop path 0.3, 512 channels;
-    here with a layer decay of 0.9, as encoders without labels want one. Not measured by us at this scale.
+    In the manner of Liu et al. 2021, not checked against their files: rate 6e-5, weight decay 0.01, drop path 0.3, 512
+    channels; with a layer decay of 0.9, as encoders trained without labels want one. Not measured by us.
     """
     run = segment_upernet_vit_b16()
     run.method = SegmentConfig(channels=512, drop_path=0.3, test_stride=2 / 3)
@@ -92,23 +87,3 @@ def segment_mini() -> Pretrain:
         batch_size=16,
         machine=Machine(evals=0),
     )
-
-
-def choose_dense(start: Start, kind: str) -> tuple[str, str]:
-    """(name, why): the small recipe for encoders of small images, else that of the architecture."""
-    name, width = start.encoder.name, start.width
-    if min(start.size) < SMALL:
-        return f"{kind}_mini", f"its images have {start.size[0]}x{start.size[1]} pixels"
-    if is_windowed(name):
-        return _RECIPES[kind, "swin"], "it is a Swin"
-    if is_convolutional(name):
-        return _RECIPES[kind, "resnet"], "it is a ResNet"
-    return _RECIPES[kind, "large" if width >= 1024 else "base"], f"it is {width} wide"
-
-
-_RECIPES = {
-    ("segment", "base"): "segment_upernet_vit_b16",
-    ("segment", "large"): "segment_upernet_vit_l16",
-    ("segment", "swin"): "segment_upernet_swin_b",
-    ("segment", "resnet"): "segment_upernet_swin_b",
-}
