@@ -136,7 +136,7 @@ def test_windows_end_with_the_picture_and_average(runs):
 
 
 def test_what_a_person_may_get_wrong(places, runs, tmp_path):
-    assert "name a recipe" in refused(f"evaluate detect {runs['detect']} --data {places['detect']}")
+    assert "--train RECIPE" in refused(f"evaluate detect {runs['detect']} --data {places['detect']}")
     line = refused(f"evaluate segment {runs['segment']} --train depth_mini --data {places['segment']}")
     assert "learns depth, not segment" in line
     line = refused(f"evaluate segment {runs['segment']} --train finetune_mini_32 --data {places['segment']}")
