@@ -21,6 +21,7 @@ FOREIGN = {
     "core/declaration.py": {"name", "metavar"},  # of what tyro.conf.arg makes
     "evaluate/pools.py": {"fc_norm", "forward_intermediates", "num_prefix_tokens", "cls_token"},  # of timm models
     "evaluate/target.py": {"pos_embed", "patch_embed", "grid_size", "patch_size"},  # of timm models
+    "methods/dense.py": {"no_weight_decay"},  # of timm models
     "methods/finetune.py": {"no_weight_decay"},  # of timm models
     "model/attention.py": {"attn"},  # of any block
     "model/projector.py": {"has_class_token"},  # of timm models

@@ -13,6 +13,11 @@ from torch import nn
 from mimkit.core.config import from_dict, to_dict
 from mimkit.core.errors import UserError
 from mimkit.methods.base import Task
+from mimkit.methods.depth import DepthConfig
+from mimkit.methods.detect import DetectConfig
+from mimkit.methods.keypoints import KeypointsConfig
+from mimkit.methods.segment import SegmentConfig
+from mimkit.model.build import EncoderConfig
 from mimkit.train.optimizer import AdamWConfig, LarsConfig, OptimizerConfig, SGDConfig, set_decay, set_lr
 
 
@@ -73,6 +78,54 @@ def test_layers_of_a_swin_learn_at_timm_s_rates():
     groups = AdamWConfig(layer_decay=0.9, weight_decay=0.05).build(Holder(model), 256).param_groups
     ours, expected = as_names(groups, model), as_names(param_groups_layer_decay(model, 0.05, layer_decay=0.9), model)
     assert ours == expected and len({scale for scale, _ in ours.values()}) > 10
+
+
+def vitdet_rate(name: str, rate: float, blocks: int) -> float:
+    """What ViTDet's table says of a parameter, written anew: 0 for the embedding, i + 1 for block i, else one above."""
+    layer = blocks + 1
+    if name.startswith("encoder.") and (".pos_embed" in name or ".patch_embed" in name):
+        layer = 0
+    elif name.startswith("encoder.") and ".blocks." in name:
+        layer = int(name.split(".blocks.")[1].split(".")[0]) + 1
+    return rate ** (blocks + 1 - layer)
+
+
+@pytest.mark.parametrize(
+    "config", [DetectConfig(classes=80, window=16), SegmentConfig(classes=150, window=16, channels=64)]
+)
+def test_pyramids_and_heads_learn_above_the_encoder_as_in_vitdet(config):
+    with torch.device("meta"):
+        encoder = EncoderConfig(positions="learned").build((256, 256), 3)
+    task = config.build(encoder)
+    groups = AdamWConfig(layer_decay=0.7, weight_decay=0.1).build(task, 64).param_groups
+    ours = as_names(groups, task)
+    trained = [name for name, p in task.named_parameters() if p.requires_grad]
+    assert sorted(ours) == sorted(trained)
+    assert {name: scale for name, (scale, _) in ours.items()} == pytest.approx(
+        {name: vitdet_rate(name, 0.7, 12) for name in trained}
+    )
+    assert ours["encoder.timm.pos_embed"] == (pytest.approx(0.7**13), 0.0)
+    assert ours["encoder.timm.blocks.11.mlp.fc2.weight"] == (pytest.approx(0.7), 0.1)
+    above = {scale for name, (scale, _) in ours.items() if not name.startswith("encoder.")}
+    assert above == {1.0} and not any(name.startswith("encoder.timm.norm") for name in ours)
+
+
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "resnet18"])
+def test_the_heads_of_other_encoders_learn_fastest_too(name):
+    for config in (
+        DetectConfig(classes=3),
+        SegmentConfig(classes=3, channels=64),
+        DepthConfig(),
+        KeypointsConfig(joints=3),
+    ):
+        with torch.device("meta"):
+            encoder = EncoderConfig(name=name).build((224, 224), 3)
+        task = config.build(encoder)
+        ours = as_names(AdamWConfig(layer_decay=0.5).build(task, 64).param_groups, task)
+        assert {scale for name, (scale, _) in ours.items() if not name.startswith("encoder.")} == {1.0}
+        # The final norm, of which timm makes no layer, goes with the last block.
+        inside = [scale for name, (scale, _) in ours.items() if name.startswith("encoder.")]
+        assert max(inside) == 0.5 and min(inside) < 0.1
 
 
 def test_everything_or_what_timm_says_is_decayed():

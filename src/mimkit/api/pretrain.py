@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mimkit.core import distributed
+from mimkit.core.annotation import DENSE_TASKS
 from mimkit.core.errors import UserError, at_least
-from mimkit.evaluate.finetune import count_classes, measure, start_of, unfinished
+from mimkit.evaluate.finetune import known_of_set, measure, start_of, unfinished
+from mimkit.evaluate.transfer import measure as measure_dense
 from mimkit.recipes import find_recipe
 from mimkit.recipes.choose import choose_recipe
 from mimkit.recipes.finetune import choose_finetuning, fit_to_labels
@@ -171,13 +173,16 @@ def free_folder(recipe: str, config: Pretrain) -> Path:
     raise UserError(f"too many runs under {base}: name a folder with --run")
 
 
-def start_finetuning(target: str, recipe: str | Pretrain | None = None, data: Data = ()) -> Resolved:
+def start_finetuning(
+    target: str, recipe: str | Pretrain | None = None, data: Data = (), *, kind: str | None = None
+) -> Resolved:
     """The settings of a fine-tuning of `target`, whose encoder and images are put into the recipe.
 
     Args:
         target: see `start_of`. The folder of an unfinished fine-tuning goes on with its own settings instead.
         recipe: a name, `package.module:function`, or settings (copied); by default one that fits the target.
         data: see `open_pictures`, with labels; () for those that the recipe or the run has.
+        kind: what is learned, `classes` or a DenseTask; by default what the recipe learns, without one classes.
 
     Raises:
         UserError: no such target or recipe, or a recipe that learns no labels.
@@ -192,11 +197,13 @@ def start_finetuning(target: str, recipe: str | Pretrain | None = None, data: Da
         if isinstance(recipe, Pretrain):
             name, config = CUSTOM, copy.deepcopy(recipe)
         else:
-            name, why = (recipe, "") if recipe is not None else choose_finetuning(start)
+            name, why = (recipe, "") if recipe is not None else choose_finetuning(start, kind or "classes")
             config = find_recipe(name, finetuning=True)
         start.configure(config)
     if not config.method.supervised:
         raise UserError(f"the recipe {name} learns no labels: its method must be a FineTuneConfig")
+    if kind not in (None, config.method.learns):
+        raise UserError(f"the recipe {name} learns {config.method.learns}, not {kind}: 'mimkit recipes' lists them")
     if data:
         config.data = places(data)
     return Resolved(name, config, why, folder, fits=folder is None and not isinstance(recipe, Pretrain))
@@ -231,8 +238,9 @@ def train_finetuning(
     with distributed.processes(device):
         folder = start.folder
         if folder is None:
-            config.method.classes = config.method.classes or distributed.on_main(lambda: count_classes(config), device)
-            if start.fits:
+            for name, value in distributed.on_main(lambda: known_of_set(config), device).items():
+                setattr(config.method, name, value)
+            if start.fits and config.method.learns == "classes":
                 count = distributed.on_main(lambda: len(Prepared(config).pictures), device)
                 plan = fit_to_labels(config, count)
             title = f"{start.name}-{Path(target.replace(':', '-')).resolve().name}"
@@ -249,7 +257,8 @@ def train_finetuning(
             result = pretrain(config, place, recipe=start.name, max_steps=max_steps, log=first)
         if result["finished"]:
             workers = config.machine.readers()
-            result = distributed.on_main(lambda: measure(place, device=device, workers=workers), device)
+            scored = measure_dense if config.method.learns in DENSE_TASKS else measure
+            result = distributed.on_main(lambda: scored(place, device=device, workers=workers), device)
     return result
 
 

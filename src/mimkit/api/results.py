@@ -47,9 +47,11 @@ class FineTuning(Result):
     """What a fine-tuning scores on pictures that it has not seen."""
 
     def _repr_html_(self) -> str:
-        from mimkit.evaluate.finetune import table
+        from mimkit.evaluate import finetune, transfer
 
-        return html_of(table(self)) if "accuracy" in self else super()._repr_html_()
+        if "scores" in self:
+            return html_of(transfer.table(self))
+        return html_of(finetune.table(self)) if "accuracy" in self else super()._repr_html_()
 
 
 class Analysis(Result):

@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import timm
+import torch
 from torch import nn
 
 from mimkit.analysis.mask_drawing import MaskDrawing, draw_masks
+from mimkit.api.predict import Predicted, predict_one
+from mimkit.api.preprocess import Picture
 from mimkit.api.pretrain import Data, Resolved, places, plan_epochs, resolve, start_finetuning, train, train_finetuning
 from mimkit.api.results import FineTuning, Masks, Page, Rows, html_table, picture_tag
 from mimkit.api.target import Target
@@ -23,6 +26,7 @@ from mimkit.data.reading import Reading
 from mimkit.data.spawn import GUARD
 from mimkit.evaluate.finetune import unfinished
 from mimkit.evaluate.target import export_folder
+from mimkit.evaluate.trained import Trained, open_trained
 from mimkit.masks import Masker, maskers
 from mimkit.masks.informed import ModelMasker
 from mimkit.methods.base import MaskedConfig
@@ -44,6 +48,7 @@ class Run(Target):
         self._saved = self._files.read_config()
         super().__init__(str(self.folder), self.config.data)
         self.reading = Reading(label_column=self.config.label_column)
+        self._trained: Trained | None = None
 
     @property
     def name(self) -> str:
@@ -96,12 +101,26 @@ class Run(Target):
 
     def model(self) -> nn.Module:
         """The timm model as it was exported last, in evaluation mode; of a fine-tuning with its classifier."""
-        if not self.config.method.supervised:
+        if self.config.method.learns != "classes":
             return super().model()
         folder = export_folder(self.target)
         assert folder is not None  # raises where a run has no export
         refuse_changed(folder)
         return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+
+    def predict(self, picture: Picture, boxes: Any = None) -> Predicted:
+        """What a fine-tuned dense task says of a picture; Jupyter shows it drawn.
+
+        Args:
+            picture: a path, a picture of Pillow, or an array (H, W) or (H, W, C).
+            boxes: of keypoints, the people as rows of left, top, right and bottom; by default one fills the picture.
+
+        Raises:
+            UserError: the run is of no dense task, or the picture cannot be read.
+        """
+        if self._trained is None:
+            self._trained = open_trained(self.target, torch.device("cpu"))
+        return predict_one(self._trained, picture, boxes)
 
     def masks(
         self,
@@ -222,9 +241,9 @@ class Run(Target):
         rows += [("encoder", config.encoder.name), ("method", type(config.method).__name__.removesuffix("Config"))]
         rows += [("epochs", config.epochs), ("batch", config.batch_size)]
         page = html_table(("", ""), [*rows, *last.items()])
-        if "accuracy" in self.result:
+        if {"accuracy", "scores"} & set(self.result):
             page += FineTuning(self.result)._repr_html_()
-        for name in ("pictures/reconstruction.png", "confusion.png"):
+        for name in ("pictures/reconstruction.png", "pictures/predictions.png", "confusion.png"):
             if (self.folder / name).is_file():
                 page += picture_tag((self.folder / name).read_bytes(), name)
         return page
@@ -280,20 +299,22 @@ def finetune(
     *,
     epochs: int | None = None,
     label_fraction: float | None = None,
+    labels: str | os.PathLike[str] | None = None,
     max_steps: int | None = None,
     log: Log = print,
 ) -> Run:
-    """Train all weights of a target and a classifier on top with labels, and measure it on other pictures.
+    """Train all weights of a target and a head on top with labels, and measure it on other pictures.
 
     On the folder of an unfinished fine-tuning, go on with it. `run.result` has accuracy, its interval and confusions.
 
     Args:
         target: see `open_target`, or what `load` and `pretrain` give.
         data: pictures with labels, see `open_pictures`.
-        recipe: of fine-tuning, see `pretrain`; by default one that fits the target.
+        recipe: of fine-tuning, see `pretrain`, as `segment_mini`; by default one of classes that fits the target.
         run: folder of the run; by default runs/RECIPE-TARGET-DATA.
         epochs: by default the recipe's, and more of them in smaller batches for few labels.
         label_fraction: 0.01 learns from 1 % of the labels.
+        labels: where annotations of a dense task lie, if not beside the pictures: a folder or a file.
         max_steps, log: see `pretrain`.
 
     Raises:
@@ -307,6 +328,8 @@ def finetune(
         config.epochs, start = epochs, start._replace(fits=False)
     if label_fraction is not None:
         config.method.label_fraction = label_fraction
+    if labels is not None:
+        config.method.labels = os.fspath(labels)
     folder = None if run is None else Path(run).expanduser()
     return _after(train_finetuning(start, name, folder, max_steps=max_steps, log=log), log)
 

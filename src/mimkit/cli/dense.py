@@ -3,12 +3,13 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+from rich.markup import escape
 from tyro.conf import Positional, arg
 
 from mimkit.cli.console import show
 from mimkit.cli.reading import ReadingFlags
 from mimkit.core.errors import UserError, at_least
-from mimkit.core.flags import HELP, Arguments, parse
+from mimkit.core.flags import HELP, Arguments, flag_value, parse
 
 DENSE = ("segment", "detect", "depth", "keypoints")
 """Kinds of evaluation on annotated pictures, as DenseTask has them, which would import torch."""
@@ -30,6 +31,9 @@ class DenseArguments(Arguments):
     """The number in masks that means no class, besides 255 (segment)."""
     depth_scale: float | None = None
     """Stored units of a meter (depth): 1000 of millimeters, which is the default for whole numbers."""
+    train: str | None = None
+    """Fine-tune with this recipe instead, or `auto` with one that fits, and measure that: any of the four tasks. It has
+    flags of its own: 'mimkit evaluate segment TARGET --train RECIPE --help'."""
     measure: tuple[Literal["knn", "linear"], ...] = ("knn", "linear")
     """Nearest neighbors of patches; a linear classifier of patches, or ridge regression of their depth."""
     memory: int = 100_000
@@ -49,13 +53,31 @@ class DenseArguments(Arguments):
 
 
 def run_dense(kind: str, words: list[str], flags: list[str]) -> int:
-    """Measure frozen features. `kind`: of DENSE; `words` are those behind it, `flags` with their values all others."""
+    """Measure frozen features, or fine-tune where `--train` names a recipe.
+
+    `kind`: of DENSE; `words` are those behind it, `flags` with their values all others.
+    """
+    if flag_value(flags, "--train") is not None:
+        return fine_tune(words, flags, kind)
     if kind not in FROZEN and not HELP & set(flags):
         raise UserError(
             f"frozen features are measured by {' and '.join(FROZEN)}; {kind} takes a model that is fine-tuned: "
             f"'mimkit evaluate {kind} TARGET --train RECIPE --data DATA'"
         )
     return _frozen(kind, words, flags)
+
+
+def fine_tune(words: list[str], flags: list[str], kind: str | None = None) -> int:
+    """Fine-tune with labels, or a dense task, and show how it scores; 128 + N when signal N stopped it."""
+    from mimkit.cli.train import finetune
+    from mimkit.evaluate import finetune as labels
+    from mimkit.evaluate import transfer
+
+    result, text, json_to = finetune(words, flags, kind)
+    measured = {"accuracy", "scores"} & set(result)
+    table = transfer.table if "scores" in result else labels.table
+    show(result, json_to, table(result) if measured else escape(text))
+    return 128 + result["signal"] if result["signal"] else 0
 
 
 def _frozen(kind: str, words: list[str], flags: list[str]) -> int:

@@ -3,11 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, get_args
 
-from rich.markup import escape
 from tyro.conf import Positional, arg
 
 from mimkit.cli.console import show
-from mimkit.cli.dense import DENSE, DenseArguments, run_dense
+from mimkit.cli.dense import DENSE, DenseArguments, fine_tune, run_dense
 from mimkit.cli.overview import wanted
 from mimkit.cli.reading import ReadingFlags
 from mimkit.core.errors import UserError, at_least, unknown
@@ -116,9 +115,4 @@ def run(args: list[str]) -> int:
 def _finetune(words: list[str], flags: list[str]) -> int:
     if not words and not HELP & set(flags):
         raise wanted("evaluate")
-    from mimkit.cli.train import finetune
-    from mimkit.evaluate.finetune import table
-
-    result, text, json_to = finetune(words, flags)
-    show(result, json_to, table(result) if "accuracy" in result else escape(text))
-    return 128 + result["signal"] if result["signal"] else 0
+    return fine_tune(words, flags)

@@ -12,12 +12,20 @@ from mimkit.cli import crash
 from mimkit.core import distributed
 from mimkit.core.config import to_dict
 from mimkit.core.errors import UserError
-from mimkit.core.flags import flag_value
+from mimkit.core.flags import flag_value, without_flag
 from mimkit.recipes import find_recipe
 from mimkit.recipes.overrides import PretrainArguments, read_finetuning, read_pretraining, take_recipe
 from mimkit.train.machine import Machine
 from mimkit.train.prepare import Pretrain
 from mimkit.train.run_folder import RunFolder
+
+DENSE_FLAGS = {
+    "--labels": "--method.labels",
+    "--void": "--method.void",
+    "--depth-scale": "--method.depth-scale",
+    "--depth_scale": "--method.depth-scale",
+}
+"""Flags of frozen evaluation on annotated pictures, and what they are called where a method learns from these."""
 
 
 def pretrain(args: list[str]) -> tuple[dict[str, Any], str, str | None]:
@@ -54,18 +62,27 @@ def pretrain(args: list[str]) -> tuple[dict[str, Any], str, str | None]:
     return result, _words(result, options.config, "mimkit pretrain --run"), options.json
 
 
-def finetune(words: list[str], args: list[str]) -> tuple[dict[str, Any], str, str | None]:
-    """Fine-tune and measure, or go on; returns the result, the words about it, and where its JSON goes."""
+def finetune(words: list[str], args: list[str], kind: str | None = None) -> tuple[dict[str, Any], str, str | None]:
+    """Fine-tune and measure, or go on; returns the result, the words about it, and where its JSON goes.
+
+    `kind` is the dense task that is learned, whose recipe stands behind `--train`; None: labels, and the recipe is the
+    second word.
+    """
+    if kind is not None:
+        named = flag_value(args, "--train")
+        words = [*words, *([named] if named not in (None, "auto") else [])]
+        args = [DENSE_FLAGS.get(word, word) for word in without_flag(args, "--train")]
     target, recipe, *late = [*words, None, None][: max(2, len(words))]
-    prog = f"mimkit evaluate finetune {target or 'TARGET'} {recipe or '[RECIPE]'}"
+    command = f"mimkit evaluate {kind or 'finetune'}"
+    prog = f"{command} {target or 'TARGET'} {'--train ' if kind else ''}{recipe or '[RECIPE]'}"
     if late:
         raise UserError(f"one target and one recipe at a time: {prog} --data DATA")
     if not target:  # for --help
-        read_finetuning(args, prog, find_recipe("finetune_mini_32", finetuning=True))
+        read_finetuning(args, prog, find_recipe(f"{kind}_mini" if kind else "finetune_mini_32", finetuning=True))
         raise UserError(f"name a target: {prog} --data DATA")
     device = read_device(args)
     with distributed.processes(device):
-        start = distributed.on_main(lambda: start_finetuning(target, recipe), device)
+        start = distributed.on_main(lambda: start_finetuning(target, recipe, kind=kind), device)
         options = read_finetuning(args, prog, start.config)
         plan = {word.partition("=")[0].replace("_", "-") for word in args} & {"--epochs", "--batch-size"}
         start = start._replace(config=options.config, fits=start.fits and not plan)
@@ -74,7 +91,8 @@ def finetune(words: list[str], args: list[str]) -> tuple[dict[str, Any], str, st
         result = train_finetuning(
             start, target, options.run, max_steps=options.max_steps, log=_log, opened=crash.note_run
         )
-    return result, _words(result, options.config, "mimkit evaluate finetune"), options.json
+    goes_on_with = f"{command} --train auto" if kind else command
+    return result, _words(result, options.config, goes_on_with), options.json
 
 
 def read_device(args: list[str]) -> torch.device:

@@ -4,15 +4,17 @@ Places are in pixels, and (0, 0) is the outer corner of the upper left pixel: th
 (0, 0, W, H), and the middle of its first pixel is (0.5, 0.5).
 """
 
-from dataclasses import dataclass, fields
-from typing import Literal
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar, Literal, TypeVar, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int16, Int64
 from torch import Tensor
 
+A = TypeVar("A", bound="Annotation")
 DenseTask = Literal["segment", "detect", "depth", "keypoints"]
 """What can be learned of a picture besides a label."""
+DENSE_TASKS = get_args(DenseTask)
 VOID = -1
 """The class of pixels that have none: no loss and no measure counts them."""
 
@@ -40,18 +42,18 @@ class Annotation:
     depth: Float[Tensor, "H W"] | None = None
     """Meters of each pixel; NaN where nothing is known."""
 
-    def to(self, device: torch.device | str) -> "Annotation":
-        """The same on a device."""
-        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
-        moved = {name: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for name, v in tensors.items()}
-        return Annotation(**moved)
+    _of_objects: ClassVar[tuple[str, ...]] = ("boxes", "labels", "masks", "keypoints", "areas", "crowd")
 
-    def at(self, index: Int64[Tensor, " m"] | Bool[Tensor, " n"]) -> "Annotation":
+    def to(self: A, device: torch.device | str) -> A:
+        """The same on a device."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in tensors.items()})
+
+    def at(self: A, index: Int64[Tensor, " m"] | Bool[Tensor, " n"]) -> A:
         """The same picture with some of its objects."""
-        names = ("boxes", "labels", "masks", "keypoints", "areas", "crowd")
-        of_objects = {name: getattr(self, name) for name in names}
-        picked = {name: None if value is None else value[index] for name, value in of_objects.items()}
-        return Annotation(size=self.size, segments=self.segments, depth=self.depth, **picked)
+        of_objects = {name: getattr(self, name) for name in self._of_objects}
+        return replace(self, **{name: value[index] for name, value in of_objects.items() if value is not None})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,3 +68,13 @@ class Joints:
     """Pairs of joints that are drawn as lines."""
     sigmas: tuple[float, ...] = ()
     """How exactly each is labeled, as shares of the root of the area (COCO's OKS); empty: not known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction(Annotation):
+    """What a trained task says of one picture, in its pixels."""
+
+    scores: Float[Tensor, " n"] | None = None
+    """How sure it is of each object, 0 to 1, most sure first."""
+
+    _of_objects: ClassVar[tuple[str, ...]] = (*Annotation._of_objects, "scores")

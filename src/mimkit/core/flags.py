@@ -77,6 +77,15 @@ def flag_kinds(cls: type, default: Any = None) -> dict[str, Takes]:
     return {entry.flag: takes(entry.annotation) for entry in declarations(cls, default) if entry.flag}
 
 
+def without_flag(args: Sequence[str], flag: str) -> list[str]:
+    """The words without a flag and its one value, in either form."""
+    words = list(args)
+    while flag in words:
+        place = words.index(flag)
+        del words[place : place + 2]
+    return [word for word in words if not word.startswith(f"{flag}=")]
+
+
 def flag_value(args: Sequence[str], flag: str) -> str | None:
     """The last value that words give to a flag that takes one, or None."""
     value = None

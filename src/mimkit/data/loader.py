@@ -1,14 +1,15 @@
 """From pictures to batches on the device: steps enter, normalized views with their random keys leave.
 
 Small sets of one size live in memory as one tensor in their own depth and are cut, resized and normalized as whole
-batches; all others stream through worker processes. Both ways see the same pictures, boxes and keys, and colors change
-as whole batches on the device. Where a pixel has no data the image is 0, the mean.
+batches; all others, and annotated ones, stream through worker processes. Both ways see the same pictures, boxes and
+keys, and colors change as whole batches on the device. Where a pixel has no data the image is 0, the mean.
 """
 
+import pickle
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -20,6 +21,7 @@ from mimkit.core.errors import UserError
 from mimkit.core.memory import memory_budget
 from mimkit.core.randomness import rng_keys
 from mimkit.core.symmetry import draw_symmetries, turned
+from mimkit.data.annotations.annotated import Annotated
 from mimkit.data.augment import erased
 from mimkit.data.color import ColorAugment
 from mimkit.data.decode import BadPicture
@@ -95,7 +97,9 @@ class Loader:
         self._normalize = Normalize(settings.mean, settings.std, self.device)
         self._pixels: Shaped[Tensor, "n C H W"] | None = None
         self._bad: Tensor | None = None
-        if resident is not False:
+        if isinstance(pictures, Annotated):
+            _refuse_unfollowed(settings)
+        elif resident is not False:
             self._load(memory_limit or memory_budget(), insist=resident is True)
 
     @property
@@ -147,13 +151,15 @@ class Loader:
         make = MicroBatches(self.pictures, self.views, self.size, self.plan, steps.start, dict(self.skipped))
         pin = self.device.type == "cuda"
         with closing(stream(make, len(steps) * self.accumulate, self._workers, pin=pin)) as micro_batches:
-            for pixels, drawn, skipped in micro_batches:
+            for pixels, drawn, skipped, packed in micro_batches:
                 self.skipped.update(skipped)
                 images = [
                     self._finish(view, values, view_keys)
                     for view, values, view_keys in zip(self.views, pixels, drawn.views, strict=True)
                 ]
-                yield self._batch(images, drawn, tuple((number, reason) for number, reason in skipped))
+                batch = self._batch(images, drawn, tuple((number, reason) for number, reason in skipped))
+                targets = tuple(target.to(self.device) for target in pickle.loads(packed))  # of our own worker
+                yield replace(batch, targets=targets)
 
     def _cut(
         self, view: View, pictures: Tensor, boxes: Tensor, flip: Tensor, drawn: Tensor, size: tuple[int, int]
@@ -273,6 +279,14 @@ class Loader:
             if self._bad.all():
                 raise all_bad(self.pictures, bad)
         return pixels
+
+
+def _refuse_unfollowed(settings: ViewSettings) -> None:
+    """Refuse changes of pictures that boxes, masks and depths would not follow."""
+    if settings.view.augment is not None:
+        raise UserError("RandAugment moves pictures, which boxes and masks do not follow: leave view.augment out")
+    if settings.flips == "dihedral":
+        raise UserError("boxes, masks and depths are mirrored left to right only: leave --images.flips dihedral away")
 
 
 def _rows(pixels: Shaped[Tensor, "n C H W"], index: Int64[Tensor, " b"]) -> Shaped[Tensor, "b C H W"]:

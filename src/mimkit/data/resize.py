@@ -295,3 +295,29 @@ def crop_resize_one(
     elif (height, width) != size:
         view = interpolate(view.unsqueeze(0), size, mode=interpolation, antialias=True, align_corners=False)[0]
     return view.flip(2) if flip else view
+
+
+def crop_beyond(
+    picture: Shaped[Tensor, "C H W"],
+    box: Int64[Tensor, " 4"],
+    flip: bool,
+    size: tuple[int, int],
+    interpolation: Interpolation = "bicubic",
+    values: Values = Values(),
+) -> UInt8[Tensor, "C h w"] | Float[Tensor, "C h w"]:
+    """As `crop_resize_one`, of a box that may leave the picture: gray (128) there in 8-bit pictures, else no data."""
+    top, left, height, width = box.tolist()
+    inside = torch.tensor([max(top, 0), max(left, 0), min(top + height, picture.shape[1]), 0])
+    inside[3] = min(left + width, picture.shape[2])
+    start, end = inside[:2], inside[2:]
+    if (end - start == box[2:]).all():
+        return crop_resize_one(picture, box, flip, size, interpolation, values)
+    zoom = torch.tensor(size) / box[2:]
+    to = torch.cat([(start - box[:2]) * zoom, (end - box[:2]) * zoom]).round().int().tolist()
+    dtype, empty = (torch.uint8, 128) if values.plain else (torch.float32, torch.nan)
+    view = torch.full((picture.shape[0], *size), empty, dtype=dtype)
+    if to[2] > to[0] and to[3] > to[1]:
+        visible = torch.cat([start, end - start])
+        shape = (to[2] - to[0], to[3] - to[1])
+        view[:, to[0] : to[2], to[1] : to[3]] = crop_resize_one(picture, visible, False, shape, interpolation, values)
+    return view.flip(2) if flip else view

@@ -5,6 +5,7 @@ are.
 """
 
 import os
+import pickle
 import signal
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
@@ -16,11 +17,14 @@ from jaxtyping import Bool, Float, Int64, Shaped, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from mimkit.core.annotation import Annotation
 from mimkit.core.errors import UserError
 from mimkit.core.randomness import integer, rng_keys
+from mimkit.data.annotations.annotated import Annotated
+from mimkit.data.annotations.cut import cut_annotation
 from mimkit.data.decode import BadPicture
 from mimkit.data.pictures import Pictures
-from mimkit.data.resize import crop_resize_one
+from mimkit.data.resize import crop_beyond, crop_resize_one
 from mimkit.data.spawn import GUARD, forked, is_of_main, main_hidden
 from mimkit.data.values import Values
 from mimkit.data.views import View, relative_boxes
@@ -208,12 +212,12 @@ def cut(
     size: tuple[int, int],
     values: Values = Values(),
 ) -> UInt8[Tensor, "b C h w"] | Float[Tensor, "b C h w"]:
-    """Boxes of pictures on the CPU, resized one by one as `crop_resize_one` does and altered by `view.augment`.
+    """Boxes of pictures on the CPU, resized one by one as `crop_beyond` does and altered by `view.augment`.
 
     RandAugment sees 8 bits, and what it gives has data everywhere.
     """
     crops = [
-        crop_resize_one(picture, box, mirror, size, view.interpolation, values)
+        crop_beyond(picture, box, mirror, size, view.interpolation, values)
         for picture, box, mirror in zip(pictures, boxes, flip.tolist(), strict=True)
     ]
     views = torch.stack(crops)
@@ -224,7 +228,10 @@ def cut(
 
 @dataclass
 class MicroBatches:
-    """Micro batch number -> its views (uint8 or levels), what is said of them, and bad pictures met. For workers."""
+    """Micro batch number -> its views (uint8 or levels), what is said of them, bad pictures met, and targets packed.
+
+    For workers.
+    """
 
     pictures: Pictures
     views: tuple[View, ...]
@@ -233,7 +240,7 @@ class MicroBatches:
     first_step: int
     bad: dict[int, str] = field(default_factory=dict)
 
-    def __call__(self, i: int) -> tuple[tuple[Shaped[Tensor, "b C _ _"], ...], Drawn, list[tuple[int, str]]]:
+    def __call__(self, i: int) -> tuple[tuple[Shaped[Tensor, "b C _ _"], ...], Drawn, list[tuple[int, str]], bytes]:
         rows = self.plan.rows(self.first_step * self.plan.accumulate + i)
         n, channels = len(rows.picture), self.pictures.channels
         dtype = torch.uint8 if self.pictures.values.plain else torch.float32
@@ -241,18 +248,26 @@ class MicroBatches:
         drawn = Drawn(rows.mask, rows.picture.clone(), torch.empty(n, 4), torch.empty(n, dtype=torch.bool), rows.views)
         skipped: dict[int, str] = {}
         decoded: list[Tensor] = []
+        targets: list[Annotation] = []
         for row in range(n):
-            drawn.index[row], picture = self._read(rows.epoch[row], rows.picture[row], skipped)
+            drawn.index[row], picture, annotation = self._read(rows.epoch[row], rows.picture[row], skipped)
             decoded.append(picture)
+            targets += [] if annotation is None else [annotation]
             # Some pictures are held before they are cut, as a draw of boxes is many small steps; not all, because
             # decoded ones can be far larger than their views.
             if row + 1 == n or len(decoded) == _AT_ONCE[0] or sum(map(Tensor.numel, decoded)) > _AT_ONCE[1]:
-                self._cut_all(decoded, slice(row + 1 - len(decoded), row + 1), views, drawn)
+                self._cut_all(decoded, slice(row + 1 - len(decoded), row + 1), views, drawn, targets)
                 decoded = []
-        return views, drawn, list(skipped.items())
+        # Packed here: as tensors each would cross to the main process in a file of its own.
+        return views, drawn, list(skipped.items()), pickle.dumps(targets)
 
-    def _cut_all(self, decoded: list[Tensor], here: slice, views: tuple[Tensor, ...], drawn: Drawn) -> None:
-        """Write all views of some pictures into their rows of the micro batch, and where the first view lies."""
+    def _cut_all(
+        self, decoded: list[Tensor], here: slice, views: tuple[Tensor, ...], drawn: Drawn, targets: list[Annotation]
+    ) -> None:
+        """Write all views of some pictures into their rows of the micro batch, and where the first view lies.
+
+        What is known of the pictures, where it is, becomes what is known of their first views.
+        """
         heights, widths = torch.tensor([picture.shape[1:] for picture in decoded]).unbind(1)
         for number, (view, into) in enumerate(zip(self.views, views, strict=True)):
             size, view_keys = view.shape(self.size), drawn.views[number, here]
@@ -261,20 +276,29 @@ class MicroBatches:
             if number == 0:
                 drawn.crop[here] = relative_boxes(boxes, heights, widths)
                 drawn.flip[here] = mirrored
+                if isinstance(self.pictures, Annotated):
+                    joints = self.pictures.joints
+                    targets[here] = [
+                        cut_annotation(annotation, box, mirror, size, joints)
+                        for annotation, box, mirror in zip(targets[here], boxes, mirrored.tolist(), strict=True)
+                    ]
 
-    def _read(self, epoch: Tensor, planned: Tensor, skipped: dict[int, str]) -> tuple[int, Tensor]:
-        """The wanted picture, or what stands in for it when it is bad."""
+    def _read(self, epoch: Tensor, planned: Tensor, skipped: dict[int, str]) -> tuple[int, Tensor, Annotation | None]:
+        """The wanted picture with what is known of it, or what stands in for it when it is bad."""
         picture = int(planned)
         # The substitute follows from the address of what it replaces: every worker and rank finds the same one.
         for attempt in range(1, _ATTEMPTS + 1):
             if picture not in self.bad:
                 try:
-                    return picture, self.pictures.read(picture)
+                    return picture, self.pictures.read(picture), self._annotation(picture)
                 except BadPicture as error:
                     self.bad[picture] = str(error)
             skipped[picture] = self.bad[picture]
             picture = int(self.plan.substitute(epoch, planned, attempt))
         raise all_bad(self.pictures, self.bad)
+
+    def _annotation(self, picture: int) -> Annotation | None:
+        return self.pictures.annotation(picture) if isinstance(self.pictures, Annotated) else None
 
 
 def all_bad(pictures: Pictures, bad: dict[int, str]) -> UserError:

@@ -130,6 +130,39 @@ class Whole(View):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScaleJitter(View):
+    """A box of the view's aspect that shows the picture smaller or larger, and may leave it: for dense tasks.
+
+    Large-scale jitter (Ghiasi et al. 2021; facebookresearch/detectron2:configs/common/data/coco.py). What lies beyond
+    the picture is to the right and below, gray in the picture (128, which detectron2 fills in) and unknown in the rest.
+    """
+
+    scale: tuple[float, float] = (0.1, 2.0)
+    """Least and largest size of the picture, of that at which it just fits into the view."""
+    covers: bool = False
+    """Scales are of the size at which the picture just covers the view, as segmentation takes them."""
+    flip: float = 0.5
+    """Share of pictures that are mirrored left to right."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_flip(self.flip)
+        if not 0 < self.scale[0] <= self.scale[1] < math.inf:
+            raise UserError(f"view.scale must be two numbers with 0 < least <= largest, got {self.scale}")
+
+    def boxes(self, rng_keys: Tensor, heights: Tensor, widths: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        noise = uniform(rng_keys, 4).double()
+        fits = torch.stack([size[0] / heights.double(), size[1] / widths.double()])
+        zoom = fits.amax(0) if self.covers else fits.amin(0)
+        zoom = zoom * (self.scale[0] + (self.scale[1] - self.scale[0]) * noise[:, 0])
+        h = (size[0] / zoom).round().clamp(min=1)
+        w = (size[1] / zoom).round().clamp(min=1)
+        top = (noise[:, 1] * (heights - h + 1).clamp(min=0)).floor()
+        left = (noise[:, 2] * (widths - w + 1).clamp(min=0)).floor()
+        return torch.stack([top, left, h, w], 1).long(), noise[:, 3] < self.flip
+
+
+@dataclass(frozen=True, kw_only=True)
 class CenterCrop(View):
     """The largest central box of the wanted aspect, shrunk to a fraction of its sides: what evaluation looks
     at.

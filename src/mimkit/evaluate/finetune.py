@@ -13,6 +13,7 @@ from rich.table import Table
 from timm.data import resolve_data_config
 from torch import Tensor
 
+from mimkit.core.annotation import DENSE_TASKS
 from mimkit.core.errors import UserError, unknown
 from mimkit.core.grids import RAMP, colorize, save_picture
 from mimkit.core.integrity import refuse_changed
@@ -56,10 +57,11 @@ class Start:
     reading: Reading = field(default_factory=Reading)
 
     def configure(self, config: Pretrain) -> None:
-        """Put encoder and images of the target into a recipe."""
+        """Put encoder and images of the target into a recipe; those of dense tasks have a size of their own."""
         # A recipe's own encoder and normalization would not be those that the weights were trained with.
         config.encoder, images = self.encoder, config.images
-        images.size = self.size[0] if self.size[0] == self.size[1] else self.size
+        if config.method.learns not in DENSE_TASKS:
+            images.size = self.size[0] if self.size[0] == self.size[1] else self.size
         images.mean, images.std = self.mean, self.std
         images.follow(replace(self.reading, channels=self.channels))
 
@@ -124,15 +126,31 @@ def start_of(target: str) -> Start:
 
 
 def count_classes(config: Pretrain) -> int:
-    """How many classes the pictures have, those to learn from and those to be measured together.
+    """How many classes the pictures, their pixels or objects have, to learn from and to be measured together.
 
     Raises UserError when there are no labels, or but one to learn.
     """
-    pictures = Prepared(config).pictures
+    prepared = Prepared(config)
+    if config.method.learns in DENSE_TASKS:
+        return len(prepared.annotated.train.categories)
+    pictures = prepared.pictures
     labels: Any = pictures.labels
     if len(labels.unique()) < 2:
         raise UserError(f"{pictures.name}: all pictures have one label: give two classes or more")
     return len(pictures.classes or ())
+
+
+def known_of_set(config: Pretrain) -> dict[str, Any]:
+    """Settings of a method that follow from its pictures: classes or joints, where they are not set, and masks."""
+    method: Any = config.method
+    if method.learns == "depth":
+        return {}
+    if method.learns != "keypoints":
+        counted = {"classes": method.classes or count_classes(config)}
+        without = method.learns == "detect" and not Prepared(config).annotated.train.has_masks
+        return counted | ({"masks": False} if without else {})
+    joints = Prepared(config).annotated.train.joints
+    return {"joints": method.joints or len(joints.names if joints is not None else ())}
 
 
 def unfinished(folder: Path) -> bool:
@@ -140,7 +158,7 @@ def unfinished(folder: Path) -> bool:
     run = RunFolder(folder)
     if not run.exists or not run.read_config()["config"].method.supervised:
         return False
-    return not run.finished or "accuracy" not in run.result()
+    return not run.finished or not {"accuracy", "scores"} & set(run.result())
 
 
 def held_out(prepared: Prepared) -> Pictures:

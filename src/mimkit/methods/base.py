@@ -50,8 +50,7 @@ class Method(Task):
     def setup(self, dataset: DatasetView, resumed: bool) -> None:
         """Called before the first step of a process, to take labels or statistics of the pictures.
 
-        `resumed`: a checkpoint will be loaded, and with it what is kept in buffers.
-        """
+        `resumed`: a checkpoint will be loaded, and with it what is kept in buffers."""
 
     def reconstruct(self, batch: Batch, progress: float) -> tuple[Float[Tensor, "BK C H W"], Mask] | None:
         """Pictures of what it learned, in the normalization of its input, and their masks; None if it draws none."""
@@ -107,7 +106,8 @@ class MethodConfig:
 
     windows = False  # whether the encoder may be one that leaves no patch out, as a Swin
     convolutions = False  # whether the encoder may be a ResNet, which has no patches at all
-    supervised = False  # learns the labels of the train split, of which it takes a `label_fraction`
+    supervised = False  # learns the train split alone, and what is known of its pictures
+    learns: ClassVar[str] = ""  # what that is: `classes`, of which it takes a `label_fraction`, or a `DenseTask`
     needs_whole_batch = False  # the loss needs all pictures of a step at once: the loop refuses micro batches
     against_collapse: ClassVar[tuple[str, ...]] = ()  # its settings that keep features apart, named when they collapse
     label_fraction = 1.0  # of the labels of the train split, of methods that learn these: a setting of theirs

@@ -23,6 +23,7 @@ class FineTuneConfig(MethodConfig):
     """All weights learn labels, end to end (He et al. 2022, appendix A.1; facebookresearch/mae:main_finetune.py)."""
 
     windows = convolutions = supervised = True
+    learns = "classes"
 
     classes: int = 0
     """Kinds of labels; 'mimkit evaluate finetune' counts them itself."""

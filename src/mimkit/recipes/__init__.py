@@ -21,12 +21,13 @@ METHODS = (
     "moco",
     "dino",
 )  # in this order stand their recipes
+LABELED = ("finetune_", "segment_", "detect_", "depth_", "keypoints_")
 
 
 def recipes(finetuning: bool = False) -> dict[str, tuple[str, str]]:
     """Names of all recipes with their module and docstring, from the source: nothing heavy is imported.
 
-    Those of pre-training, or those of fine-tuning, which are called finetune_*.
+    Those of pre-training, or those that learn with labels, whose names begin with what they are for.
     """
     listing = {}
     for path in sorted(Path(__file__).parent.glob("*.py")):
@@ -35,7 +36,7 @@ def recipes(finetuning: bool = False) -> dict[str, tuple[str, str]]:
                 continue
             takes_nothing = not (node.args.args or node.args.kwonlyargs)
             if takes_nothing and isinstance(node.returns, ast.Name) and node.returns.id == "Pretrain":
-                if node.name.startswith("finetune_") != finetuning:
+                if node.name.startswith(LABELED) != finetuning:
                     continue
                 listing[node.name] = (f"{__name__}.{path.stem}", ast.get_docstring(node) or "")
     families = [*METHODS, *sorted({name.split("_")[0] for name in listing} - set(METHODS))]
@@ -46,7 +47,9 @@ def check_recipe(name: str, finetuning: bool = False) -> None:
     """Refuse an unknown name at once; import paths are checked when they are imported."""
     if ":" not in name and name not in recipes(finetuning):
         if name in recipes(not finetuning):
-            use = "mimkit pretrain" if finetuning else "mimkit evaluate finetune TARGET"
+            kind = name.partition("_")[0]
+            with_labels = f"mimkit evaluate {kind} TARGET" + (" --train" if kind != "finetune" else "")
+            use = "mimkit pretrain" if finetuning else with_labels
             raise UserError(f"recipe '{name}' is for {use} {name} --data DATA")
         see = "'mimkit recipes' lists them, your own are package.module:function; pictures go behind --data."
         raise unknown("recipe", name, recipes(finetuning), see=see)

@@ -118,8 +118,8 @@ def read_finetuning(args: list[str], prog: str, default: Pretrain) -> FinetuneAr
     explained_by = re.sub(r" [A-Z|\[].*", "", prog)
     arguments = parse(FinetuneArguments, args, "mimkit evaluate finetune", default_arguments, explained_by)
     _refuse_stray(arguments.target)
+    method: Any = arguments.config.method  # a FineTuneConfig or a DenseConfig
     if arguments.label_fraction is not None:
-        method: Any = arguments.config.method  # a FineTuneConfig
         method.label_fraction = arguments.label_fraction
     return arguments
 

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from mimkit.core import distributed
+from mimkit.core.annotation import DENSE_TASKS
 from mimkit.core.batch import Batch
 from mimkit.core.errors import UserError, within
 from mimkit.core.memory import free_memory
 from mimkit.core.randomness import integer, rng_keys
+from mimkit.data.annotations.sources import AnnotatedSplits, open_annotated
 from mimkit.data.labels import label_subset
 from mimkit.data.loader import Loader, Plan, ViewSettings, statistics
 from mimkit.data.reading import Reading
@@ -95,9 +97,17 @@ class Prepared:
         method, reading = self.config.method, self.reading
         if not method.supervised:
             return open_pictures(self.config.data, "all", reading)
+        if method.learns in DENSE_TASKS:
+            return self.annotated.train.taught
         pictures = open_measured(self.config.data, reading, purpose="fine-tuning", by_class=self.by_class).train
         self._refuse_renumbered(pictures)
         return label_subset(pictures, method.label_fraction, self.config.seed)
+
+    @cached_property
+    def annotated(self) -> AnnotatedSplits:
+        """Pictures with what is known of them, to learn from and to be measured, of a dense task."""
+        method: Any = self.config.method  # a DenseConfig
+        return open_annotated(self.config.data, method.learns, reading=self.reading, **method.of_labels())
 
     @cached_property
     def reading(self) -> Reading:
@@ -153,7 +163,7 @@ class Prepared:
     @cached_property
     def labeled(self) -> tuple[Pictures, Pictures] | None:
         """A bank and pictures to classify, when there are labels and enough of them: they only measure."""
-        if self.pictures.labels is None:
+        if self.pictures.labels is None or self.config.method.learns in DENSE_TASKS:
             return None
         try:
             train, test, _ = open_measured(self.config.data, self.pictures.resolved, by_class=self.by_class)
@@ -240,7 +250,9 @@ class Prepared:
             views.append(noise.to(device))
         number = torch.arange(count)
         keys = rng_keys("sample", number).to(device)
-        return Batch(views[0], keys, number % self.count, other_views=tuple(views[1:]))
+        method: Any = self.config.method
+        targets = method.example(count, self.size, device) if method.learns in DENSE_TASKS else ()
+        return Batch(views[0], keys, number % self.count, other_views=tuple(views[1:]), targets=targets)
 
     def timing_count(self, micro_batch: int) -> int:
         """Pictures to time a step with: fewer large ones, so that it takes seconds."""

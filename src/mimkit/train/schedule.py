@@ -70,6 +70,14 @@ class WarmupCosine(Schedule):
 
 
 @dataclass(frozen=True, kw_only=True)
+class WarmupLinear(Schedule):
+    """Linear warm-up, then linearly to 0 (open-mmlab/mmsegmentation: its polynomial of power 1)."""
+
+    def after(self, rest: float, progress: float) -> float:
+        return 1 - rest
+
+
+@dataclass(frozen=True, kw_only=True)
 class WarmupSteps(Schedule):
     """Linear warm-up, then the peak rate, times `factor` at each step (microsoft/SimMIM:lr_scheduler.py, multistep)."""
 

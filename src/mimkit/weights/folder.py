@@ -14,8 +14,9 @@ from safetensors import SafetensorError
 from mimkit.core.errors import UserError
 from mimkit.core.files import read_regular
 from mimkit.core.integrity import IDENTITY, sign
+from mimkit.weights.head import HEAD, WORDS
 
-FILES = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md", IDENTITY}
+FILES = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md", HEAD, WORDS, IDENTITY}
 
 
 MARK = "pre-trained with mimkit"  # in config.json: this folder is ours to replace

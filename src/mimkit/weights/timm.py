@@ -13,6 +13,7 @@ from mimkit import __version__
 from mimkit.data.reading import Reading
 from mimkit.model.backbone import Backbone
 from mimkit.weights.folder import MARK, READING, replaced
+from mimkit.weights.head import Head, write_head
 
 
 def export_timm(
@@ -29,6 +30,7 @@ def export_timm(
     crop_pct: float = 0.875,
     classes: Sequence[str] = (),
     identity: Mapping[str, Any] = MappingProxyType({}),
+    head: Head | None = None,
 ) -> None:
     """Write `encoder.timm` for `timm.create_model("local-dir:FOLDER", pretrained=True)`, with equal outputs.
 
@@ -39,11 +41,12 @@ def export_timm(
         model_args: what `timm.create_model(name, ...)` needs to build this ViT (`EncoderConfig.timm_args`).
         mean, std: per channel, of pixels in [0, 1], from black to white.
         card: the README, see `model_card`.
-        reading: how files became the pictures that it learned from, for who reads others.
+        reading: how files became the pictures, for who reads others.
         name: the timm architecture.
         interpolation: resizing that the pictures were prepared with, as timm calls it.
         crop_pct: share of the resized picture that evaluation crops; MAE's evaluation has 0.875.
         identity: of the run and its step, which identity.json keeps with the checksums of the files.
+        head: of a dense task, for two more files.
         classes: what the outputs of a classifier are called, one name each; none of an encoder without one.
 
     Raises:
@@ -55,9 +58,8 @@ def export_timm(
     args = dict(model_args) | {"num_classes": vit.num_classes, "global_pool": pool}
     if hasattr(vit, "fc_norm"):  # where the last norm stands
         args["fc_norm"] = not isinstance(vit.fc_norm, nn.Identity)
-    size = (encoder.channels, *encoder.size)
     data = {
-        "input_size": size,
+        "input_size": (encoder.channels, *encoder.size),
         "mean": tuple(mean),
         "std": tuple(std),
         "interpolation": interpolation,
@@ -67,12 +69,13 @@ def export_timm(
     about = dict.fromkeys(("tag", "license", "origin_url", "paper_name", "paper_ids", "notes"))
     about["description"] = f"{MARK} {__version__}"
     config: dict[str, Any] = {"architecture": name.split(".")[0], "pretrained_cfg": about, READING: reading.to_json()}
-    if classes:
-        config["label_names"] = list(classes)
+    config |= {"label_names": list(classes)} if classes else {}
     with replaced(folder, identity) as partial:
         save_for_hf(vit, str(partial), model_config=config, model_args=args, safe_serialization=True, data_config=data)
         _leave_out_num_classes(partial / "config.json")
         (partial / "README.md").write_text(card, encoding="utf-8")
+        if head is not None:
+            write_head(head, partial)
 
 
 def _leave_out_num_classes(file: Path) -> None:

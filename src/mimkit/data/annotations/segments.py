@@ -86,8 +86,7 @@ def open_segments(
     Raises UserError.
     """
     counted = census(pairs.files(range(len(pairs.images))))
-    broken = {os.fsdecode(pairs.labels[number]): counted.reasons[number] for number in counted.bad}
-    pairs = leave_out(pairs, counted.bad, broken, "masks cannot be read", bad_fraction)
+    pairs = leave_out(pairs, counted.bad, counted.reasons.tolist(), "masks cannot be read", bad_fraction)
     if counted.bad:
         counted = census(pairs.files(range(len(pairs.images))))
     files = pairs.files(range(len(pairs.images)))

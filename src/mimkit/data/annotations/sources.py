@@ -8,6 +8,7 @@ from mimkit.core.annotation import DenseTask
 from mimkit.core.errors import UserError
 from mimkit.core.files import refuse_no_name
 from mimkit.data.annotations.annotated import Annotated
+from mimkit.data.annotations.coco_sets import find_json, open_coco
 from mimkit.data.annotations.depths import open_depths
 from mimkit.data.annotations.maps import ENDINGS
 from mimkit.data.annotations.mended import BAD_FRACTION
@@ -32,6 +33,7 @@ def open_annotated(
     reading: Reading = Reading(),
     void: int | None = None,
     depth_scale: float | None = None,
+    masks: bool | None = None,
     bad_fraction: float = BAD_FRACTION,
 ) -> AnnotatedSplits:
     """The pictures of a set with what a task asks for.
@@ -43,6 +45,7 @@ def open_annotated(
         void: the number of pixels without a class in masks, besides 255; None: 0 in ADE20K's layout.
         depth_scale: stored units of a meter; None: as the layout says, else millimeters in whole numbers, meters in
             fractions.
+        masks: whether masks of objects are read; None: where the set has some and pycocotools is installed.
         bad_fraction: the share of annotations that may be broken; they are left out and counted in `notes`.
 
     Splits are the set's own (train and val or test), else 20 % of the pictures by address are tested on, which a note
@@ -58,12 +61,28 @@ def open_annotated(
     if depth_scale is not None and task != "depth":
         raise UserError(f"--depth-scale is for depth: leave it out of {task}")
     if task == "segment":
+        _refuse_objects(root, beside)
         pairs = find_pairs(root, beside, MASKS, ENDINGS, "masks")
         return AnnotatedSplits(*open_segments(pairs, reading, find_names(name_folders(pairs)), void, bad_fraction))
     if task == "depth":
         pairs = find_pairs(root, beside, DEPTHS, ENDINGS, "depth maps")
         return AnnotatedSplits(*open_depths(pairs, reading, depth_scale, bad_fraction))
-    raise UserError(f"{task} is not read yet")
+    json_files = find_json(root, beside, task)
+    if json_files is not None:
+        sets = open_coco(root, json_files, task, reading, masks=masks, bad_fraction=bad_fraction)
+        return AnnotatedSplits(*sets)
+    raise UserError(f"{root} holds no boxes")
+
+
+def _refuse_objects(root: Path, labels: Path | None) -> None:
+    """Refuse COCO's JSON where masks are due, if there is nothing else. Raises UserError."""
+    named = labels is not None and labels.suffix == ".json"
+    masks = any(folder.name.lower() in MASKS and any(folder.rglob("*.png")) for folder in root.iterdir())
+    if named or (labels is None and not masks and find_json(root, None, "detect")):
+        raise UserError(
+            f"{labels or root}: COCO's JSON holds objects, not the class of each pixel: give a folder of masks with "
+            "--labels, or learn detect from it"
+        )
 
 
 def _folder(data: Sequence[str]) -> Path:
