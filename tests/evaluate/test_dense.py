@@ -194,6 +194,8 @@ def test_linear_depth_is_scikit_learns_ridge():
     expected = oracle.predict(standard.reshape(-1, 5)).clip(answers[valid].min(), answers[valid].max())
     predicted = linear(features.transpose(1, 2)[:, :, None])[:, 0, 0]
     np.testing.assert_allclose(predicted.flatten(), expected.flatten(), atol=1e-4)
+    far = linear(1e6 * torch.randn(9, 5, 4, 4, generator=generator))
+    assert float(far.min()) == float(answers[valid].min()) and float(far.max()) == float(answers[valid].max())
     with pytest.raises(UserError, match="one picture alone"):
         fit_depth(bank_of(features[1:3], answers[1:3]), torch.device("cpu"))
 
