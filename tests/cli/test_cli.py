@@ -366,7 +366,8 @@ def test_every_command_is_among_those_with_json():
         "compare",
         "view",
         "launch",
-    }  # runs take long: test_compare.py; it serves: test_report.py; processes: test_launch.py
+        "predict",
+    }  # runs take long: test_compare.py, test_transfer.py; it serves: test_report.py; processes: test_launch.py
 
 
 def strict(text: str):

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
+from mimkit.core.annotation import DENSE_TASKS
 from mimkit.core.batch import Batch
 from mimkit.methods.base import Method
 from mimkit.methods.targets import tokens
+from mimkit.model.build import EncoderConfig
 from mimkit.model.frozen import Frozen
 from mimkit.recipes import find_recipe, recipes
 from mimkit.train import training
@@ -27,7 +29,9 @@ from mimkit.train.training import LogSteps, Span, Training
 CUDA = torch.device("cuda")
 pytestmark = pytest.mark.filterwarnings("ignore:CUDA is not available")
 TOTAL = 10
-NAMES = list(recipes())
+DENSE = [name for name in recipes(finetuning=True) if name.startswith(("segment", "depth", "keypoints"))]
+"""Detection picks proposals by their scores: how many there are is a number that fake tensors do not have."""
+NAMES = [*recipes(), *DENSE]
 FAST = [
     "mae_vit_b16",
     "mae_mini_32_sbam",
@@ -43,6 +47,9 @@ FAST = [
     "moco_v3_mini_32",
     "dino_mini_32",
     "tokenizer_mini_32",
+    "segment_mini",
+    "depth_mini",
+    "keypoints_mini",
 ]
 
 
@@ -67,7 +74,15 @@ def build_encoder(run: Pretrain) -> nn.Module:
 
 
 def settings(name: str) -> Pretrain:
-    run = find_recipe(name)
+    run = find_recipe(name, finetuning=name in DENSE)
+    if name.startswith("segment"):
+        run.method.classes = 3
+    if name.startswith("keypoints"):
+        run.method.joints = 17
+    if "swin" in name:
+        run.encoder = EncoderConfig(name="swin_tiny_patch4_window7_224")
+    elif "mini" in name and name in DENSE:
+        run.encoder = EncoderConfig(name="vit_tiny_patch16_224", patch=8, width=32, depth=4, heads=2)
     if name == "maskalign_mini_32":
         run.method.teacher, run.encoder.depth = "vit_tiny_patch16_224", 12
     run.batch_size = 4
@@ -104,7 +119,9 @@ def batches(run: Pretrain) -> Iterator[Batch]:
             for view in (run.images.view, *run.images.other_views)
         ]
         keys = torch.zeros(run.batch_size, dtype=torch.int64, device=CUDA)
-        yield Batch(views[0], keys, torch.arange(run.batch_size), other_views=tuple(views[1:]))
+        dense = run.method.learns in DENSE_TASKS
+        targets = run.method.example(run.batch_size, run.images.shape(), CUDA) if dense else ()
+        yield Batch(views[0], keys, torch.arange(run.batch_size), other_views=tuple(views[1:]), targets=targets)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from mimkit.core import distributed
 from mimkit.core.annotation import DENSE_TASKS
 from mimkit.core.errors import UserError, at_least
-from mimkit.evaluate.finetune import count_classes, measure, start_of, unfinished, with_masks
+from mimkit.evaluate.finetune import known_of_set, measure, start_of, unfinished
 from mimkit.evaluate.transfer import measure as measure_dense
 from mimkit.recipes import find_recipe
 from mimkit.recipes.choose import choose_recipe
@@ -238,11 +238,8 @@ def train_finetuning(
     with distributed.processes(device):
         folder = start.folder
         if folder is None:
-            if "classes" in config.method.__dataclass_fields__:
-                classes = distributed.on_main(lambda: count_classes(config), device)
-                config.method.classes = config.method.classes or classes
-            if config.method.learns == "detect" and not distributed.on_main(lambda: with_masks(config), device):
-                config.method.masks = False
+            for name, value in distributed.on_main(lambda: known_of_set(config), device).items():
+                setattr(config.method, name, value)
             if start.fits and config.method.learns == "classes":
                 count = distributed.on_main(lambda: len(Prepared(config).pictures), device)
                 plan = fit_to_labels(config, count)

@@ -34,6 +34,15 @@ class Evaluation(Result):
         return html_of(table([self]))
 
 
+class DenseEvaluation(Result):
+    """What `evaluate` gives of annotated pictures: scores of their pixels with intervals, and baselines beside."""
+
+    def _repr_html_(self) -> str:
+        from mimkit.evaluate.dense_table import table
+
+        return html_of(table([self]))
+
+
 class FineTuning(Result):
     """What a fine-tuning scores on pictures that it has not seen."""
 

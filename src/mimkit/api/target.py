@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from timm.models import ResNet, SwinTransformer, SwinTransformerV2
 from torch import nn
 
@@ -12,13 +13,16 @@ from mimkit.analysis.metrics import USUAL
 from mimkit.analysis.run import analyze
 from mimkit.api.embed import embed, embed_to_file, open_for
 from mimkit.api.embeddings import Embeddings
-from mimkit.api.preprocess import Preprocess
+from mimkit.api.predict import Predicted, predict_one
+from mimkit.api.preprocess import Picture, Preprocess
 from mimkit.api.pretrain import Data, places
-from mimkit.api.results import Analysis, Evaluation, Result, html_table
+from mimkit.api.results import Analysis, DenseEvaluation, Evaluation, Result, html_table
 from mimkit.core.errors import UserError
 from mimkit.data.reading import Reading
+from mimkit.evaluate.dense import evaluate_dense
 from mimkit.evaluate.run import evaluate
 from mimkit.evaluate.target import Extractor, open_target
+from mimkit.evaluate.trained import Trained, open_trained
 from mimkit.model.backbone import Backbone
 from mimkit.model.convolutional import ConvolutionalEncoder
 from mimkit.model.vit import Encoder, refuse_unsuitable
@@ -37,6 +41,7 @@ class Target:
         self.reading = Reading()
         """Their column of labels, where one was named."""
         self._opened: Extractor | None = None
+        self._trained: Trained | None = None
 
     @property
     def extractor(self) -> Extractor:
@@ -87,6 +92,20 @@ class Target:
         """From a path, a picture of Pillow or an array to an image (C, H, W), exactly as evaluation makes it."""
         return Preprocess(self.extractor)
 
+    def predict(self, picture: Picture, boxes: Any = None) -> Predicted:
+        """What a fine-tuned dense task says of a picture; Jupyter shows it drawn.
+
+        Args:
+            picture: a path, a picture of Pillow, or an array (H, W) or (H, W, C).
+            boxes: of keypoints, the people as rows of left, top, right and bottom; by default one fills the picture.
+
+        Raises:
+            UserError: the target is no run or export of a dense task, or the picture cannot be read.
+        """
+        if self._trained is None:
+            self._trained = open_trained(self.target, torch.device("cpu"))
+        return predict_one(self._trained, picture, boxes)
+
     def embed(self, data: Data = (), **settings: Any) -> Embeddings:
         """A vector of each picture, held in memory.
 
@@ -115,19 +134,26 @@ class Target:
         return embed_to_file(self.target, self._data(data), Path(out), **self._labels(data, settings))
 
     def evaluate(
-        self, kind: Literal["knn", "probe", "attentive"] = "knn", data: Data = (), **settings: Any
-    ) -> Evaluation:
-        """Accuracy on pictures with labels, with its interval.
+        self,
+        kind: Literal["knn", "probe", "attentive", "segment", "depth"] = "knn",
+        data: Data = (),
+        **settings: Any,
+    ) -> Evaluation | DenseEvaluation:
+        """Accuracy on pictures with labels, or scores of the pixels of annotated ones, with intervals.
 
         Args:
-            kind: `knn`, `probe` (linear) or `attentive`.
-            data: see `open_pictures`, with labels; by default a run's own.
+            kind: `knn`, `probe` (linear) or `attentive`; `segment` or `depth`, of frozen patches.
+            data: see `open_pictures`, with labels, or `open_annotated`; by default a run's own.
             settings: see `mimkit.evaluate.run.evaluate`: k, pools, method, limit_train, limit_test, device, workers,
-                reading.
+                reading; of `segment` and `depth` see `mimkit.evaluate.dense.evaluate_dense`: labels, void, depth_scale,
+                measures, memory, and the last five of those.
 
         Raises:
             UserError: anything a person can mend.
         """
+        if kind in ("segment", "depth"):
+            settings = self._labels(data, settings)
+            return DenseEvaluation(evaluate_dense(kind, self.target, self._data(data), **settings))
         return Evaluation(evaluate(kind, self.target, self._data(data), **self._labels(data, settings)))
 
     def analyze(self, data: Data = (), *, metrics: tuple[str, ...] = USUAL, **settings: Any) -> Analysis:

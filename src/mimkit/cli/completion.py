@@ -2,8 +2,9 @@
 
 import shlex
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, get_args
 
+from mimkit.cli.evaluate import Kind
 from mimkit.cli.masks import MaskArguments
 from mimkit.cli.overview import COMMANDS
 from mimkit.cli.reference import declared
@@ -29,7 +30,10 @@ SCRIPT = """# Completion of mimkit for {shell}: {install}
     fi
     if [ "$command" = "evaluate" ]; then
         for argument in "${{COMP_WORDS[@]}}"; do
-            if [ "$argument" = "finetune" ]; then command="evaluate finetune"; fi
+            case "$argument" in
+                finetune) command="evaluate finetune";;
+                segment|depth) command="evaluate segment";;
+            esac
         done
     fi
     case "$command" in
@@ -102,7 +106,8 @@ def words(command: str) -> str:
     names = {
         "pretrain": [*recipes()],
         "launch": ["pretrain", "evaluate"],
-        "evaluate": ["knn", "probe", "attentive", "all", "finetune", "pixels"],
+        "evaluate": [*get_args(Kind), "pixels"],
+        "evaluate segment": ["pixels"],
         "evaluate finetune": [*recipes(finetuning=True)],
         "compare": [*recipes()],
         "masks": [*maskers(), *recipes()],

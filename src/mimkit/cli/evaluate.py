@@ -1,19 +1,18 @@
 """`mimkit evaluate`: words enter, accuracies of frozen features or of a fine-tuned model leave."""
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, cast, get_args
+from typing import Annotated, Literal, get_args
 
-from rich.markup import escape
 from tyro.conf import Positional, arg
 
 from mimkit.cli.console import show
+from mimkit.cli.dense import DENSE, DenseArguments, fine_tune, run_dense
 from mimkit.cli.overview import wanted
 from mimkit.cli.reading import ReadingFlags
-from mimkit.core.annotation import DENSE_TASKS, DenseTask
 from mimkit.core.errors import UserError, at_least, unknown
-from mimkit.core.flags import HELP, Arguments, flag_kinds, flag_value, parse, split_words
+from mimkit.core.flags import HELP, Arguments, flag_kinds, parse, split_words
 
-Kind = Literal["knn", "probe", "attentive", "all", "finetune", "segment", "detect", "depth", "keypoints"]
+Kind = Literal["knn", "probe", "attentive", "all", "finetune", "segment", "depth", "detect", "keypoints"]
 
 
 @dataclass(kw_only=True)
@@ -21,8 +20,9 @@ class EvaluateArguments(Arguments):
     """Measure a run folder, an export, a timm model, `pixels`, or `untrained:NAME`."""
 
     kind: Positional[Kind]
-    """k nearest neighbors, a linear or an attentive probe, or `all` of them, on frozen features; or `finetune`, which
-    has flags of its own: 'mimkit evaluate finetune --help'."""
+    """k nearest neighbors, a linear or an attentive probe, or `all` of them, on frozen features; or one that has flags
+    of its own: `finetune`, and for pictures that are annotated place by place `segment` and `depth`
+    ('mimkit evaluate segment --help')."""
     target: Positional[Annotated[tuple[str, ...], arg(metavar="TARGET ...")]]
     """What is measured, one or several, in one table."""
     data: tuple[str, ...]
@@ -59,6 +59,11 @@ def declaration() -> tuple[type[Arguments], Arguments | None]:
     return EvaluateArguments, None
 
 
+def dense_declaration() -> tuple[type[Arguments], Arguments | None]:
+    """The same of `mimkit evaluate segment`, and of depth."""
+    return DenseArguments, None
+
+
 def finetune_declaration() -> tuple[type[Arguments], Arguments | None]:
     """The same of `mimkit evaluate finetune`, with the defaults of its smallest recipe."""
     from mimkit.recipes import find_recipe
@@ -69,13 +74,13 @@ def finetune_declaration() -> tuple[type[Arguments], Arguments | None]:
 
 def run(args: list[str]) -> int:
     """Measure one target or several in one table, or fine-tune one; 128 + N when signal N stopped a fine-tuning."""
-    words, flags = split_words(args, flag_kinds(EvaluateArguments))
+    words, flags = split_words(args, flag_kinds(DenseArguments) | flag_kinds(EvaluateArguments))
     if words and words[0] not in get_args(Kind):
         raise unknown("kind of evaluation", words[0], get_args(Kind))
     if words[:1] == ["finetune"]:
         return _finetune(words[1:], flags)
-    if words and words[0] in DENSE_TASKS:
-        return _dense(cast(DenseTask, words[0]), words[1:], flags)
+    if words and words[0] in DENSE:
+        return run_dense(words[0], words[1:], flags)
     arguments = parse(EvaluateArguments, args, "mimkit evaluate")
     from mimkit.evaluate.run import evaluate, table
 
@@ -107,22 +112,7 @@ def run(args: list[str]) -> int:
     return 0
 
 
-def _dense(kind: DenseTask, words: list[str], flags: list[str]) -> int:
-    """Train a head, and all weights below it, where `--train` names a recipe."""
-    if flag_value(flags, "--train") is None:
-        raise UserError(f"name a recipe: mimkit evaluate {kind} TARGET --train {kind}_mini --data DATA")
-    return _finetune(words, flags, kind)
-
-
-def _finetune(words: list[str], flags: list[str], kind: DenseTask | None = None) -> int:
+def _finetune(words: list[str], flags: list[str]) -> int:
     if not words and not HELP & set(flags):
         raise wanted("evaluate")
-    from mimkit.cli.train import finetune
-    from mimkit.evaluate import finetune as labels
-    from mimkit.evaluate import transfer
-
-    result, text, json_to = finetune(words, flags, kind)
-    measured = {"accuracy", "scores"} & set(result)
-    table = transfer.table if "scores" in result else labels.table
-    show(result, json_to, table(result) if measured else escape(text))
-    return 128 + result["signal"] if result["signal"] else 0
+    return fine_tune(words, flags)

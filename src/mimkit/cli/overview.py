@@ -10,7 +10,7 @@ COMMANDS = {
     "pretrain": ("[RECIPE] --data DATA [--run DIR] [--epochs N] ...", "learn from pictures without labels"),
     "launch": ("[--gpus N] pretrain ...", "the same in several processes, on one host or more"),
     "evaluate": (
-        "knn|probe|attentive|all|finetune|segment|detect|depth|keypoints TARGET ... --data DATA",
+        "knn|probe|attentive|all|finetune|segment|depth|detect|keypoints TARGET ... --data DATA",
         "measure a run, an export, a timm model or a baseline",
     ),
     "embed": ("TARGET --data DATA --out FILE [--tokens]", "a vector of each picture, into Parquet, npz or csv"),

@@ -24,11 +24,17 @@ Made from the declarations in `src/mimkit/cli/` by `python -m mimkit.cli.referen
 page current. Flags may stand before or after other words; a flag that takes several values ends at the next flag.
 `--debug`, which every command takes, shows the traceback of an error.
 """
+FORMS = {
+    "evaluate finetune": "TARGET [RECIPE] --data DATA ...",
+    "evaluate segment": "TARGET ... --data DATA [--labels MASKS]",
+}
+"""Of kinds of a command that have flags of their own."""
 NOTES = {
     "pretrain": "The flags are those of MAE with random masks. Those of a recipe, and of what `--masker` and "
     "`--target` put into it, are listed by `mimkit pretrain RECIPE --help`.",
     "evaluate finetune": "The flags are those of `finetune_mini_32`; `mimkit evaluate finetune TARGET RECIPE --help` "
     "lists those of another recipe.",
+    "evaluate segment": "`mimkit evaluate depth` takes the same flags.",
     "masks": "The flags are those of the random masker; `mimkit masks NAME --help` lists those of another one.",
 }
 
@@ -40,6 +46,7 @@ def declared() -> Iterator[tuple[str, type, Any]]:
         yield name, *module.declaration()
         if name == "evaluate":
             yield "evaluate finetune", *module.finetune_declaration()
+            yield "evaluate segment", *module.dense_declaration()
 
 
 @cache
@@ -106,7 +113,7 @@ def section(name: str, cls: type, default: Any) -> str:
         )
         for entry in sorted(listed, key=lambda entry: bool(entry.flag))
     ]
-    form = COMMANDS[name][0] if name in COMMANDS else "TARGET [RECIPE] --data DATA ..."
+    form = FORMS[name] if name in FORMS else COMMANDS[name][0]
     lines = [f"## mimkit {name}", "", f"    mimkit {name} {form}", "", inspect.cleandoc(cls.__doc__ or ""), ""]
     if name in NOTES:
         lines += [NOTES[name], ""]

@@ -10,7 +10,6 @@ import torch
 from mimkit.api.pretrain import resolve, start_finetuning, train, train_finetuning
 from mimkit.cli import crash
 from mimkit.core import distributed
-from mimkit.core.annotation import DenseTask
 from mimkit.core.config import to_dict
 from mimkit.core.errors import UserError
 from mimkit.core.flags import flag_value, without_flag
@@ -19,6 +18,14 @@ from mimkit.recipes.overrides import PretrainArguments, read_finetuning, read_pr
 from mimkit.train.machine import Machine
 from mimkit.train.prepare import Pretrain
 from mimkit.train.run_folder import RunFolder
+
+DENSE_FLAGS = {
+    "--labels": "--method.labels",
+    "--void": "--method.void",
+    "--depth-scale": "--method.depth-scale",
+    "--depth_scale": "--method.depth-scale",
+}
+"""Flags of frozen evaluation on annotated pictures, and what they are called where a method learns from these."""
 
 
 def pretrain(args: list[str]) -> tuple[dict[str, Any], str, str | None]:
@@ -55,9 +62,7 @@ def pretrain(args: list[str]) -> tuple[dict[str, Any], str, str | None]:
     return result, _words(result, options.config, "mimkit pretrain --run"), options.json
 
 
-def finetune(
-    words: list[str], args: list[str], kind: DenseTask | None = None
-) -> tuple[dict[str, Any], str, str | None]:
+def finetune(words: list[str], args: list[str], kind: str | None = None) -> tuple[dict[str, Any], str, str | None]:
     """Fine-tune and measure, or go on; returns the result, the words about it, and where its JSON goes.
 
     `kind` is the dense task that is learned, whose recipe stands behind `--train`; None: labels, and the recipe is the
@@ -66,7 +71,7 @@ def finetune(
     if kind is not None:
         named = flag_value(args, "--train")
         words = [*words, *([named] if named not in (None, "auto") else [])]
-        args = without_flag(args, "--train")
+        args = [DENSE_FLAGS.get(word, word) for word in without_flag(args, "--train")]
     target, recipe, *late = [*words, None, None][: max(2, len(words))]
     command = f"mimkit evaluate {kind or 'finetune'}"
     prog = f"{command} {target or 'TARGET'} {'--train ' if kind else ''}{recipe or '[RECIPE]'}"

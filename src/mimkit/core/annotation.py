@@ -5,12 +5,13 @@ Places are in pixels, and (0, 0) is the outer corner of the upper left pixel: th
 """
 
 from dataclasses import dataclass, fields, replace
-from typing import Literal, get_args
+from typing import ClassVar, Literal, TypeVar, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int16, Int64
 from torch import Tensor
 
+A = TypeVar("A", bound="Annotation")
 DenseTask = Literal["segment", "detect", "depth", "keypoints"]
 """What can be learned of a picture besides a label."""
 DENSE_TASKS = get_args(DenseTask)
@@ -41,16 +42,17 @@ class Annotation:
     depth: Float[Tensor, "H W"] | None = None
     """Meters of each pixel; NaN where nothing is known."""
 
-    def to(self, device: torch.device | str) -> "Annotation":
+    _of_objects: ClassVar[tuple[str, ...]] = ("boxes", "labels", "masks", "keypoints", "areas", "crowd")
+
+    def to(self: A, device: torch.device | str) -> A:
         """The same on a device."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
         return replace(self, **{name: value.to(device, non_blocking=True) for name, value in tensors.items()})
 
-    def at(self, index: Int64[Tensor, " m"] | Bool[Tensor, " n"]) -> "Annotation":
+    def at(self: A, index: Int64[Tensor, " m"] | Bool[Tensor, " n"]) -> A:
         """The same picture with some of its objects."""
-        names = ("boxes", "labels", "masks", "keypoints", "areas", "crowd")
-        of_objects = {name: getattr(self, name) for name in names}
+        of_objects = {name: getattr(self, name) for name in self._of_objects}
         return replace(self, **{name: value[index] for name, value in of_objects.items() if value is not None})
 
 
@@ -74,3 +76,5 @@ class Prediction(Annotation):
 
     scores: Float[Tensor, " n"] | None = None
     """How sure it is of each object, 0 to 1, most sure first."""
+
+    _of_objects: ClassVar[tuple[str, ...]] = (*Annotation._of_objects, "scores")

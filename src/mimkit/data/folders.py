@@ -61,6 +61,16 @@ class Files(Encoded):
     def __len__(self) -> int:
         return len(self._paths)
 
+    @property
+    def root(self) -> Path:
+        """The folder that paths are relative to."""
+        return Path(os.fsdecode(self._root))
+
+    @property
+    def paths(self) -> Paths:
+        """All of them, relative to it."""
+        return self._paths
+
     def path(self, i: int) -> bytes:
         return os.path.join(self._root, self._paths[i])
 

@@ -30,7 +30,7 @@ from mimkit.evaluate.dense_fit import (
     fit_depth,
     neighbors,
 )
-from mimkit.evaluate.dense_maps import Bank, Places, Reader, gather, nearest, packed
+from mimkit.evaluate.dense_maps import Bank, Places, Reader, gather, nearest, packed, unpacked
 from mimkit.evaluate.run import usual_size
 from mimkit.evaluate.target import HUB, UNTRAINED, Extractor, export_folder, open_target, reading_for
 from mimkit.train.machine import Machine
@@ -220,15 +220,15 @@ def _rows(
     rows: dict[str, list[Any]] = {name: [] for name in (*fitted, "place", "constant")}
     usual, constant = places.answer(), places.constant()
     index = sample(len(test), len(test) if limit is None else limit)
-    for maps, _, (flat, sizes) in reader.batches(test, index, packed, skipped):
+    for maps, _, together in reader.batches(test, index, packed, skipped):
         answers = {name: answer(maps) for name, answer in fitted.items()}
-        truths = flat.split([height * width for height, width in sizes])
-        for picture, (size, values) in enumerate(zip(sizes, truths, strict=True)):
+        for picture, truth in enumerate(unpacked(*together)):
+            size = (truth.shape[0], truth.shape[1])
             guesses = {name: task.enlarged(answer[picture], size).cpu() for name, answer in answers.items()}
             guesses["place"] = task.placed(usual, size)
             guesses["constant"] = torch.full(size, constant, dtype=usual.dtype)
             for name, guess in guesses.items():
-                rows[name].append(task.compared(values.view(size), guess, places.classes))
+                rows[name].append(task.compared(truth, guess, places.classes))
     return rows
 
 

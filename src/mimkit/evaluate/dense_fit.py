@@ -4,7 +4,7 @@ Answers of patches, A numbers each (shares or logits of classes, or a depth), ar
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,26 +19,13 @@ from mimkit.evaluate.probe import HELD_OUT
 
 NEIGHBORS, TEMPERATURE = 30, 0.02  # Hummingbird's (Balazevic et al. 2023, arXiv:2306.01667)
 MEMORY = 100_000  # patches
-STEPS, PATCHES, RATE, DECAY = 1000, 4096, 1e-3, 1e-4  # of the linear classifier; DINOv2's rate and decay
+STEPS, PATCHES, RATE, DECAY = 1000, 4096, 1e-2, 1e-4  # of the linear classifier: where it is done learning
 PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # of ridge, times the variance of a standardized feature
 _AT_ONCE = 1 << 25  # similarities, or numbers of enlarged answers, held at once
 
 
-class Answer(Protocol):
-    """What was fitted."""
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """How, as JSON."""
-        ...
-
-    def __call__(self, maps: Float[Tensor, "b D h w"]) -> Float[Tensor, "b A h w"]:
-        """Answers of the patches of feature maps."""
-        ...
-
-
 @dataclass(frozen=True)
-class Neighbors(Answer):
+class Neighbors:
     """Dense kNN: each patch takes the answers of its nearest ones in a memory."""
 
     memory: Float[Tensor, "M D"]
@@ -47,6 +34,7 @@ class Neighbors(Answer):
 
     @property
     def settings(self) -> dict[str, Any]:
+        """As JSON."""
         size = len(self.memory)
         return {"memory": size, "k": min(NEIGHBORS, size), "temperature": TEMPERATURE}
 
@@ -72,7 +60,7 @@ def neighbors(bank: Bank, memory: int, device: torch.device) -> Neighbors:
 
 
 @dataclass(frozen=True)
-class Linear(Answer):
+class Linear:
     """A linear map of standardized features."""
 
     mean: Float[Tensor, " D"]
@@ -86,6 +74,7 @@ class Linear(Answer):
 
     @property
     def settings(self) -> dict[str, Any]:
+        """As JSON."""
         if self.penalty is not None:
             return {"penalty": self.penalty}
         return {"steps": STEPS, "patches": PATCHES, "rate": RATE, "weight_decay": DECAY}
@@ -94,6 +83,9 @@ class Linear(Answer):
         features = (maps.flatten(2).transpose(1, 2) - self.mean) / self.std
         answers = F.linear(features, self.weight, self.bias).flatten(0, 1)
         return _as_maps(answers if self.bounds is None else answers.clamp(*self.bounds), maps)
+
+
+Answer = Neighbors | Linear
 
 
 def fit_classes(bank: Bank, device: torch.device, seed: int = 0) -> Linear:

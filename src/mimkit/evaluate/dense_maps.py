@@ -100,17 +100,23 @@ class CellsAndPlaces:
     grid: tuple[int, int]
     classes: int
 
-    def __call__(self, truths: list[Tensor]) -> tuple[Float[Tensor, "b N A"], Shaped[Tensor, "b N"]] | None:
+    def __call__(self, truths: list[Tensor]) -> tuple[Float[Tensor, "b N A"], Shaped[Tensor, "b places"]] | None:
         if not truths:
             return None
         answers = [answers_in(truth, self.grid, self.classes) for truth in truths]
         return torch.stack(answers), torch.stack([nearest(truth, PLACES).flatten() for truth in truths])
 
 
-def packed(truths: list[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
-    """Maps of several sizes as one tensor: each that a worker hands over takes a file of its own."""
-    sizes = [(truth.shape[0], truth.shape[1]) for truth in truths]
+def packed(truths: list[Tensor]) -> tuple[Shaped[Tensor, " pixels"], Int64[Tensor, "b 2"]]:
+    """Maps of several sizes as one tensor, and their sizes: each tensor of a worker takes a file of its own."""
+    sizes = torch.tensor([truth.shape for truth in truths], dtype=torch.int64).view(-1, 2)
     return torch.cat([truth.flatten() for truth in truths]) if truths else torch.empty(0), sizes
+
+
+def unpacked(pixels: Shaped[Tensor, " pixels"], sizes: Int64[Tensor, "b 2"]) -> list[Shaped[Tensor, "_ _"]]:
+    """The maps again."""
+    pieces = pixels.split(sizes.prod(1).tolist())
+    return [piece.view(*size) for piece, size in zip(pieces, sizes.tolist(), strict=True)]
 
 
 @dataclass(frozen=True)
@@ -184,7 +190,7 @@ class Places:
         self._total = torch.zeros(PLACES[0] * PLACES[1], max(1, classes), dtype=torch.float64)
         self._count = torch.zeros(len(self._total), 1, dtype=torch.float64)
 
-    def add(self, shown: Shaped[Tensor, "b N"]) -> None:
+    def add(self, shown: Shaped[Tensor, "b places"]) -> None:
         """Count a batch: classes with VOID, or depths with NaN."""
         if self.classes:
             pictures, place = (shown != VOID).nonzero(as_tuple=True)

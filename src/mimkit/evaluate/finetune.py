@@ -140,9 +140,17 @@ def count_classes(config: Pretrain) -> int:
     return len(pictures.classes or ())
 
 
-def with_masks(config: Pretrain) -> bool:
-    """Whether the objects of the pictures have masks."""
-    return Prepared(config).annotated.train.has_masks
+def known_of_set(config: Pretrain) -> dict[str, Any]:
+    """Settings of a method that follow from its pictures: classes or joints, where they are not set, and masks."""
+    method: Any = config.method
+    if method.learns == "depth":
+        return {}
+    if method.learns != "keypoints":
+        counted = {"classes": method.classes or count_classes(config)}
+        without = method.learns == "detect" and not Prepared(config).annotated.train.has_masks
+        return counted | ({"masks": False} if without else {})
+    joints = Prepared(config).annotated.train.joints
+    return {"joints": method.joints or len(joints.names if joints is not None else ())}
 
 
 def unfinished(folder: Path) -> bool:

@@ -128,6 +128,8 @@ def _jointed(trained: Trained, picture: Tensor, values: Values, boxes: Tensor | 
     """Joints of each person, seen in a box that is a fourth larger and has the aspect of the task's image."""
     height, width = picture.shape[1:]
     boxes = torch.tensor([[0.0, 0.0, width, height]]) if boxes is None else boxes
+    skeleton = trained.joints if trained.settings.test_flip else None
+    mirrored = None if skeleton is None else skeleton.mirrored
     keypoints = []
     for person in boxes:
         x0, y0, x1, y1 = person.tolist()
@@ -137,11 +139,7 @@ def _jointed(trained: Trained, picture: Tensor, values: Values, boxes: Tensor | 
         start = ((y0 + y1 - tall) / 2, (x0 + x1 - wide) / 2)
         box = torch.tensor([round(start[0]), round(start[1]), max(1, round(tall)), max(1, round(wide))])
         image = _image(trained, picture, box, trained.size, values).unsqueeze(0)
-        joints = trained.task.predict(image)[0].cpu()
-        if trained.settings.test_flip and trained.joints is not None:
-            mirrored = trained.task.predict(image.flip(3))[0].cpu()[list(trained.joints.mirrored)]
-            mirrored[:, 0] = trained.size[1] - mirrored[:, 0]
-            joints = (joints + mirrored) / 2
+        joints = trained.task.predict(image, mirrored)[0].cpu()
         scale = box[2:].flip(0) / torch.tensor([trained.size[1], trained.size[0]])
         joints[:, :2] = joints[:, :2] * scale + box[:2].flip(0)
         keypoints.append(joints)

@@ -118,7 +118,7 @@ def set_drop_path(model: nn.Module, rate: float) -> None:
     """Drop path as timm's `drop_path_rate`: from 0 in the first block, linearly to `rate` in the last."""
     names = ("drop_path", "drop_path1", "drop_path2")
     blocks: list[Any] = [module for module in model.modules() if any(hasattr(module, name) for name in names)]
-    for block, block_rate in zip(blocks, torch.linspace(0, rate, len(blocks)).tolist(), strict=True):
+    for block, block_rate in zip(blocks, torch.linspace(0, rate, len(blocks), device="cpu").tolist(), strict=True):
         for name in names:
             if hasattr(block, name):
                 setattr(block, name, DropPath(block_rate) if block_rate > 0 else nn.Identity())

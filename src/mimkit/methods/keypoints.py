@@ -34,6 +34,8 @@ class KeypointsConfig(DenseConfig):
     """Of the deconvolutions."""
     norm: Norm = "batch"
     """Behind deconvolutions: `batch` as published, which needs many pictures a step, `group` or `layer`."""
+    test_flip: bool = False
+    """At the test, the mean of heat maps over the picture and its mirror."""
     sigma: float = 2.0
     """Of the Gaussian around a joint, in places of a heat map."""
     decoding: Decoding = "dark"

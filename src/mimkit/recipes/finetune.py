@@ -6,12 +6,32 @@ from mimkit.data.augment import RandAugment
 from mimkit.data.views import RandomResizedCrop
 from mimkit.evaluate.finetune import Start
 from mimkit.methods.finetune import FineTuneConfig
-from mimkit.recipes.transfer import choose_dense
+from mimkit.model.build import is_convolutional, is_windowed
 from mimkit.train.machine import Machine
 from mimkit.train.optimizer import AdamWConfig, SGDConfig
 from mimkit.train.prepare import Images, Pretrain
 from mimkit.train.schedule import WarmupCosine
 
+SMALL_SIDE = 128  # pixels: encoders of smaller images take the small recipes
+DENSE_RECIPES = {
+    ("keypoints", "base"): "keypoints_vitpose_b16",
+    ("keypoints", "large"): "keypoints_vitpose_b16",
+    ("keypoints", "swin"): "keypoints_vitpose_b16",
+    ("keypoints", "resnet"): "keypoints_vitpose_b16",
+    ("segment", "base"): "segment_upernet_vit_b16",
+    ("segment", "large"): "segment_upernet_vit_l16",
+    ("segment", "swin"): "segment_upernet_swin_b",
+    ("segment", "resnet"): "segment_upernet_swin_b",
+    ("detect", "base"): "detect_vitdet_b16",
+    ("detect", "large"): "detect_vitdet_l16",
+    ("detect", "swin"): "detect_fpn_swin_b",
+    ("detect", "resnet"): "detect_fpn_resnet50",
+    ("depth", "base"): "depth_simmim_vit_b16",
+    ("depth", "large"): "depth_simmim_vit_b16",
+    ("depth", "swin"): "depth_simmim_swin_b",
+    ("depth", "resnet"): "depth_simmim_swin_b",
+}
+"""Of a dense task and a kind of encoder."""
 LEAST_STEPS = 300  # with fewer a classifier on top of 40 labels has hardly moved
 LEAST_BATCH = 8
 
@@ -154,7 +174,7 @@ def choose_finetuning(start: Start, kind: str = "classes") -> tuple[str, str]:
     if kind != "classes":
         return choose_dense(start, kind)
     name, method = start.encoder.name, start.method
-    if min(start.size) < 128:
+    if min(start.size) < SMALL_SIDE:
         return "finetune_mini_32", f"its images have {start.size[0]}x{start.size[1]} pixels"
     if name.startswith("swin"):
         return "finetune_simmim_swin_b", "it is a Swin"
@@ -167,6 +187,18 @@ def choose_finetuning(start: Start, kind: str = "classes") -> tuple[str, str]:
         return "finetune_simmim_vit_b16", why
     size = "h14" if start.width >= 1280 else "l16" if start.width >= 1024 else "b16"
     return f"finetune_mae_vit_{size}", why
+
+
+def choose_dense(start: Start, kind: str) -> tuple[str, str]:
+    """(name, why): the small recipe for encoders of small images, else that of the architecture."""
+    name, width = start.encoder.name, start.width
+    if min(start.size) < SMALL_SIDE:
+        return f"{kind}_mini", f"its images have {start.size[0]}x{start.size[1]} pixels"
+    if is_windowed(name):
+        return DENSE_RECIPES[kind, "swin"], "it is a Swin"
+    if is_convolutional(name):
+        return DENSE_RECIPES[kind, "resnet"], "it is a ResNet"
+    return DENSE_RECIPES[kind, "large" if width >= 1024 else "base"], f"it is {width} wide"
 
 
 def fit_to_labels(config: Pretrain, pictures: int) -> str:

@@ -55,8 +55,6 @@ class FinetuneArguments(Arguments):
     """One of those that 'mimkit recipes' lists last, or your own; by default one that fits the target."""
     run: Path | None = None
     """Folder of the run; by default runs/RECIPE-TARGET-DATA."""
-    labels: str | None = None
-    """Where annotations lie, if not beside the pictures: a folder or a file; short for --method.labels."""
     label_fraction: float | None = None
     """Learn from this fraction of the labels, 0.01 for 1 %; short for --method.label-fraction."""
     max_steps: int | None = None
@@ -123,10 +121,6 @@ def read_finetuning(args: list[str], prog: str, default: Pretrain) -> FinetuneAr
     method: Any = arguments.config.method  # a FineTuneConfig or a DenseConfig
     if arguments.label_fraction is not None:
         method.label_fraction = arguments.label_fraction
-    if arguments.labels is not None:
-        if method.learns == "classes":
-            raise UserError("--labels is for segment, detect, depth and keypoints: classes lie with the pictures")
-        method.labels = arguments.labels
     return arguments
 
 

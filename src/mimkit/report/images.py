@@ -74,14 +74,23 @@ def film_frame(path: Path, width: int = 820) -> Image.Image:
     Raises:
         UserError: it cannot be read.
     """
+    return narrowed(clear(opened(path)), width)
+
+
+def opened(path: Path) -> Image.Image:
+    """A picture of a run folder in RGB. Raises UserError where it cannot be read."""
     try:
         with open_regular(path) as file, Image.open(file) as sheet:
-            drawn = clear(sheet.convert("RGB"))
+            return sheet.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # of damaged files
         raise UserError(f"{path} cannot be read ({error}): delete it and make the report again") from error
-    if drawn.width > width:
-        drawn = drawn.resize((width, round(drawn.height * width / drawn.width)), Image.Resampling.LANCZOS)
-    return drawn
+
+
+def narrowed(drawn: Image.Image, width: int) -> Image.Image:
+    """A picture at most so wide."""
+    if drawn.width <= width:
+        return drawn
+    return drawn.resize((width, round(drawn.height * width / drawn.width)), Image.Resampling.LANCZOS)
 
 
 def clear(sheet: Image.Image) -> Image.Image:

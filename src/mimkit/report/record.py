@@ -14,6 +14,7 @@ from mimkit.core.schema import fit, plain
 from mimkit.data.reading import Reading
 from mimkit.evaluate.run import NAMES
 from mimkit.evaluate.saved import Evaluation, Scores, is_evaluation
+from mimkit.report.dense import dense_task
 from mimkit.train.recorder import duration
 from mimkit.train.run_folder import MEASURED, RunFolder
 
@@ -81,6 +82,7 @@ def read_run(folder: Path) -> dict[str, Any]:
         "film": frames(folder),
         "results": results(folder, records),
         "classes": class_tables(folder),
+        "dense": dense_task(folder),
         "environment": [[name, str(value)] for name, value in environment.items() if value is not None],
         "status": status,
         "progress": min(1.0, last / total) if total else 0.0,
@@ -316,6 +318,8 @@ def _evaluation(content: dict[str, Any], file: str) -> list[dict[str, Any]]:
             continue
         kind = str(measurement.get("kind"))
         for pool, scores in measurement["results"].items():
+            if isinstance(scores, dict) and {"miou", "rmse"} & set(scores):
+                rows.append(_of_pixels(pool, scores, _data(measurement), file))
             if isinstance(scores, dict) and "accuracy" in scores:
                 title, by = NAMES.get(kind, kind), f"features: {pool}"
                 rows.append(row(title, *_scores(scores), _data(measurement), by, file))
@@ -325,6 +329,15 @@ def _evaluation(content: dict[str, Any], file: str) -> list[dict[str, Any]]:
         if isinstance(content.get("top5"), (int, float)):
             rows.append(row("fine-tuned top-5 accuracy", f"{content['top5']:.1%}", "", on, "", file))
     return rows
+
+
+def _of_pixels(pool: str, scores: dict[str, Any], on: str, file: str) -> dict[str, Any]:
+    """Frozen features of a dense task: mIoU, or RMSE in meters."""
+    key, unit = ("miou", "") if "miou" in scores else ("rmse", " m")
+    values = [f"{scores[name]:.3f}" if isinstance(scores.get(name), float) else "" for name in (key, "low", "high")]
+    interval = f"{values[1]} to {values[2]}" if values[1] and values[2] else ""
+    title = "mIoU" if key == "miou" else "RMSE of depth"
+    return row(title, values[0] + unit, interval, on, f"frozen, {pool}", file)
 
 
 def _data(measurement: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 
+import numpy as np
 from jaxtyping import Int64, Shaped
 from torch import Tensor
 
@@ -25,6 +26,10 @@ class Annotated(Pictures, ABC):
     """The skeleton, of keypoints."""
     has_masks: bool = False
     """Whether objects have masks."""
+    category_ids: tuple[int | str, ...] = ()
+    """What the file of annotations calls each class, for predictions that are compared with it; empty: nothing."""
+    image_ids: np.ndarray | None = None
+    """What it calls each picture: whole numbers, or texts."""
 
     def __init__(self, pictures: Pictures) -> None:
         """`pictures`: which these are, in their order."""
@@ -85,6 +90,8 @@ class SomeAnnotated(Annotated):
         self._of, self._index = of, index
         self.task, self.categories, self.joints, self.has_masks = of.task, of.categories, of.joints, of.has_masks
         self.notes, self.has_test = of.notes, of.has_test
+        self.category_ids = of.category_ids
+        self.image_ids = None if of.image_ids is None else of.image_ids[index.numpy()]
 
     def annotation(self, i: int) -> Annotation:
         return self._of.annotation(int(self._index[i]))

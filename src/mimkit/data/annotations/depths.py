@@ -74,8 +74,7 @@ def open_depths(pairs: Pairs, reading: Reading, scale: float | None, bad_fractio
     kinds = set(reasons[bad].tolist())
     if len(bad) == len(reasons) and len(kinds) == 1:
         raise UserError(f"every depth map, as {os.fsdecode(pairs.labels[0])}, {kinds.pop()}")
-    named = {os.fsdecode(pairs.labels[number]): str(reasons[number]) for number in bad}
-    rest = leave_out(pairs, bad, named, "depth maps cannot be used", bad_fraction)
+    rest = leave_out(pairs, bad, reasons.tolist(), "depth maps cannot be used", bad_fraction)
     good = sizes[reasons == ""]
     pictures = rest.pictures(range(len(rest.images)), reading)
     notes = maps.check_sizes(maps.header_sizes(pictures), good, rest.files(range(len(rest.images))), "depth maps")

@@ -168,7 +168,7 @@ def same_shape(size: np.ndarray, other_size: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore"):
         tall = np.abs(rows - height * columns / width)
         wide = np.abs(columns - width * rows / height)
-    return np.minimum(tall, wide) <= 1
+    return np.asarray(np.minimum(tall, wide) <= 1)
 
 
 def check_sizes(pictures: np.ndarray, maps: np.ndarray, files: Files, word: str) -> tuple[str, ...]:
