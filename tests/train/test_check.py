@@ -14,6 +14,8 @@ from mimkit.evaluate.target import open_target
 from mimkit.train.check import check_run
 from mimkit.train.checkpoint import checkpoints
 from mimkit.train.pretrain import pretrain
+from mimkit.weights.head import HEAD, WORDS
+from transfers import settings, write
 
 
 @pytest.fixture(scope="module")
@@ -122,3 +124,17 @@ def test_features_that_overflow_are_not_measured(run):
     next(p for name, p in extractor.model.named_parameters() if name.endswith("norm1.weight")).data.fill_(torch.inf)
     with pytest.raises(UserError, match="are not finite"):
         extractor(torch.rand(2, extractor.channels, *extractor.size))
+
+
+def test_no_flipped_byte_of_a_head_is_good(tmp_path):
+    pretrain(settings("segment", write("segment", tmp_path / "data")), tmp_path / "run", log=lambda line: None)
+    assert not bad(tmp_path / "run")
+    for name in (HEAD, WORDS):
+        file = tmp_path / "run" / "export" / name
+        content = file.read_bytes()
+        middle = len(content) // 2
+        file.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+        assert name in bad(tmp_path / "run")["export"]
+        file.write_bytes(content)
+    (tmp_path / "run" / "export" / HEAD).unlink()
+    assert HEAD in bad(tmp_path / "run")["export"]

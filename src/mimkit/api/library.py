@@ -77,6 +77,7 @@ def compare(
     common: str = "",
     measure: Sequence[str] = ("knn", "probe"),
     finetune: Sequence[str] = (),
+    transfer: Sequence[str] = (),
     limit_train: int | None = None,
     limit_test: int | None = None,
     log: Log = print,
@@ -86,15 +87,16 @@ def compare(
     Args:
         contenders: each as typed behind `mimkit pretrain`, a recipe and flags; the first is the baseline.
         data, out, budget, epochs, seeds, jobs, untrained, common: see `mimkit.compare.run.compare`.
-        measure: of knn, probe, attentive and finetune.
+        measure: of knn, probe, attentive, finetune, segment, depth, detect and keypoints.
         finetune: fine-tunings, each as typed behind `mimkit evaluate finetune TARGET`.
+        transfer: dense tasks on other pictures, each as typed behind `mimkit evaluate`, without a target.
         limit_train, limit_test: pictures to measure frozen features with, spread over the set.
         log: told in lines what happens.
 
     Raises:
         UserError: anything a person can mend, or that it was stopped by Ctrl-C: the same call goes on.
     """
-    kinds = (*measure, *(f"finetune {words}" for words in finetune))
+    kinds = (*measure, *(f"finetune {words}" for words in finetune), *transfer)
     measurement = Measurement(kinds=kinds, limit_train=limit_train, limit_test=limit_test)
     numbers = (epochs,) if isinstance(epochs, int) else epochs
     settings: dict[str, Any] = dict(budget=budget, epochs=numbers, seeds=seeds, jobs=jobs, untrained=untrained)

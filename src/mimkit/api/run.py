@@ -11,12 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import timm
-import torch
 from torch import nn
 
 from mimkit.analysis.mask_drawing import MaskDrawing, draw_masks
-from mimkit.api.predict import Predicted, predict_one
-from mimkit.api.preprocess import Picture
 from mimkit.api.pretrain import Data, Resolved, places, plan_epochs, resolve, start_finetuning, train, train_finetuning
 from mimkit.api.results import FineTuning, Masks, Page, Rows, html_table, picture_tag
 from mimkit.api.target import Target
@@ -26,7 +23,6 @@ from mimkit.data.reading import Reading
 from mimkit.data.spawn import GUARD
 from mimkit.evaluate.finetune import unfinished
 from mimkit.evaluate.target import export_folder
-from mimkit.evaluate.trained import Trained, open_trained
 from mimkit.masks import Masker, maskers
 from mimkit.masks.informed import ModelMasker
 from mimkit.methods.base import MaskedConfig
@@ -48,7 +44,6 @@ class Run(Target):
         self._saved = self._files.read_config()
         super().__init__(str(self.folder), self.config.data)
         self.reading = Reading(label_column=self.config.label_column)
-        self._trained: Trained | None = None
 
     @property
     def name(self) -> str:
@@ -107,20 +102,6 @@ class Run(Target):
         assert folder is not None  # raises where a run has no export
         refuse_changed(folder)
         return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-
-    def predict(self, picture: Picture, boxes: Any = None) -> Predicted:
-        """What a fine-tuned dense task says of a picture; Jupyter shows it drawn.
-
-        Args:
-            picture: a path, a picture of Pillow, or an array (H, W) or (H, W, C).
-            boxes: of keypoints, the people as rows of left, top, right and bottom; by default one fills the picture.
-
-        Raises:
-            UserError: the run is of no dense task, or the picture cannot be read.
-        """
-        if self._trained is None:
-            self._trained = open_trained(self.target, torch.device("cpu"))
-        return predict_one(self._trained, picture, boxes)
 
     def masks(
         self,

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from timm.models import ResNet, SwinTransformer, SwinTransformerV2
 from torch import nn
 
@@ -12,7 +13,8 @@ from mimkit.analysis.metrics import USUAL
 from mimkit.analysis.run import analyze
 from mimkit.api.embed import embed, embed_to_file, open_for
 from mimkit.api.embeddings import Embeddings
-from mimkit.api.preprocess import Preprocess
+from mimkit.api.predict import Predicted, predict_one
+from mimkit.api.preprocess import Picture, Preprocess
 from mimkit.api.pretrain import Data, places
 from mimkit.api.results import Analysis, DenseEvaluation, Evaluation, Result, html_table
 from mimkit.core.errors import UserError
@@ -20,6 +22,7 @@ from mimkit.data.reading import Reading
 from mimkit.evaluate.dense import evaluate_dense
 from mimkit.evaluate.run import evaluate
 from mimkit.evaluate.target import Extractor, open_target
+from mimkit.evaluate.trained import Trained, open_trained
 from mimkit.model.backbone import Backbone
 from mimkit.model.convolutional import ConvolutionalEncoder
 from mimkit.model.vit import Encoder, refuse_unsuitable
@@ -38,6 +41,7 @@ class Target:
         self.reading = Reading()
         """Their column of labels, where one was named."""
         self._opened: Extractor | None = None
+        self._trained: Trained | None = None
 
     @property
     def extractor(self) -> Extractor:
@@ -87,6 +91,20 @@ class Target:
     def preprocess(self) -> Preprocess:
         """From a path, a picture of Pillow or an array to an image (C, H, W), exactly as evaluation makes it."""
         return Preprocess(self.extractor)
+
+    def predict(self, picture: Picture, boxes: Any = None) -> Predicted:
+        """What a fine-tuned dense task says of a picture; Jupyter shows it drawn.
+
+        Args:
+            picture: a path, a picture of Pillow, or an array (H, W) or (H, W, C).
+            boxes: of keypoints, the people as rows of left, top, right and bottom; by default one fills the picture.
+
+        Raises:
+            UserError: the target is no run or export of a dense task, or the picture cannot be read.
+        """
+        if self._trained is None:
+            self._trained = open_trained(self.target, torch.device("cpu"))
+        return predict_one(self._trained, picture, boxes)
 
     def embed(self, data: Data = (), **settings: Any) -> Embeddings:
         """A vector of each picture, held in memory.

@@ -31,11 +31,18 @@ class CompareArguments(Arguments):
     """Each contender trains with each of the seeds 0 to N - 1."""
     out: Path = Path("comparison")
     """Folder of the runs and of the table. The same command goes on there; more contenders, epochs or seeds join."""
-    measure: tuple[Literal["knn", "probe", "attentive", "finetune"], ...] = ("knn", "probe")
-    """What is measured of each run."""
+    measure: tuple[Literal["knn", "probe", "attentive", "finetune", "segment", "depth", "detect", "keypoints"], ...] = (
+        "knn",
+        "probe",
+    )
+    """What is measured of each run, on DATA; of dense tasks frozen features, or where there are no measures of these a
+    fine-tuning with the small recipe."""
     finetune: tuple[str, ...] = ()
     """And fine-tunings, each as typed behind `mimkit evaluate finetune TARGET`: "finetune_mini_32 --label-fraction
     0.1"."""
+    transfer: tuple[str, ...] = ()
+    """And dense tasks on other pictures, each as typed behind `mimkit evaluate`, without a target: "segment --data pets
+    --void 3", "detect --train detect_mini --data cars"."""
     untrained: bool = False
     """Measure the baseline's network before training too; fine-tuned, that is training from scratch."""
     limit_train: int | None = None
@@ -58,7 +65,7 @@ def run(args: list[str]) -> int:
     from mimkit.compare.run import compare
     from mimkit.compare.table import comparison_table
 
-    kinds = (*arguments.measure, *(f"finetune {words}" for words in arguments.finetune))
+    kinds = (*arguments.measure, *(f"finetune {words}" for words in arguments.finetune), *arguments.transfer)
     try:
         result = compare(
             [arguments.baseline, *arguments.contenders],

@@ -9,6 +9,7 @@ from tyro.conf import Positional, arg
 from mimkit.cli.console import show
 from mimkit.cli.reading import ReadingFlags
 from mimkit.cli.report import refuse_without_jinja2
+from mimkit.core.annotation import DenseTask
 from mimkit.core.errors import UserError
 from mimkit.core.flags import Arguments, parse, refuse_unwritable
 from mimkit.recipes import check_recipe
@@ -16,10 +17,19 @@ from mimkit.recipes import check_recipe
 
 @dataclass(kw_only=True)
 class DoctorArguments(Arguments):
-    """Read pictures, name the bad ones, and estimate memory, steps and time of a recipe."""
+    """Read pictures, name the bad ones, and estimate memory, steps and time of a recipe. With --task: examine masks,
+    boxes, depths or joints."""
 
     data: Positional[Annotated[tuple[str, ...], arg(metavar="DATA ... [RECIPE]")]]
     """Pictures, as for pretrain; behind them, a recipe that shall train on them, by default one that fits."""
+    task: DenseTask | None = None
+    """Examine the annotations of a folder for segment, detect, depth or keypoints, instead of a recipe."""
+    labels: str | None = None
+    """Where annotations lie, if not below DATA: a folder of masks, depths, boxes or JSON files, or a JSON file."""
+    void: int | None = None
+    """The number of pixels without a class in masks, besides 255."""
+    depth_scale: float | None = None
+    """Stored units of a meter in depth maps, if not millimeters: 256 for KITTI."""
     label_column: str | None = None
     """The column of labels in Parquet files, lists and metadata; by default label, labels, fine_label, class, ..."""
     limit: int = 20_000
@@ -42,6 +52,11 @@ def declaration() -> tuple[type[Arguments], Arguments | None]:
 def run(args: list[str]) -> int:
     """Examine a folder before anything trains."""
     arguments = parse(DoctorArguments, args, "mimkit doctor")
+    if arguments.task is not None:
+        return _examine_task(arguments, arguments.task)
+    for flag, value in (("labels", arguments.labels), ("void", arguments.void), ("depth-scale", arguments.depth_scale)):
+        if value is not None:
+            raise UserError(f"--{flag} is for annotated pictures: give --task segment, detect, depth or keypoints too")
     if arguments.html is not None:
         refuse_without_jinja2()
         refuse_unwritable(arguments.html)
@@ -70,4 +85,24 @@ def run(args: list[str]) -> int:
     if not examination.result["readable"]:
         name = examination.result["data"]
         raise UserError(f"no picture of {name} can be read, for the reasons above: give another folder")
+    return 0
+
+
+def _examine_task(arguments: DoctorArguments, task: DenseTask) -> int:
+    """Examine the annotations of a folder."""
+    from mimkit.analysis.annotations import examine_annotations
+
+    for flag in ("html", "batch_size", "epochs", "label_column"):
+        if vars(arguments)[flag] is not None:
+            raise UserError(f"--{flag.replace('_', '-')} says nothing of annotations: leave it out of --task {task}")
+    examination = examine_annotations(
+        list(arguments.data),
+        task,
+        labels=arguments.labels,
+        void=arguments.void,
+        depth_scale=arguments.depth_scale,
+        limit=arguments.limit,
+        reading=arguments.images.reading(),
+    )
+    show(examination.result, arguments.json, examination.table)
     return 0

@@ -13,6 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from mimkit.compare.contender import OURS, Contender, flag_name, slug
+from mimkit.compare.transfer import (
+    dense_words,
+    frozen_scores,
+    is_dense,
+    is_trained,
+    read_frozen,
+    refuse_dense,
+    trained_scores,
+)
 from mimkit.core.errors import UserError
 from mimkit.core.files import read_json
 from mimkit.core.names import trusted
@@ -36,8 +45,8 @@ class Measurement:
     """What is done with every finished run."""
 
     kinds: tuple[str, ...] = ("knn", "probe")
-    """`knn`, `probe`, `attentive`, `finetune`, or `finetune` and what one would type behind `mimkit evaluate finetune
-    TARGET`."""
+    """`knn`, `probe`, `attentive`, `finetune` or a dense task, the last two with what one would type behind
+    `mimkit evaluate KIND TARGET`."""
     limit_train: int | None = None
     limit_test: int | None = None
 
@@ -48,8 +57,11 @@ class Measurement:
         return [word for name, value in limits if value for word in (f"--limit-{name}", str(value))]
 
 
-def check_fine_tuning(kind: str) -> None:
-    """Refuse words behind `finetune` that `mimkit evaluate finetune` would."""
+def check_measure(kind: str) -> None:
+    """Refuse words behind `finetune` or a dense task that `mimkit evaluate` would."""
+    if is_dense(kind):
+        refuse_dense(kind)
+        return
     name, _, line = kind.partition(" ")
     if name != "finetune":
         return
@@ -170,6 +182,9 @@ class Work:
         column = contender.config.label_column
         data = ["--data", *self.data, *([] if column is None else ["--label-column", column])]
         for kind in self.measurement.kinds:
+            if is_dense(kind):
+                accuracies |= self._dense(kind, target, folder, seed)
+                continue
             name, _, words = kind.partition(" ")
             tuned = name == "finetune"
             if tuned:
@@ -197,6 +212,24 @@ class Work:
             own = [*ours, *words[len(recipe) :]]
             self._run(["evaluate", "finetune", target, *recipe, *data, *own], folder)
         return RunFolder(tuned).result()
+
+    def _dense(self, kind: str, target: str, folder: Path, seed: int) -> dict[str, float]:
+        """Scores of a dense task, frozen or fine-tuned, each kept beside the run."""
+        task, words = dense_words(kind, self.data)
+        if is_trained(words):
+            tuned = folder.with_name(f"{folder.name}-{slug(kind)}")
+            if not RunFolder(tuned).finished or unfinished(tuned):
+                threads = str(self.children.threads)
+                ours = ["--seed", str(seed), "--run", str(tuned), "--machine.threads", threads]
+                self._run(["evaluate", task, target, *words, *ours], folder)
+            return trained_scores(kind, RunFolder(tuned).result())
+        file = folder / f"measured-{slug(kind)}.json"
+        if not file.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            partial = file.with_suffix(".partial")
+            self._run(["evaluate", task, target, *words, "--baselines", "False", "--json", str(partial)], folder)
+            os.replace(partial, file)
+        return frozen_scores(kind, read_frozen(file.read_text(encoding="utf-8")))
 
     def _frozen(self, kind: str, target: str, data: list[str], folder: Path) -> dict[str, Any]:
         """Scores of kNN or a probe on frozen features; the result is kept beside the run."""

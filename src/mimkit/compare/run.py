@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from mimkit.compare.contender import Budget, Contender, allocate_epochs, configure, refuse_other, shared_precision
-from mimkit.compare.processes import Children, Measurement, Work, alone, check_fine_tuning
+from mimkit.compare.processes import Children, Measurement, Work, alone, check_measure
 from mimkit.compare.table import draw_curves, markdown, summary
+from mimkit.compare.transfer import is_dense
 from mimkit.core.errors import UserError, at_least
 from mimkit.data.reading import Reading
 from mimkit.data.sources import open_measured
@@ -97,8 +98,9 @@ def _refuse(lines: Sequence[str], measurement: Measurement) -> None:
 def _refuse_measurement(measurement: Measurement, config: Pretrain) -> None:
     """Refuse what the last step of each contender would refuse, before the first one takes hours."""
     for kind in measurement.kinds:
-        check_fine_tuning(kind)
-    open_measured(config.data, Reading(label_column=config.label_column))
+        check_measure(kind)
+    if not all(map(is_dense, measurement.kinds)):
+        open_measured(config.data, Reading(label_column=config.label_column))
 
 
 def _refuse_places(trained: Sequence[Contender], out: Path, seeds: int) -> None:

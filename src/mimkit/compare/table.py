@@ -11,6 +11,7 @@ from rich.table import Table
 from scipy.stats import ttest_rel
 
 from mimkit.compare.contender import Budget, Contender
+from mimkit.compare.transfer import lower_is_better
 
 SIGNIFICANT = 0.05
 
@@ -51,12 +52,13 @@ def paired_p(mine: Sequence[float], base: Sequence[float]) -> float | None:
     return float(ttest_rel(mine, base).pvalue)
 
 
-def verdict(measure: dict[str, Any]) -> str:
-    """What a difference to the baseline means, in a few words, with the points that it is."""
-    points = f"{100 * measure['difference']:+.1f}"
+def verdict(measure: dict[str, Any], kind: str = "") -> str:
+    """What a difference to the baseline means, in a few words, with the points, or meters, that it is."""
+    error = lower_is_better(kind)
+    points = f"{measure['difference']:+.3f}" if error else f"{100 * measure['difference']:+.1f}"
     if measure["p"] is None:
         return points if measure["difference"] else ""
-    direction = "better" if measure["difference"] > 0 else "worse"
+    direction = "better" if (measure["difference"] > 0) != error else "worse"
     words = direction if measure["p"] < SIGNIFICANT else "within noise"
     return f"{points}, {words} (p {told_p(measure['p'])})"
 
@@ -67,7 +69,7 @@ def told_p(p: float) -> str:
 
 
 def comparison_rows(result: dict[str, Any]) -> list[list[str]]:
-    """The table's cells, the heads first: one row for each contender, accuracies in percent with their spread."""
+    """The cells, heads first: a row for each contender; accuracies in percent, RMSE in meters, with their spread."""
     kinds = list(result["contenders"][0]["measures"])
     rows = [["contender", "epochs", "compute" if result["budget"] != "time" else "time"]]
     for kind in kinds:
@@ -76,8 +78,10 @@ def comparison_rows(result: dict[str, Any]) -> list[list[str]]:
         rows.append([row["contender"], str(row["epochs"]), f"{row['work']:.2f}"])
         for kind in kinds:
             measure = row["measures"][kind]
-            spread = f" ± {100 * measure['deviation']:.1f}" if measure["deviation"] is not None else ""
-            rows[-1] += [f"{100 * measure['mean']:.1f}{spread}", verdict(measure)]
+            scale, digits = (1, 3) if lower_is_better(kind) else (100, 1)
+            several = measure["deviation"] is not None
+            spread = f" ± {scale * measure['deviation']:.{digits}f}" if several else ""
+            rows[-1] += [f"{scale * measure['mean']:.{digits}f}{spread}", verdict(measure, kind)]
     return rows
 
 

@@ -227,7 +227,7 @@ class MaskRCNN(nn.Module):
         """
         # torchvision's parts have losses in training mode alone, a task in any.
         self.rpn.training = self.roi_heads.training = targets is not None
-        features = OrderedDict((str(number), x.float()) for number, x in enumerate(maps))
+        features = OrderedDict((str(number), x) for number, x in enumerate(maps))
         boxes, losses = self.rpn(ImageList(images, list(sizes)), features, targets)
         objects, more = self.roi_heads(features, boxes, list(sizes), targets)
         return losses | more, objects

@@ -99,6 +99,8 @@ def _export(folder: Path) -> str:
     if not (export / IDENTITY).exists():
         return "readable; an earlier version wrote it without checksums"
     identity = read_json(export / IDENTITY)
+    if missing := [name for name in identity["sha256"] if not (export / name).is_file()]:
+        raise UserError(f"{missing[0]} is missing: export again with 'mimkit export {folder} --out DIR'")
     if other := difference(identity_of(folder), identity):
         raise UserError(f"it belongs to another run ({other}): export again with 'mimkit export {folder} --out DIR'")
     return f"step {identity.get('step')}, checksums agree"

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from mimkit.core.errors import UserError
 from mimkit.core.files import read_regular
 from mimkit.data.tables import text_of
@@ -14,6 +16,7 @@ from mimkit.data.tables import text_of
 FILES = (
     *("classes.txt", "labels.txt", "class_names.txt", "names.txt", "objectInfo150.txt", "label_colors.txt"),
     *("class_dict.csv", "classes.json", "labels.json", "id2label.json", "class_names.json"),
+    *("data.yaml", "dataset.yaml", "obj.names"),
 )
 """Files that name classes, in the order in which they are looked for."""
 UNNAMED = frozenset({"void", "unlabeled", "unlabelled", "ignore", "ignored", "other", "none", "unknown"})
@@ -57,7 +60,7 @@ def read_names(file: Path) -> Names:
         text = text_of(read_regular(file))
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}") from error
-    if file.suffix == ".json":
+    if file.suffix in (".json", ".yaml"):
         return _of_json(text, file)
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
     if not lines:
@@ -83,9 +86,10 @@ def _color(match: re.Match[str]) -> tuple[int, str]:
 
 def _of_json(text: str, file: Path) -> Names:
     try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file} is no JSON ({error}): write a list of names") from None
+        data = json.loads(text) if file.suffix == ".json" else yaml.safe_load(text)
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{file} is no {file.suffix[1:].upper()} ({reason}): write a list of names") from None
     for key in ("classes", "categories", "names", "labels", "id2label"):
         if isinstance(data, dict) and isinstance(data.get(key), (list, dict)):
             data = data[key]
@@ -112,6 +116,7 @@ def _of_objects(rows: list[Any]) -> dict[int, str]:
 def _of_object(data: Any) -> dict[int, str]:
     if not isinstance(data, dict):
         return {}
+    data = {str(key): value for key, value in data.items()}  # numbers, in YAML
     if all(key.isdecimal() and isinstance(name, str) for key, name in data.items()):
         return {int(key): name for key, name in data.items()}
     if all(isinstance(number, int) for number in data.values()):

@@ -15,6 +15,7 @@ import torch
 
 from mimkit.core.errors import UserError
 from mimkit.core.randomness import rng_keys
+from mimkit.data.annotations.names import FILES as NAMES
 from mimkit.data.folders import ENDINGS, Files, Paths, walk
 from mimkit.data.layout import arrange
 from mimkit.data.pictures import first_few
@@ -99,14 +100,18 @@ def find_pairs(root: Path, labels: Path | None, kinds: Sequence[str], endings: S
     else:
         label_root = Path(os.path.abspath(labels))
         images = [path for path in below if ending_of(path) in ENDINGS]
-        files = [path for path in list_files(label_root, more) if ending_of(path).encode() in more]
+        files = [path for path in list_files(label_root, more) if _usable(path, more)]
         if not files:
             raise UserError(f"{labels} holds no {word}: readable endings are {' '.join(endings)}")
     if not images:
         raise UserError(f"{root} holds no pictures beside its {word}: give a folder with images/ and {kinds[0]}/")
-    pairs, notes = _match(keyed(images, IMAGES), keyed(files, kinds), word, root, label_root)
-    keys = [key for key, _, _ in pairs]
-    train, test, own, split_notes = split_keys(keys, str(root))
+    return pairs_of(keyed(images, IMAGES), keyed(files, kinds), word, root, label_root)
+
+
+def pairs_of(images: dict[bytes, bytes], files: dict[bytes, bytes], word: str, root: Path, label_root: Path) -> Pairs:
+    """Pictures and files by their keys, as pairs with splits. Raises UserError where none belong together."""
+    pairs, notes = _match(images, files, word, root, label_root)
+    train, test, own, split_notes = split_keys([key for key, _, _ in pairs], str(root))
     return Pairs(
         name=str(root),
         image_root=root,
@@ -133,6 +138,12 @@ def list_files(root: Path, more: frozenset[bytes]) -> list[bytes]:
 def ending_of(path: bytes) -> str:
     """The ending in small letters."""
     return os.path.splitext(os.fsdecode(path))[1].lower()
+
+
+def _usable(path: bytes, more: frozenset[bytes]) -> bool:
+    """Whether a file may say something of one picture: it has such an ending, and is no file of names or splits."""
+    name = os.fsdecode(path.rpartition(b"/")[2])
+    return ending_of(path).encode() in more and name not in NAMES and not path.startswith(b"ImageSets/")
 
 
 def marked(path: bytes, names: Sequence[str]) -> int | None:
@@ -171,9 +182,12 @@ def _sides(
     taken_paths = set(images)
     for kind in kinds:
         files = [path for path in paths if path not in taken_paths and marked(path, (kind,)) is not None]
-        usable = [path for path in files if ending_of(path).encode() in more]
+        usable = [path for path in files if _usable(path, more)]
         if usable:
             return images, usable
+    loose = [path for path in paths if ending_of(path) not in ENDINGS and _usable(path, more)]
+    if loose and not more & {ending.encode() for ending in ENDINGS}:  # no pictures: they may lie beside pictures
+        return images, loose
     lossy = [path for path in paths if path not in taken_paths and ending_of(path) in (".jpg", ".jpeg")]
     hint = f"; {os.fsdecode(lossy[0])} is a JPEG, which changes values: save {word} as PNG" if lossy else ""
     raise UserError(
@@ -224,6 +238,33 @@ def split_keys(keys: Sequence[bytes], name: str) -> tuple[list[int], list[int], 
     train, test = apart(len(layout.train), name)
     notes.append("no test split of its own: 20 % of the pictures, by address, are tested on")
     return [layout.train[i] for i in train], [layout.train[i] for i in test], False, notes
+
+
+def by_image_sets(pairs: Pairs, root: Path, kinds: Sequence[str]) -> Pairs:
+    """The same pairs with the splits that VOC's `ImageSets/KIND/train.txt` and `val.txt` name, if there are such.
+
+    Lines name pictures without their ending. Raises UserError where a list names none of the pictures.
+    """
+    folder = next((root / "ImageSets" / kind for kind in kinds if (root / "ImageSets" / kind).is_dir()), None)
+    if folder is None:
+        return pairs
+    train = next((folder / name for name in ("train.txt", "trainval.txt") if (folder / name).is_file()), None)
+    test = next((folder / name for name in ("val.txt", "test.txt") if (folder / name).is_file()), None)
+    if train is None or test is None:
+        return pairs
+    names = {os.path.splitext(path.rpartition(b"/")[2])[0]: number for number, path in enumerate(pairs.images)}
+    notes = [note for note in pairs.notes if "by address" not in note and "without" not in note]
+    splits = []
+    for file in (train, test):
+        listed = [line.split()[0] for line in file.read_bytes().splitlines() if line.strip()]
+        numbers = [names[name] for name in listed if name in names]
+        if not numbers:
+            raise UserError(f"{file} names none of the {len(names):,} annotated pictures of {root}")
+        if len(numbers) < len(listed):
+            lone = [os.fsdecode(name) for name in listed if name not in names]
+            notes.append(f"left out: {len(lone):,} of {file.name} that have no annotation: {first_few(lone, 3)}")
+        splits.append(numbers)
+    return replace(pairs, train=splits[0], test=splits[1], own_split=True, notes=tuple(notes))
 
 
 def apart(count: int, name: str) -> tuple[list[int], list[int]]:

@@ -75,12 +75,20 @@ class Segmented(Annotated):
 
 
 def open_segments(
-    pairs: Pairs, reading: Reading, names: Names | None, void: int | None, bad_fraction: float, every: int | None = None
+    pairs: Pairs,
+    reading: Reading,
+    names: Names | None,
+    bad_fraction: float,
+    *,
+    void: frozenset[int] = frozenset(),
+    named: int | None = None,
+    every: int | None = None,
 ) -> tuple[Segmented, Segmented]:
     """Both splits of a set of pairs.
 
     Args:
-        void: the number of pixels without a class, besides 255.
+        void: numbers of pixels without a class, besides 255.
+        named: which of them a person named, who may be mistaken.
         every: the classes are 1 to `every` (ADE20K), also those that no map holds.
 
     Raises UserError.
@@ -90,6 +98,9 @@ def open_segments(
     if counted.bad:
         counted = census(pairs.files(range(len(pairs.images))))
     files = pairs.files(range(len(pairs.images)))
+    if named is not None and named != ALWAYS_VOID and maps.COLOR not in counted.kinds and named not in counted.values:
+        numbers = first_few([str(value) for value in np.unique(counted.values).tolist()], 12)
+        raise UserError(f"no mask holds {named}, which --void says: they hold {numbers}")
     legend, notes = legend_of(counted, files, names, void, every)
     pictures = pairs.pictures(range(len(pairs.images)), reading)
     notes += maps.check_sizes(maps.header_sizes(pictures), counted.sizes, files, "masks")
@@ -114,7 +125,7 @@ def _pixels(legend: Legend, counted: Census, numbers: Sequence[int]) -> np.ndarr
 
 
 def legend_of(
-    counted: Census, files: Files, names: Names | None, void: int | None, every: int | None = None
+    counted: Census, files: Files, names: Names | None, void: frozenset[int], every: int | None = None
 ) -> tuple[Legend, tuple[str, ...]]:
     """Which values are which class, by what all maps hold and a file of names; and lines about it.
 
@@ -131,9 +142,7 @@ def legend_of(
             f"the masks hold {len(values):,} different numbers, as {files.where(0)}: more than {MOST:,} are no classes"
         )
     notes = ("masks are colors that are all gray: taken for numbers",) if maps.GRAY in kinds else ()
-    void_ids = {ALWAYS_VOID} | ({void} if void is not None else set())
-    if void is not None and void != ALWAYS_VOID and void not in values:
-        raise UserError(f"no mask holds {void}, which --void says: they hold {first_few([str(v) for v in values], 12)}")
+    void_ids = {ALWAYS_VOID, *void}
     if names is not None:
         by_id = names.of_ids(0 in void_ids)
         void_ids |= {number for number, name in by_id.items() if name.lower() in UNNAMED}
@@ -158,9 +167,9 @@ def legend_of(
 
 
 def _of_colors(
-    values: list[int], counted: Census, files: Files, names: Names | None, void: int | None
+    values: list[int], counted: Census, files: Files, names: Names | None, void: frozenset[int]
 ) -> tuple[Legend, tuple[str, ...]]:
-    if void is not None:
+    if void:
         raise UserError("--void is a number, and the masks are colors: name the color void in label_colors.txt")
     if len(values) > maps.COLORS:
         first = files.where(int(np.flatnonzero(counted.kinds == maps.COLOR)[0]))

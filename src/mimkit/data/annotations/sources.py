@@ -8,14 +8,18 @@ from mimkit.core.annotation import DenseTask
 from mimkit.core.errors import UserError
 from mimkit.core.files import refuse_no_name
 from mimkit.data.annotations.annotated import Annotated
+from mimkit.data.annotations.boxes import Kind, open_boxes
 from mimkit.data.annotations.coco_sets import find_json, open_coco
 from mimkit.data.annotations.depths import open_depths
+from mimkit.data.annotations.known import ADE_CLASSES, VOC, cityscapes, is_ade, is_cityscapes, is_voc, voc_root
 from mimkit.data.annotations.maps import ENDINGS
 from mimkit.data.annotations.mended import BAD_FRACTION
-from mimkit.data.annotations.names import find_names
-from mimkit.data.annotations.pairs import DEPTHS, MASKS, find_pairs
+from mimkit.data.annotations.names import Names, find_names
+from mimkit.data.annotations.pairs import BOXES, DEPTHS, MASKS, by_image_sets, ending_of, find_pairs, list_files
 from mimkit.data.annotations.segments import name_folders, open_segments
 from mimkit.data.reading import Reading
+
+_XML = frozenset({b".xml"})
 
 
 class AnnotatedSplits(NamedTuple):
@@ -61,17 +65,46 @@ def open_annotated(
     if depth_scale is not None and task != "depth":
         raise UserError(f"--depth-scale is for depth: leave it out of {task}")
     if task == "segment":
-        _refuse_objects(root, beside)
-        pairs = find_pairs(root, beside, MASKS, ENDINGS, "masks")
-        return AnnotatedSplits(*open_segments(pairs, reading, find_names(name_folders(pairs)), void, bad_fraction))
+        return _open_segments(root, beside, reading, void, bad_fraction)
     if task == "depth":
         pairs = find_pairs(root, beside, DEPTHS, ENDINGS, "depth maps")
         return AnnotatedSplits(*open_depths(pairs, reading, depth_scale, bad_fraction))
+    root = voc_root(root)
     json_files = find_json(root, beside, task)
     if json_files is not None:
         sets = open_coco(root, json_files, task, reading, masks=masks, bad_fraction=bad_fraction)
         return AnnotatedSplits(*sets)
-    raise UserError(f"{root} holds no boxes")
+    if task == "keypoints":
+        raise UserError(f"{beside or root} holds no JSON file of joints: give COCO's person_keypoints with --labels")
+    kind: Kind = "voc" if any(ending_of(path) == ".xml" for path in list_files(beside or root, _XML)) else "yolo"
+    pairs = find_pairs(root, beside, BOXES, (".xml",) if kind == "voc" else (".txt",), "boxes")
+    pairs = by_image_sets(pairs, root, ("Main", "")) if kind == "voc" else pairs
+    names = find_names(name_folders(pairs))
+    return AnnotatedSplits(*open_boxes(pairs, kind, reading, names, masks, bad_fraction))
+
+
+def _open_segments(
+    root: Path, beside: Path | None, reading: Reading, void: int | None, bad_fraction: float
+) -> AnnotatedSplits:
+    """Masks of classes, in a known layout or any other. Raises UserError."""
+    root = voc_root(root)
+    _refuse_objects(root, beside)
+    voids = frozenset() if void is None else frozenset({void})
+    if beside is None and is_cityscapes(root):
+        pairs, names, never = cityscapes(root)
+        return AnnotatedSplits(*open_segments(pairs, reading, names, bad_fraction, void=voids | never, named=void))
+    pairs = find_pairs(root, beside, MASKS, ENDINGS, "masks")
+    names = find_names(name_folders(pairs))
+    if beside is None and is_voc(root):
+        pairs = by_image_sets(pairs, root, ("Segmentation", "Main", ""))
+        names = names or Names(root, listed=VOC)
+    if beside is not None or not is_ade(root):
+        return AnnotatedSplits(*open_segments(pairs, reading, names, bad_fraction, void=voids, named=void))
+    voids = voids or frozenset({0})
+    both = open_segments(pairs, reading, names, bad_fraction, void=voids, named=void, every=ADE_CLASSES)
+    sets = AnnotatedSplits(*both)
+    sets.train.notes += ("0 is void, as in ADE20K, whose layout this is",) if 0 in voids else ()
+    return sets
 
 
 def _refuse_objects(root: Path, labels: Path | None) -> None:
