@@ -91,6 +91,8 @@ def test_bash_completes(script):
     assert complete(script, "evaluate", "knn", "run", "--pool", "=", "b") == ["both", "blocks"]
     assert complete(script, "evaluate", "finetune", "run", "finetune_mi") == ["finetune_mini_32"]
     assert complete(script, "evaluate", "finetune", "run", "--label-f") == ["--label-fraction"]
+    assert complete(script, "evaluate", "segment", "run", "--mem") == ["--memory"]
+    assert complete(script, "evaluate", "depth", "run", "--measure", "kn") == ["knn"]
     assert set(complete(script, "pretrain", "")) >= set(recipes())
     assert set(complete(script, "masks", "")) >= {*maskers(), *recipes()}
     assert complete(script, "pretrain", "mae_mini_28", "--masker", "self") == ["self-guided"]
