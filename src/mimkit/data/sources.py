@@ -10,6 +10,7 @@ from mimkit.core.errors import UserError, unknown
 from mimkit.core.files import refuse_no_name
 from mimkit.data.archive import KINDS as ARCHIVES
 from mimkit.data.archive import open_archive, refuse_packed
+from mimkit.data.finegrained import open_finegrained
 from mimkit.data.folders import index, open_folder
 from mimkit.data.labels import need_labels, only_labeled
 from mimkit.data.lists import KINDS as LISTS
@@ -139,6 +140,9 @@ def _find(source: list[str], split: Split, reading: Reading) -> Pictures:
     if name in NAMES:
         return open_named(name, split, reading)
     if path.is_dir():
+        finegrained = open_finegrained(path, split, reading)
+        if finegrained is not None:
+            return finegrained
         files = parquet_files(path)
         if not files and not len(index(path).pictures):
             files = parquet_below(path)

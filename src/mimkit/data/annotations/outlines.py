@@ -63,7 +63,7 @@ class Outlines:
         if first == last:
             return np.zeros((0, *size), bool)
         runs = [{"size": list(size), "counts": self[number]} for number in range(first, last)]
-        return np.ascontiguousarray(coco_masks().decode(runs).transpose(2, 0, 1)).astype(bool)
+        return np.ascontiguousarray(coco_masks().decode(runs).transpose(2, 0, 1)).view(bool)
 
 
 def outline(segmentation: Any, size: tuple[int, int], listed: tuple[int, int]) -> tuple[bytes, int, int]:
