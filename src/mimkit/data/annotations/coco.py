@@ -48,7 +48,26 @@ def load_json(file: Path) -> dict[str, Any]:
             raise UserError(f"{file} has no list of {key}: COCO's JSON holds images, annotations and categories")
         if not rows and key != "annotations":
             raise UserError(f"{file} lists no {key}: give a file that holds some")
+    for place, row in enumerate(data["categories"]):
+        _check_category(row, f"{file}: categories.{place}")
     return data
+
+
+def _check_category(row: dict[str, Any], place: str) -> None:
+    """Refuse a category whose id, name, joints or skeleton are none. Raises UserError."""
+    row.setdefault("name", f"class {row.get('id')}")
+    joints, bones = row.get("keypoints") or [], row.get("skeleton") or []
+    right = (
+        isinstance(row.get("id"), (int, str))
+        and not isinstance(row.get("id"), bool)
+        and isinstance(row["name"], str)
+        and isinstance(row.get("supercategory") or "", str)
+        and isinstance(joints, list)
+        and all(isinstance(name, str) for name in joints)
+        and isinstance(bones, list)
+    )
+    if not right:
+        raise UserError(f"{place}: expected an id, a name, and of joints keypoints and skeleton, got {str(row)[:80]}")
 
 
 def read_coco(
@@ -146,7 +165,8 @@ class _Load:
         of_boxes = (clipped[:, 2] - clipped[:, 0]) * (clipped[:, 3] - clipped[:, 1])
         areas = np.array(rows.areas, np.float64)
         of_masks = np.array(pixels) if drawn else np.zeros(len(rows))
-        areas = np.where(areas > 0, areas, np.where(of_masks > 0, of_masks, of_boxes))
+        possible = (areas > 0) & (areas <= sizes[owners].prod(1))  # nothing is larger than its picture
+        areas = np.where(possible, areas, np.where(of_masks > 0, of_masks, of_boxes))
         arrays = {
             "paths": pictures.paths.buffer,
             "path_ends": pictures.paths.ends,
@@ -315,7 +335,7 @@ class _Load:
         count = max(lengths, default=0)
         if not count:
             raise UserError(f"{self.file} has no joints: none of its categories names keypoints")
-        joints = np.zeros((len(rows), count, 3), np.float32)
+        joints = np.zeros((len(rows), count, 3))
         for place, number in enumerate(rows.numbers):
             values = self.annotations[number].get("keypoints")
             if not values:
@@ -340,7 +360,7 @@ class _Load:
                 f"{few(people, lambda k: self.place(rows.numbers[k]))}"
             )
         joints[outside | (joints[..., 2] == 0)] = 0
-        return joints
+        return joints.astype(np.float32)
 
 
 def _is_number(value: Any, finite: bool = True) -> bool:

@@ -231,15 +231,12 @@ def _categories(train: CocoFile, test: CocoFile, task: DenseTask) -> list[dict[s
     """Categories of both files in the order of their ids. Raises UserError where one id has two names."""
     by_id: dict[str, dict[str, Any]] = {}
     for entry in (*train.categories, *test.categories):
-        identity = entry.get("id")
-        if not isinstance(identity, (int, str)) or isinstance(identity, bool):
-            raise UserError(f"{train.pictures.name} has a category without an id: {str(entry)[:80]}")
-        entry = {"name": f"class {identity}"} | entry
+        identity = entry["id"]
         before = by_id.setdefault(str(identity), entry)
         if before["name"] != entry["name"]:
             raise UserError(f"the category {identity} is {before['name']} and {entry['name']}: give each its own id")
     used = {str(source.categories[label]["id"]) for source in (train, test) for label in np.unique(source.table.labels)}
-    groups = {entry.get("supercategory") for entry in by_id.values()}
+    groups = {entry.get("supercategory") or "" for entry in by_id.values()}
     # Roboflow writes the name of the whole set as a category of its own, which nothing has.
     listed = [
         entry

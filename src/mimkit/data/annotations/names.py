@@ -21,8 +21,10 @@ FILES = (
 """Files that name classes, in the order in which they are looked for."""
 UNNAMED = frozenset({"void", "unlabeled", "unlabelled", "ignore", "ignored", "other", "none", "unknown"})
 """Names of pixels that have no class."""
-_NUMBERED = re.compile(r"(\d+)\s*[\s:,;=]\s*(\S.*)")
-_COLORED = re.compile(r"(\d+)[\s,;]+(\d+)[\s,;]+(\d+)[\s,;]+(\S.*)|(\S.*?)[\s,;]+(\d+)[\s,;]+(\d+)[\s,;]+(\d+)")
+LARGEST = 2**31  # numbers of classes are below
+_NUMBERED = re.compile(r"([0-9]{1,9})\s*[\s:,;=]\s*(\S.*)")
+_SHADES = r"([0-9]{1,3})[\s,;]+([0-9]{1,3})[\s,;]+([0-9]{1,3})"
+_COLORED = re.compile(rf"{_SHADES}[\s,;]+(\S.*)|(\S.*?)[\s,;]+{_SHADES}")
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def read_names(file: Path) -> Names:
         raise UserError(f"{file} is empty: write a name of a class a line, or remove it")
     if lines[0].split("\t")[0] == "Idx":  # ADE20K's own table
         rows = [line.split("\t") for line in lines[1:]]
-        return Names(file, by_id={int(row[0]): row[-1] for row in rows if row[0].isdecimal()})
+        return Names(file, by_id={int(row[0]): row[-1] for row in rows if re.fullmatch("[0-9]{1,9}", row[0])})
     if colors := [match for line in lines if (match := _COLORED.fullmatch(line))]:
         if len(colors) < len(lines) - 1:  # but for a line of columns
             raise UserError(f"{file} has colors in {len(colors)} of {len(lines)} lines: write R G B NAME a line")
@@ -106,7 +108,7 @@ def _of_objects(rows: list[Any]) -> dict[int, str]:
     by_id = {}
     for row in rows:
         row = row if isinstance(row, dict) else {}
-        number = next((row[key] for key in ("id", "index", "value") if isinstance(row.get(key), int)), None)
+        number = next((row[key] for key in ("id", "index", "value") if _is_id(row.get(key))), None)
         if number is None or not isinstance(row.get("name"), str):
             return {}
         by_id[number] = row["name"]
@@ -117,8 +119,12 @@ def _of_object(data: Any) -> dict[int, str]:
     if not isinstance(data, dict):
         return {}
     data = {str(key): value for key, value in data.items()}  # numbers, in YAML
-    if all(key.isdecimal() and isinstance(name, str) for key, name in data.items()):
+    if all(re.fullmatch("[0-9]{1,9}", key) and isinstance(name, str) for key, name in data.items()):
         return {int(key): name for key, name in data.items()}
-    if all(isinstance(number, int) for number in data.values()):
+    if all(_is_id(number) for number in data.values()):
         return {number: name for name, number in data.items()}
     return {}
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < LARGEST
