@@ -17,7 +17,7 @@ from mimkit.masks import maskers
 from mimkit.recipes import recipes
 
 PAGE = Path(__file__).parents[2] / "docs" / "commands.md"
-WITHOUT_DECLARED_DATA = ("pretrain",)  # which needs --data or --run, so that neither is required alone
+WITHOUT_DECLARED_DATA = ("pretrain", "evaluate")  # --data, or --run or --sets instead: none is required alone
 
 
 def test_every_command_is_a_module_with_one_declaration():
@@ -91,6 +91,8 @@ def test_bash_completes(script):
     assert complete(script, "evaluate", "knn", "run", "--pool", "=", "b") == ["both", "blocks"]
     assert complete(script, "evaluate", "finetune", "run", "finetune_mi") == ["finetune_mini_32"]
     assert complete(script, "evaluate", "finetune", "run", "--label-f") == ["--label-fraction"]
+    assert complete(script, "evaluate", "segment", "run", "--mem") == ["--memory"]
+    assert complete(script, "evaluate", "depth", "run", "--measure", "kn") == ["knn"]
     assert set(complete(script, "pretrain", "")) >= set(recipes())
     assert set(complete(script, "masks", "")) >= {*maskers(), *recipes()}
     assert complete(script, "pretrain", "mae_mini_28", "--masker", "self") == ["self-guided"]

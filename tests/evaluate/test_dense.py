@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 from pathlib import Path
 from typing import get_args
 
@@ -24,6 +25,7 @@ from mimkit.evaluate.dense_fit import class_map, depth_map, fit_classes, fit_dep
 from mimkit.evaluate.dense_maps import Bank, Places, Reader, answers_in, gather, nearest
 from mimkit.evaluate.target import Extractor, open_target
 
+SHARED = Path(os.environ.get("MIMKIT_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data"))
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
 
@@ -351,6 +353,17 @@ def test_what_cannot_be_measured_is_refused():
         evaluate_dense("segment", "pixels", ["x"], measures=("probe",))
     with pytest.raises(UserError, match="memory must be at least 1"):
         evaluate_dense("segment", "pixels", ["x"], memory=0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (SHARED / "kitchen_depth").is_dir(), reason="no kitchen_depth")
+def test_the_floors_of_the_kitchen_are_those_of_its_readme():
+    result = evaluate_dense("depth", "pixels", [str(SHARED / "kitchen_depth")], measures=("knn",))
+    scores = result["results"] | result["baselines"]
+    floors = {"knn": (0.51, 0.65), "place": (0.54, 0.53), "constant": (0.79, 0.25)}
+    for name, (rmse, delta) in floors.items():
+        assert scores[name]["rmse"] == pytest.approx(rmse, abs=0.01), name
+        assert scores[name]["delta1"] == pytest.approx(delta, abs=0.01), name
 
 
 # Targets and the command

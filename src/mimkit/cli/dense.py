@@ -24,7 +24,7 @@ class DenseArguments(Arguments):
     target: Positional[Annotated[tuple[str, ...], arg(metavar="TARGET ...")]]
     """What is measured, one or several, in one table: as for the other kinds."""
     data: tuple[str, ...]
-    """A folder of pictures with a mask or a depth map each (docs/transfer.md)."""
+    """A folder of pictures with a mask or a depth map each, in one of the layouts of docs/annotations.md."""
     labels: str | None = None
     """The folder of masks or depth maps, where they do not lie in that of the pictures."""
     void: int | None = None

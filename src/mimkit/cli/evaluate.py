@@ -25,8 +25,10 @@ class EvaluateArguments(Arguments):
     ('mimkit evaluate segment --help')."""
     target: Positional[Annotated[tuple[str, ...], arg(metavar="TARGET ...")]]
     """What is measured, one or several, in one table."""
-    data: tuple[str, ...]
+    data: tuple[str, ...] = ()
     """Pictures with labels: as for pretrain."""
+    sets: tuple[str, ...] = ()
+    """Several such sets instead, each measured by itself, in one table: folders, or names of sets."""
     label_column: str | None = None
     """The column of labels in Parquet files, lists and metadata; by default label, labels, fine_label, class, ..."""
     images: ReadingFlags = field(default_factory=ReadingFlags)
@@ -87,13 +89,16 @@ def run(args: list[str]) -> int:
     at_least(0, workers=arguments.workers)
     if arguments.attentive and arguments.kind != "all":
         raise UserError("--attentive goes with 'mimkit evaluate all'; alone it is 'mimkit evaluate attentive'")
+    if bool(arguments.data) == bool(arguments.sets):
+        raise UserError("say which pictures: --data DATA, or --sets SET SET ... to measure on each of them by itself")
+    sets = [[place] for place in arguments.sets] or [list(arguments.data)]
     several = ("knn", "probe", "attentive") if arguments.attentive else ("knn", "probe")
     kinds = several if arguments.kind == "all" else (arguments.kind,)
     results = [
         evaluate(
             kind,
             target,
-            arguments.data,
+            data,
             device=arguments.device,
             workers=arguments.workers,
             limit_train=arguments.limit_train,
@@ -105,6 +110,7 @@ def run(args: list[str]) -> int:
             reading=arguments.images.reading(arguments.label_column),
         )
         for target in arguments.target
+        for data in sets
         for kind in kinds
         if (arguments.kind, kind, target) != ("all", "attentive", "pixels")  # which have no tokens
     ]

@@ -144,7 +144,17 @@ def table(results: Iterable[dict[str, Any]]) -> Table:
     """
     results, names = list(results), {}
     balanced = any(needs_balance(result, result["classes"]) for result in results)
-    heads = ("target", "measure", "features", "accuracy", "95 % interval", *(["balanced"] if balanced else []), "with")
+    several = len({result["data"] for result in results}) > 1
+    heads = (
+        "target",
+        *(["data"] if several else []),
+        "measure",
+        "features",
+        "accuracy",
+        "95 % interval",
+        *(["balanced"] if balanced else []),
+        "with",
+    )
     grid = Table(*heads, caption_justify="left")
     for result in results:
         names.setdefault(result["target"], []).append(result)
@@ -153,6 +163,7 @@ def table(results: Iterable[dict[str, Any]]) -> Table:
             for pool, scores in result["results"].items():
                 grid.add_row(
                     escape(target),
+                    *([escape(Path(result["data"]).name)] if several else []),
                     NAMES[result["kind"]],
                     pool,
                     f"{scores['accuracy']:.1%}",
@@ -162,19 +173,20 @@ def table(results: Iterable[dict[str, Any]]) -> Table:
                     style="bold" if pool == result["headline"] else None,
                 )
         grid.add_section()
-    _add_largest(grid, results, balanced)
+    _add_largest(grid, results, balanced, several)
     grid.caption = escape("\n".join(_caption(results))) or None
     return grid
 
 
-def _add_largest(grid: Table, results: list[dict[str, Any]], balanced: bool) -> None:
+def _add_largest(grid: Table, results: list[dict[str, Any]], balanced: bool, several: bool) -> None:
     """What always naming the largest class of the tested pictures scores: a row, several where the tests differ."""
     rows = {}
     for result in results:
         largest = result["largest_class"]
         tested = len(next(iter(result["results"].values()))["per_class"])
         cells = (f"{largest['share']:.1%}", "", *([f"{1 / tested:.1%}"] if balanced else []))
-        rows["", "largest class", "", *cells, f"always '{escape(largest['name'])}'"] = None
+        data = [escape(Path(result["data"]).name)] if several else []
+        rows["", *data, "largest class", "", *cells, f"always '{escape(largest['name'])}'"] = None
     for row in rows:
         grid.add_row(*row)
 

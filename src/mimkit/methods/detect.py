@@ -60,9 +60,14 @@ class Detect(Dense):
         self.masks = config.masks
 
     def forward(self, batch: Batch, progress: float) -> Step:
-        sizes, truth = [target.size for target in batch.targets], [self.truth(target) for target in batch.targets]
-        losses, _ = self.heads(batch.images, sizes, self.maps(batch.images), truth)
+        losses = self.losses(batch, self.maps(batch.images))
         return Step(torch.stack(list(losses.values())).sum(), {name: loss.detach() for name, loss in losses.items()})
+
+    @torch.compiler.disable
+    def losses(self, batch: Batch, maps: list[Float[Tensor, "B _ _ _"]]) -> dict[str, Tensor]:
+        """Losses by name. Not compiled: each batch has another number of objects."""
+        sizes, truth = [target.size for target in batch.targets], [self.truth(target) for target in batch.targets]
+        return self.heads(batch.images, sizes, maps, truth)[0]
 
     def truth(self, target: Annotation) -> dict[str, Tensor]:
         """What torchvision learns of an image: no crowds, and 0 is the class of the background."""

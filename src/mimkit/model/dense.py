@@ -1,7 +1,6 @@
 """Heads of maps: the maps of a pyramid enter, logits for every place of the finest leave."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,10 +26,14 @@ def convolution(inputs: int, outputs: int, side: int, norm: Norm) -> nn.Sequenti
 
 
 def classifier(inputs: int, outputs: int, dropout: float) -> nn.Sequential:
-    """A linear classifier of each place, behind a dropout of whole channels."""
-    layer: Any = nn.Conv2d(inputs, outputs, 1)
-    nn.init.normal_(layer.weight, std=0.01)
-    nn.init.zeros_(layer.bias)
+    """A linear classifier of each place, behind a dropout of whole channels.
+
+    Its first weights keep the spread of what enters. With the usual 0.01, a head of 32 channels saw no small objects
+    in its first hundred steps.
+    """
+    layer = nn.Conv2d(inputs, outputs, 1)
+    nn.init.normal_(layer.weight, std=inputs**-0.5)
+    nn.init.zeros_(layer.get_parameter("bias"))
     return nn.Sequential(nn.Dropout2d(dropout), layer)
 
 

@@ -23,7 +23,8 @@ class DepthHead(nn.Module):
     """Deconvolutions to a stride of 4, then convolutions at full size; depth is a sigmoid times the largest.
 
     The head of Xie et al. 2023, "Revealing the Dark Secrets of Masked Image Modeling", for a Swin: three deconvolutions
-    of 32 channels. Maps of other strides get as many as lead to 4 pixels.
+    of 32 channels. Maps of other strides get as many as lead to 4 pixels. First weights are PyTorch's: with their
+    Normal(0, 0.001), the error after a hundred steps was twice as large.
 
     Args:
         stride: of the map, in pixels.
@@ -54,11 +55,6 @@ class DepthHead(nn.Module):
             nn.Conv2d(fine_channels, 1, 3, padding=1),
         )
         self.furthest = furthest
-        for layer in self.modules():
-            if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
-                nn.init.normal_(layer.weight, std=0.001)
-                if layer.bias is not None:
-                    nn.init.zeros_(layer.bias)
 
     def forward(self, maps: list[Map], size: Sequence[int]) -> Float[Tensor, "B H W"]:
         """Meters of every pixel, above 0."""

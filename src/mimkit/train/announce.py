@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from mimkit.core import distributed
+from mimkit.data.annotations.annotated import Annotated
 from mimkit.methods.moco import MoCoConfig
 
 if TYPE_CHECKING:
@@ -85,12 +86,8 @@ def announce_pictures(session: "Session", log: Callable[[str], None]) -> None:
     """Which pictures, where they lie while training, and what labels are used for."""
     prepared = session.prepared
     pictures, size = prepared.pictures, prepared.size
-    use = "to learn" if session.config.method.supervised else "used to measure only"
-    labels = f"labels of {len(pictures.classes)} classes, {use}" if pictures.classes else "no labels"
-    if pictures.unlabeled_count:
-        labels += f"; {pictures.unlabeled_count:,} have no label"
     place = "in memory" if session.loader.resident else "streamed"
-    log(f"  pictures   {len(pictures):,} from {pictures.name}, {place}; {labels}")
+    log(f"  pictures   {len(pictures):,} from {pictures.name}, {place}; {known_words(session)}")
     mean, std = prepared.statistics
     # Where an evaluation while training is labeled, it may be by another split.
     labeled = prepared.labeled if session.evaluation.monitor is not None else None
@@ -100,6 +97,24 @@ def announce_pictures(session: "Session", log: Callable[[str], None]) -> None:
         log(f"  values     {pictures.about_values}")
     normal = f"mean {first_few(mean)}, std {first_few(std)}, {prepared.statistics_of}"
     log(f"  images     {size[0]}x{size[1]}, {pictures.channels} channels; {normal}")
+
+
+def known_words(session: "Session") -> str:
+    """What is known of the pictures, and what for."""
+    pictures = session.prepared.pictures
+    if isinstance(pictures, Annotated):
+        classes = len(pictures.categories)
+        joints = 0 if pictures.joints is None else len(pictures.joints.names)
+        masks = " and masks" if pictures.has_masks else ""
+        return {
+            "segment": f"{classes} classes of pixels to learn",
+            "detect": f"boxes{masks} of {classes} classes to learn",
+            "depth": "depths to learn",
+            "keypoints": f"people with {joints} joints to learn",
+        }[pictures.task]
+    use = "to learn" if session.config.method.supervised else "used to measure only"
+    labels = f"labels of {len(pictures.classes)} classes, {use}" if pictures.classes else "no labels"
+    return labels + (f"; {pictures.unlabeled_count:,} have no label" if pictures.unlabeled_count else "")
 
 
 def announce_model(session: "Session", log: Callable[[str], None]) -> None:

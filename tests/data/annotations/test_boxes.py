@@ -74,11 +74,13 @@ def test_xml_in_folders_beside_pictures_is_found_and_pictures_without_are_left_o
     for split, members in SETS.items():
         for number, member in enumerate(members):
             save(member.picture, tmp_path / "images" / split / "cat" / f"{number}.png")
+            save(member.picture, tmp_path / "masks" / split / "cat" / f"{number}.png")  # of another task
             if number != 2:
                 file = tmp_path / "boxes" / split / "cat" / f"{number}.xml"
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_text(voc_xml(member, f"{number}.png"))
-    for settings in ({"folder": tmp_path}, {"folder": tmp_path / "images", "labels": str(tmp_path / "boxes")}):
+    labels = str(tmp_path / "boxes")
+    for settings in ({"folder": tmp_path}, *({"folder": f, "labels": labels} for f in (tmp_path, tmp_path / "images"))):
         train, test = opened(**settings)
         check(train, [member for number, member in enumerate(SETS["train"]) if number != 2])
         check(test, [member for number, member in enumerate(SETS["val"]) if number != 2])

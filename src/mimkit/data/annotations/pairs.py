@@ -99,7 +99,9 @@ def find_pairs(root: Path, labels: Path | None, kinds: Sequence[str], endings: S
         label_root = root
     else:
         label_root = Path(os.path.abspath(labels))
-        images = [path for path in below if ending_of(path) in ENDINGS]
+        pictures = [path for path in below if ending_of(path) in ENDINGS]
+        # Of a folder with images/ and more, as masks of another task, the pictures alone.
+        images = [path for path in pictures if marked(path, IMAGES) is not None] or pictures
         files = [path for path in list_files(label_root, more) if _usable(path, more)]
         if not files:
             raise UserError(f"{labels} holds no {word}: readable endings are {' '.join(endings)}")
