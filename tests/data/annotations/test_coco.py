@@ -407,6 +407,18 @@ def test_a_class_without_test_objects_stays_a_class(tmp_path):
     assert train.categories == test.categories == ("ball", "box")
 
 
+def test_val_is_measured_and_not_test_and_two_of_them_are_asked_about(tmp_path):
+    write_coco(tmp_path, SETS | scenes({"test": 3}))
+    assert len(opened(tmp_path).test) == 5
+    folder = tmp_path / "annotations"
+    (folder / "captions_val2017.json").write_text("{}")
+    (folder / "person_keypoints_val2017.json").write_text("{}")
+    assert len(opened(tmp_path).test) == 5
+    (folder / "instances_val2014.json").write_text((folder / "instances_val2017.json").read_text())
+    with pytest.raises(UserError, match="several files of annotations"):
+        opened(tmp_path)
+
+
 def test_several_files_and_pictures_of_one_name_are_asked_about(tmp_path):
     write_coco(tmp_path, SETS)
     (tmp_path / "annotations" / "instances_train2014.json").write_text(json.dumps(coco(SETS["train"])))

@@ -1,5 +1,6 @@
 """One person an item: its pixels and joints are those of the picture, where `origin` says."""
 
+import json
 import pickle
 
 import numpy as np
@@ -74,9 +75,18 @@ def test_of_other_depths_nothing_is_known_outside_or_it_is_gray(tmp_path):
     assert int(people.read(number)[0, 0, 0]) == round((values.low[0] + values.high[0]) / 2)
 
 
-def test_without_a_labeled_joint_there_is_nobody(tmp_path):
-    import json
+def test_crowds_are_nobody(tmp_path):
+    write_coco(tmp_path, SETS, keypoints=True)
+    file = tmp_path / "annotations" / "person_keypoints_train2017.json"
+    data = json.loads(file.read_text())
+    count = len(open_annotated([str(tmp_path)], "keypoints").train.taught)
+    assert data["annotations"][0]["num_keypoints"]
+    data["annotations"][0]["iscrowd"] = 1
+    file.write_text(json.dumps(data))
+    assert len(open_annotated([str(tmp_path)], "keypoints").train.taught) == count - 1
 
+
+def test_without_a_labeled_joint_there_is_nobody(tmp_path):
     write_coco(tmp_path, SETS, keypoints=True)
     file = tmp_path / "annotations" / "person_keypoints_train2017.json"
     data = json.loads(file.read_text())
