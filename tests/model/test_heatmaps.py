@@ -92,3 +92,12 @@ def test_heads_are_transformers():
         assert torch.equal(one(x), other(x)) and one(x).shape == (2, 5, 16, 12)
     assert HeatmapHead(12, 32, 5)(torch.randn(2, 12, 2, 2)).shape == (2, 5, 16, 16)
     assert HeatmapHead(12, 8, 5)(torch.randn(2, 12, 8, 8)).shape == (2, 5, 16, 16)
+
+
+def test_dark_follows_slanted_maps():
+    y, x = torch.meshgrid(torch.arange(24.0), torch.arange(20.0), indexing="ij")
+    truth = torch.tensor([9.3, 11.6])  # column and row, in places
+    across, down = x - truth[0], y - truth[1]
+    slanted = torch.exp(-(across**2 + down**2 + 1.4 * across * down) / 8)
+    (place,) = decode(slanted[None, None], (24, 20))[0, :, :2] - 0.5
+    torch.testing.assert_close(place, truth, rtol=0, atol=0.02)
