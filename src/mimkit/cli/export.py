@@ -1,4 +1,4 @@
-"""`mimkit export`: a run folder enters; a folder that timm, Hugging Face, torchvision or ONNX loads leaves."""
+"""`mimkit export`: a run folder enters; a folder that timm, Hugging Face or torchvision loads leaves."""
 
 import shutil
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ from mimkit.core.flags import Arguments, parse
 
 @dataclass(kw_only=True)
 class ExportArguments(Arguments):
-    """Write the model of a run for timm, for Hugging Face's ViTMAE, for torchvision (detectors) or as ONNX."""
+    """Write the model of a run for timm, for Hugging Face's ViTMAE or, of a detector, for torchvision."""
 
     run: Positional[Path]
     """The folder that 'mimkit pretrain' wrote."""
-    to: Literal["timm", "huggingface", "torchvision", "onnx"] = "timm"
-    """Who loads it: timm, transformers, torchvision (of a detector, with its masks), or ONNX (of other dense tasks)."""
+    to: Literal["timm", "huggingface", "torchvision"] = "timm"
+    """Who loads it: timm, transformers, or torchvision (of a detector, without mimkit)."""
     out: Annotated[Path, arg(metavar="DIR")]
     """Folder to write."""
 
@@ -95,6 +95,7 @@ def _dense_task(folder: Path, to: str, kinds: list[str]) -> Any:
 
 def _from_checkpoint(folder: Path, out: Path, to: str) -> None:
     """Write the model of the last checkpoint, for Hugging Face encoder and decoder."""
+    from mimkit.evaluate.transfer import note_scores
     from mimkit.train.checkpoint import checkpoints, load_checkpoint
     from mimkit.train.export import export_encoder
     from mimkit.train.identity import identity_of
@@ -112,3 +113,5 @@ def _from_checkpoint(folder: Path, out: Path, to: str) -> None:
     measured = {key: value for record in run_folder.metrics() for key, value in record.items() if key in MEASURED}
     about: Any = dict(recipe=saved["recipe"], step=state["step"], measured=measured, identity=identity_of(folder))
     export_encoder(prepared, out, to=to, **about)
+    if run_folder.finished:
+        note_scores(out / "README.md", run_folder.result())

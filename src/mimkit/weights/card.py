@@ -37,7 +37,7 @@ SAYS: dict[DenseTask, str] = {
     "detect": "boxes and classes of objects, with masks where it learned them",
     "keypoints": "the joints of each person whose box is given",
 }
-MEASURED = "What was measured"
+MEASURED, NAMES = "What was measured", "What it names"
 LICENSE = "These weights belong to the person who trained them, who decides on their license."
 Measured = Mapping[str, float | str | tuple[float, float, float]]
 
@@ -127,19 +127,24 @@ def _scores(measured: Measured) -> str:
     return "| | |\n|-|-|\n" + "\n".join(table) if table else "Nothing yet."
 
 
+def names_table(classes: Sequence[str], first: int = 0, titles: str = "number | class", file: str = "head.json") -> str:
+    """Numbers from `first` on and what they are called, of the first ones; `file` has all."""
+    rows = [f"| {number} | {_escaped(name)} |" for number, name in enumerate(classes[:LISTED], first)]
+    rest = f"\n\nand {len(classes) - LISTED:,} more in {file}." if len(classes) > LISTED else ""
+    return "\n".join([f"| {titles} |", "|-|-|", *rows]) + rest
+
+
 def _outputs(classes: Sequence[str], task: DenseTask | None) -> str:
     """Which output is which class, of the first ones."""
-    noun = "joint" if task == "keypoints" else "class"
-    rows = [f"| {number} | {_escaped(name)} |" for number, name in enumerate(classes[:LISTED])]
-    file = "head.json" if task else "config.json"
-    rest = [f"and {len(classes) - LISTED:,} more in {file}."] if len(classes) > LISTED else []
     if task:
-        return "\n\n".join(["## What it names", "\n".join([f"| number | {noun} |", "|-|-|", *rows]), *rest])
+        titles = "number | joint" if task == "keypoints" else "number | class"
+        return f"## {NAMES}\n\n{names_table(classes, titles=titles)}"
     words = (
         "As `label_names` in config.json has them, by which transformers answers: "
         '`pipeline("image-classification", model="FOLDER")`.'
     )
-    return "\n\n".join(["## What its outputs are", words, "\n".join(["| output | class |", "|-|-|", *rows]), *rest])
+    table = names_table(classes, titles="output | class", file="config.json")
+    return f"## What its outputs are\n\n{words}\n\n{table}"
 
 
 def _front(library: str, supervised: bool, masked: bool, task: DenseTask | None) -> str:

@@ -16,7 +16,7 @@ from mimkit.model.convolutional import ConvolutionalEncoder
 from mimkit.model.pyramid import FeaturePyramid, SimplePyramid
 from mimkit.model.windows import global_blocks
 from mimkit.weights import torchvision_model
-from mimkit.weights.card import with_library, with_section
+from mimkit.weights.card import NAMES, names_table, with_library, with_section
 from mimkit.weights.exported import read_export
 from mimkit.weights.folder import MARK, READING, replaced
 from mimkit.weights.head import read_words
@@ -68,6 +68,7 @@ def export_torchvision(task: Any, export: Path, folder: Path) -> None:
     }
     identity: dict[str, Any] = read_json(export / IDENTITY) if (export / IDENTITY).exists() else {}
     card = with_library((export / "README.md").read_text(encoding="utf-8"), "torchvision")
+    card = with_section(card, NAMES, names_table(words["categories"], first=1, file="config.json"))
     with replaced(folder, {name: value for name, value in identity.items() if name != "sha256"}) as partial:
         save_file(_state(task), partial / "model.safetensors")
         (partial / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")

@@ -39,6 +39,10 @@ def load(folder: str | Path = ".") -> "Detector":
 class Detector(nn.Module):
     """A timm backbone, a pyramid of maps, and torchvision's proposals and heads of Mask R-CNN."""
 
+    mean: Tensor
+    std: Tensor
+    fill: Tensor
+
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
         self.config, self.size = config, config["size"]
