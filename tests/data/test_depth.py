@@ -220,3 +220,10 @@ def test_a_plane_that_is_not_there_is_refused():
     ):
         with pytest.raises(BadPicture, match=r"lower --images\.plane"):
             read()
+
+
+def test_a_float_picture_is_not_changed_by_its_levels():
+    picture = torch.linspace(0, 1, 12).view(1, 3, 4)
+    before = picture.clone()
+    levels = Values(dtype=torch.float32, low=(0.0,), high=(0.5,)).levels(picture)
+    assert torch.equal(picture, before) and levels.max() == 255

@@ -75,6 +75,9 @@ def test_it_is_measured_on_whole_pictures_and_drawn(task, runs):
     assert sheet.width > 600 and sheet.height > 400
     run = mimkit.load(runs[task])
     assert run.finished and "predictions.png" in run._repr_html_()
+    card = (runs[task] / "export" / "README.md").read_text()
+    assert "| measured on | 3 pictures |" in card and "Nothing yet" not in card
+    assert {"segment": "mIoU", "depth": "RMSE", "detect": "box AP"}[task] in card
 
 
 @pytest.mark.parametrize("task", METHODS)

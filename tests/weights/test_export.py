@@ -15,7 +15,7 @@ from mimkit.model.build import EncoderConfig
 from mimkit.model.decoder import DecoderConfig
 from mimkit.model.vit import Encoder
 from mimkit.weights import folder as export_folder
-from mimkit.weights.card import model_card
+from mimkit.weights.card import model_card, with_library, with_scores
 from mimkit.weights.folder import MARK, replaced
 from mimkit.weights.huggingface import export_huggingface
 from mimkit.weights.timm import export_timm
@@ -366,3 +366,32 @@ def test_the_card_escapes_what_a_person_named():
     rows = [line for line in text.splitlines() if line.startswith("| Data")]
     assert rows[0].replace("\\|", "").count("|") == 3
     assert r"a\`b\`\[c\]\(d\)" in text
+
+
+TAGS = {
+    "segment": "image-segmentation",
+    "depth": "depth-estimation",
+    "detect": "object-detection",
+    "keypoints": "keypoint-detection",
+}
+
+
+@pytest.mark.parametrize("task", TAGS)
+def test_the_card_of_a_dense_task(task):
+    names = [] if task == "depth" else ["cat", "a|b", *map(str, range(58))]
+    text = card(supervised=True, masked=False, task=task, classes=names, measured={})
+    assert f"\npipeline_tag: {TAGS[task]}\n" in text and "image-classification" not in text
+    assert "with annotations" in text and "fine-tuned" in text and ("| 1 | a\\|b |" in text) == (task != "depth")
+    assert ("joint" in text.partition("## What it names")[2]) == (task == "keypoints")
+    assert "mimkit predict FOLDER" in text and 'mimkit.load("FOLDER").predict' in text and "timm.create_model(" in text
+    again = with_scores(with_scores(text, {"mIoU": "0.1 (0 to 1)"}), {"mIoU": "0.512 (0.4 to 0.6)", "pixels": 0.25})
+    assert (
+        "0.512 \\(0.4 to 0.6\\)" in again
+        and "| pixels | 0.25 |" in again
+        and "| pixels | 0.25 |" not in text
+        and "0.1 \\(0 to" not in again
+    )
+    assert (
+        again.endswith(text[-80:]) and again.partition("## What was measured")[0] == text.partition("## What was m")[0]
+    )
+    assert with_library(text, "onnx").startswith("---\nlibrary_name: onnx\n")

@@ -1,4 +1,4 @@
-"""`mimkit export`: a run folder enters, a folder that timm or Hugging Face loads leaves."""
+"""`mimkit export`: a run folder enters; a folder that timm, Hugging Face or torchvision loads leaves."""
 
 import shutil
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ from mimkit.core.flags import Arguments, parse
 
 @dataclass(kw_only=True)
 class ExportArguments(Arguments):
-    """Write the model of a run for timm or for Hugging Face's ViTMAE."""
+    """Write the model of a run for timm, for Hugging Face's ViTMAE or, of a detector, for torchvision."""
 
     run: Positional[Path]
     """The folder that 'mimkit pretrain' wrote."""
-    to: Literal["timm", "huggingface"] = "timm"
-    """Who loads it."""
+    to: Literal["timm", "huggingface", "torchvision"] = "timm"
+    """Who loads it: timm, transformers, or torchvision (of a detector, without mimkit)."""
     out: Annotated[Path, arg(metavar="DIR")]
     """Folder to write."""
 
@@ -41,6 +41,9 @@ def run(args: list[str]) -> int:
     if arguments.to == "timm":
         _for_timm(folder, arguments.out)
         load = f"timm.create_model('local-dir:{arguments.out.absolute()}', pretrained=True)"
+    elif arguments.to == "torchvision":
+        _for_torchvision(folder, arguments.out)
+        load = f"cd {arguments.out}; python -c 'from model import load; detector = load()'"
     else:
         _from_checkpoint(folder, arguments.out, "huggingface")
         load = f"transformers.ViTMAEForPreTraining.from_pretrained('{arguments.out}')"
@@ -68,8 +71,31 @@ def _for_timm(folder: Path, out: Path) -> None:
         shutil.copytree(folder / "export", partial, dirs_exist_ok=True)
 
 
+def _for_torchvision(folder: Path, out: Path) -> None:
+    """Write a detector that needs no mimkit."""
+    from mimkit.weights.torchvision import export_torchvision
+
+    export_torchvision(_dense_task(folder, "torchvision", ["detect"]), folder / "export", out)
+
+
+def _dense_task(folder: Path, to: str, kinds: list[str]) -> Any:
+    """The trained task of a run, on the CPU. Raises UserError where it is none of these kinds."""
+    import torch
+
+    from mimkit.evaluate.trained import open_trained
+    from mimkit.train.run_folder import RunFolder
+
+    learns = RunFolder(folder).read_config()["config"].method.learns
+    if learns not in kinds:
+        raise UserError(
+            f"--to {to} is for runs of 'mimkit evaluate {'|'.join(kinds)} --train', and {folder} is none: use --to timm"
+        )
+    return open_trained(str(folder), torch.device("cpu")).task
+
+
 def _from_checkpoint(folder: Path, out: Path, to: str) -> None:
     """Write the model of the last checkpoint, for Hugging Face encoder and decoder."""
+    from mimkit.evaluate.transfer import note_scores
     from mimkit.train.checkpoint import checkpoints, load_checkpoint
     from mimkit.train.export import export_encoder
     from mimkit.train.identity import identity_of
@@ -87,3 +113,5 @@ def _from_checkpoint(folder: Path, out: Path, to: str) -> None:
     measured = {key: value for record in run_folder.metrics() for key, value in record.items() if key in MEASURED}
     about: Any = dict(recipe=saved["recipe"], step=state["step"], measured=measured, identity=identity_of(folder))
     export_encoder(prepared, out, to=to, **about)
+    if run_folder.finished:
+        note_scores(out / "README.md", run_folder.result())

@@ -14,7 +14,8 @@ from mimkit.core.errors import UserError
 from mimkit.core.files import open_regular, read_json
 
 IDENTITY = "identity.json"  # beside an export's files: of which run and step they are, and their checksums
-SIGNED = ("config.json", "model.safetensors", "preprocessor_config.json", "head.json", "head.safetensors")
+SIGNED = ("config.json", "model.safetensors", "preprocessor_config.json", "head.json", "head.safetensors", "model.py")
+SIGNED += ("model.onnx", "model.onnx.data")
 
 
 class Signed(TypedDict):

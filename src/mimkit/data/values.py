@@ -79,7 +79,7 @@ class Values:
         of log(1 + white - black), so it counts in raw units.
         """
         low, span = _ends(self, raw.device)
-        share = raw.float().sub_(low).div_(span).clamp_(0, 1)  # clamp leaves NaN
+        share = raw.to(torch.float32, copy=True).sub_(low).div_(span).clamp_(0, 1)  # clamp leaves NaN
         if self.transform == "sqrt":
             share = share.sqrt()
         elif self.transform == "log":

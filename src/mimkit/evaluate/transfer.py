@@ -22,7 +22,8 @@ from mimkit.evaluate.measured import HEADLINES, Measure, measure_of
 from mimkit.evaluate.predict import predict
 from mimkit.evaluate.trained import Trained, open_trained
 from mimkit.train.prepare import Prepared
-from mimkit.train.run_folder import RunFolder, write_json
+from mimkit.train.run_folder import RunFolder, write_json, write_text
+from mimkit.weights.card import with_scores
 
 OWN = {"segment": "pixels right", "depth": "RMSE (m)", "detect": "quality", "keypoints": "similarity"}
 """What the score of one picture is."""
@@ -63,7 +64,15 @@ def measure(folder: Path, *, device: torch.device, workers: int = 0) -> dict[str
         confusion = torch.tensor(scores["confusion"])
         save_picture(draw_confusion(confusion, list(trained.categories)), folder / "confusion.png")
     write_json(run.result_path, result)
+    note_scores(folder / "export" / "README.md", result)
     return result
+
+
+def note_scores(card: Path, result: dict[str, Any]) -> None:
+    """Let the README of an export say what was measured after it was written; nothing of a result without scores."""
+    if card.is_file() and "scores" in result:
+        rows = dict(score_rows(result["kind"], result["scores"])) | {"measured on": f"{result['test']:,} pictures"}
+        write_text(card, with_scores(card.read_text(encoding="utf-8"), rows))
 
 
 def score(

@@ -36,7 +36,8 @@ def export_encoder(
     """
     identity = {**identity, "step": step}
     config, (mean, std), reading = prepared.config, prepared.statistics, prepared.resolved_reading
-    classes = output_names(prepared)
+    classes, learns = output_names(prepared), config.method.learns
+    task: Any = learns if learns in DENSE_TASKS else None
     card = model_card(
         architecture=config.encoder.name,
         recipe=recipe,
@@ -52,7 +53,8 @@ def export_encoder(
         library="timm" if to == "timm" else "transformers",
         supervised=config.method.supervised,
         masked=isinstance(config.method, MaskedConfig),
-        classes=classes,
+        classes=names_of(prepared) if task else classes,
+        task=task,
     )
     if to == "timm":
         export_timm(
@@ -96,6 +98,12 @@ def head_of(prepared: Prepared) -> Head | None:
             method=to_dict(config.method),
         ),
     )
+
+
+def names_of(prepared: Prepared) -> list[str]:
+    """Of what a dense task tells apart: its joints or its classes; none of depths."""
+    train = prepared.annotated.train
+    return list(train.joints.names if train.joints is not None else train.categories)
 
 
 def output_names(prepared: Prepared) -> list[str]:

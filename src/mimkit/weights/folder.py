@@ -12,10 +12,11 @@ from typing import Any
 from safetensors import SafetensorError
 
 from mimkit.core.errors import UserError
-from mimkit.core.files import read_regular
+from mimkit.core.files import read_json_of, read_regular
 from mimkit.core.integrity import IDENTITY, sign
 from mimkit.weights.head import HEAD, WORDS
 
+# Of every export; some have more, which their config.json lists as `files`.
 FILES = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md", HEAD, WORDS, IDENTITY}
 
 
@@ -45,7 +46,10 @@ def replaced(folder: Path, identity: Mapping[str, Any] | None = None) -> Generat
         yield partial
         if identity is not None:
             sign(partial, identity)
-        for file in (partial / name for name in os.listdir(partial) if name in FILES):
+        ours = _ours(partial)
+        if others := sorted(name for name in ours - _ours(folder) if (folder / name).exists()):
+            raise UserError(f"'{folder / others[0]}' is of no export of mimkit: move it, or give another folder")
+        for file in (partial / name for name in os.listdir(partial) if name in ours):
             shutil.copymode(partial / "README.md", file)  # safetensors writes for the owner alone
             _flush(file)
         _flush(partial)  # the directory too: else a crash could leave a folder that has lost its new names
@@ -58,8 +62,9 @@ def replaced(folder: Path, identity: Mapping[str, Any] | None = None) -> Generat
                 folder.rename(old)
             partial.rename(folder)
         _flush(folder.parent)
+        before = _ours(old)
         for file in old.iterdir() if old.exists() else ():
-            if file.name not in FILES:
+            if file.name not in before:
                 file.rename(folder / file.name)
     except (OSError, SafetensorError) as error:
         raise UserError(f"the export '{folder}' cannot be written: {error}; an earlier one is unchanged") from error
@@ -76,10 +81,19 @@ def _replaceable(folder: Path) -> bool:
         return False
 
 
+def _ours(folder: Path) -> set[str]:
+    """The names of an export's files, whether or not it has them all."""
+    try:
+        files = read_json_of(folder / "config.json").get("files")
+    except UserError:  # a damaged one
+        return FILES
+    return FILES | {Path(str(name)).name for name in (files if isinstance(files, list) else [])}
+
+
 def _clear(folder: Path) -> None:
     """Remove the files of an export, and the folder when nothing else is in it."""
     with suppress(OSError):
-        for name in FILES:
+        for name in _ours(folder):
             (folder / name).unlink(missing_ok=True)
         folder.rmdir()
 
