@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mimkit.recipes import find_recipe, recipes
+from mimkit.recipes import LABELED, find_recipe, recipes
 
 TEXT = (Path(__file__).parents[2] / "docs" / "departures.md").read_text()
 ROWS = [[cell.strip() for cell in line[1:-1].split("|")] for line in TEXT.splitlines() if line.startswith("| ")]
@@ -31,7 +31,7 @@ def test_the_table_is_whole():
 
 @pytest.mark.parametrize(("name", "setting", "ours"), CASES, ids=lambda value: str(value).strip("`"))
 def test_ours_is_what_the_recipe_has(name, setting, ours):
-    value = find_recipe(name, finetuning=name.startswith("finetune_"))
+    value = find_recipe(name, finetuning=name.startswith(LABELED))
     for field in setting.split("."):
         value = getattr(value, field)
     assert re.fullmatch(r"`.+`", ours), f"the value of {setting} stands between backticks"
