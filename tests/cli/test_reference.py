@@ -99,7 +99,7 @@ def test_bash_completes(script):
     assert complete(script, "pretrain", "simmim_mini_32", "--target", "color-b") == ["color-bins"]
     assert "--method.temperature" in complete(script, "pretrain", "simclr_mini_32", "--method.t"), "of all recipes"
     assert complete(script, "pretrain", "mae_mini_28", "--data", "phot") == ["photos"]
-    assert set(complete(script, "export", "run", "--to", "")) == {"timm", "huggingface", "torchvision"}
+    assert set(complete(script, "export", "run", "--to", "")) == {"timm", "huggingface", "torchvision", "onnx"}
     assert complete(script, "report", "mimkit.b") == ["mimkit.bash"]  # a file
     assert set(complete(script, "diff", "--")) == {"--debug", "--help", "--json", "--trust"}
     assert set(NAMES) <= set(complete(script, "doctor", ""))

@@ -1,4 +1,4 @@
-"""`mimkit export`: a run folder enters; a folder that timm, Hugging Face or torchvision loads leaves."""
+"""`mimkit export`: a run folder enters; a folder that timm, Hugging Face, torchvision or ONNX loads leaves."""
 
 import shutil
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ from mimkit.core.flags import Arguments, parse
 
 @dataclass(kw_only=True)
 class ExportArguments(Arguments):
-    """Write the model of a run for timm, for Hugging Face's ViTMAE or, of a detector, for torchvision."""
+    """Write the model of a run for timm, for Hugging Face's ViTMAE, for torchvision or as ONNX."""
 
     run: Positional[Path]
     """The folder that 'mimkit pretrain' wrote."""
-    to: Literal["timm", "huggingface", "torchvision"] = "timm"
-    """Who loads it: timm, transformers, or torchvision (of a detector, without mimkit)."""
+    to: Literal["timm", "huggingface", "torchvision", "onnx"] = "timm"
+    """Who loads it: timm, transformers, torchvision (of a detector), or a runtime of ONNX (of other dense tasks)."""
     out: Annotated[Path, arg(metavar="DIR")]
     """Folder to write."""
 
@@ -44,6 +44,9 @@ def run(args: list[str]) -> int:
     elif arguments.to == "torchvision":
         _for_torchvision(folder, arguments.out)
         load = f"cd {arguments.out}; python -c 'from model import load; detector = load()'"
+    elif arguments.to == "onnx":
+        _as_onnx(folder, arguments.out)
+        load = f"onnxruntime.InferenceSession('{arguments.out / 'model.onnx'}')"
     else:
         _from_checkpoint(folder, arguments.out, "huggingface")
         load = f"transformers.ViTMAEForPreTraining.from_pretrained('{arguments.out}')"
@@ -76,6 +79,13 @@ def _for_torchvision(folder: Path, out: Path) -> None:
     from mimkit.weights.torchvision import export_torchvision
 
     export_torchvision(_dense_task(folder, "torchvision", ["detect"]), folder / "export", out)
+
+
+def _as_onnx(folder: Path, out: Path) -> None:
+    """Write a graph of a dense task."""
+    from mimkit.weights.onnx import export_onnx
+
+    export_onnx(_dense_task(folder, "onnx", ["segment", "depth", "keypoints"]), folder / "export", out)
 
 
 def _dense_task(folder: Path, to: str, kinds: list[str]) -> Any:

@@ -106,7 +106,10 @@ def _detected(trained: Trained, picture: Tensor, values: Values) -> Prediction:
     """Objects: the picture is made to fit into the task's image, at its upper left, and gray around."""
     height, width = picture.shape[1:]
     zoom = min(trained.size[0] / height, trained.size[1] / width)
-    fitted = (min(trained.size[0], round(height * zoom)), min(trained.size[1], round(width * zoom)))
+    fitted = (
+        max(1, min(trained.size[0], round(height * zoom))),
+        max(1, min(trained.size[1], round(width * zoom))),
+    )
     # The box that the whole image shows.
     box = torch.tensor([0, 0, round(trained.size[0] / zoom), round(trained.size[1] / zoom)])
     image = _image(trained, picture, box, trained.size, values)
