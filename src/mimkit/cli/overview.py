@@ -20,7 +20,7 @@ COMMANDS = {
     "view": ("RUN [--port 0] [--host 127.0.0.1]", "the same page, following a run that still trains"),
     "masks": ("MASKER|RECIPE [--data DATA] [--from RUN]", "draw masks on your pictures"),
     "predict": ("TARGET --data DATA --out FOLDER", "what a fine-tuned dense task says of pictures, as files"),
-    "export": ("RUN --out DIR [--to timm|huggingface]", "leave with the model"),
+    "export": ("RUN --out DIR [--to timm|huggingface|torchvision|onnx]", "leave with the model"),
     "doctor": ("DATA ... [RECIPE]", "what is wrong with a folder before anything trains"),
     "diff": ("RUN RUN", "what differs between two runs"),
     "check": ("RUN", "whether every file of a run is what was written"),
