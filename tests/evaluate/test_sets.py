@@ -33,5 +33,5 @@ def test_each_set_has_its_rows(tmp_path):
 
 
 def test_sets_or_data(tmp_path):
-    assert "say which pictures" in refused("evaluate knn pixels")
-    assert "say which pictures" in refused(f"evaluate knn pixels --data {tmp_path} --sets {tmp_path}")
+    assert "--data is missing" in refused("evaluate knn pixels")
+    assert "give one of the two" in refused(f"evaluate knn pixels --data {tmp_path} --sets {tmp_path}")

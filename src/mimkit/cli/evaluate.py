@@ -89,8 +89,10 @@ def run(args: list[str]) -> int:
     at_least(0, workers=arguments.workers)
     if arguments.attentive and arguments.kind != "all":
         raise UserError("--attentive goes with 'mimkit evaluate all'; alone it is 'mimkit evaluate attentive'")
-    if bool(arguments.data) == bool(arguments.sets):
-        raise UserError("say which pictures: --data DATA, or --sets SET SET ... to measure on each of them by itself")
+    if not arguments.data and not arguments.sets:
+        raise UserError("--data is missing; 'mimkit evaluate --help' explains it, and --sets for several sets")
+    if arguments.data and arguments.sets:
+        raise UserError("--data is one set, --sets are several, each measured by itself: give one of the two")
     sets = [[place] for place in arguments.sets] or [list(arguments.data)]
     several = ("knn", "probe", "attentive") if arguments.attentive else ("knn", "probe")
     kinds = several if arguments.kind == "all" else (arguments.kind,)
