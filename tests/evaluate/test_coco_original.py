@@ -86,7 +86,7 @@ def test_joints():
         prediction = noisy(truth, generator, joints=True)
         measured.add(truth, prediction)
         for row in range(len(prediction.boxes)):
-            points = coco_keypoints(prediction.keypoints[row])["keypoints"]
+            points = coco_keypoints(prediction.keypoints[row], predicted=True)["keypoints"]
             score = float(prediction.scores[row])
             results.append(
                 {"image_id": int(test.image_ids[number]), "category_id": 1, "keypoints": points, "score": score}

@@ -11,7 +11,9 @@ from PIL import Image
 import mimkit
 from commandline import mimkit as command
 from commandline import refused
+from mimkit.core.annotation import Annotation, Prediction
 from mimkit.core.errors import UserError
+from mimkit.evaluate.measured import DetectMeasure
 from mimkit.evaluate.predict import predict, starts
 from mimkit.evaluate.trained import open_trained
 from mimkit.evaluate.transfer import measure
@@ -153,3 +155,23 @@ def test_what_a_person_may_get_wrong(places, runs, tmp_path):
         assert "head.safetensors" in line
     finally:
         head.write_bytes(before)
+
+
+def test_a_folder_is_named_from_where_one_stands(places, runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(places["segment"])
+    said = command(f"predict {runs['segment']} --data images/val --out {tmp_path / 'out'} --workers 0")
+    assert said.status == 0, said.err
+    names = sorted(file.name for file in (places["segment"] / "images" / "val").glob("*.png"))
+    assert all((tmp_path / "out" / name).is_file() for name in names)
+
+
+def test_what_lies_in_a_crowd_is_neither_right_nor_wrong():
+    pytest.importorskip("pycocotools")
+    measured = DetectMeasure(("cup",), masks=False)
+    crowd = torch.tensor([[0.0, 0.0, 50.0, 50.0]])
+    labels = torch.zeros(1, dtype=torch.int64)
+    truth = Annotation(size=(64, 64), boxes=crowd, labels=labels, crowd=torch.tensor([True]))
+    inside = Prediction(size=(64, 64), boxes=crowd / 2, labels=labels, scores=torch.tensor([0.9]))
+    assert measured.add(truth, inside) is None and not any(measured.errors.values())
+    outside = Prediction(size=(64, 64), boxes=crowd + 40, labels=labels, scores=torch.tensor([0.9]))
+    assert measured.add(truth, outside) == 0.0 and measured.errors["background"] == 1

@@ -34,6 +34,7 @@ from mimkit.evaluate.trained import Trained, open_trained
 from mimkit.train.machine import Machine
 from mimkit.train.run_folder import disk_errors
 
+SHEET = "predictions.png"
 DRAWN = 8  # pictures on the sheet beside the files
 DEEPEST = 65_535  # millimeters that a 16-bit PNG holds
 
@@ -100,7 +101,7 @@ def predict_to(
 ) -> Result:
     """What a task says of each picture of a set, as files.
 
-    Segmentation writes an 8-bit (of more than 256 classes 16-bit) PNG of class numbers for each picture, and
+    Segmentation writes an 8-bit (of more than 255 classes 16-bit) PNG of class numbers for each picture, and
     classes.json; depth a 16-bit PNG in millimeters; detection and keypoints predictions.json in COCO's form with
     scores. predictions.png shows some.
 
@@ -186,16 +187,16 @@ class _Writer:
             self.rows.append(Shown(pixels=pixels, truth=None, prediction=prediction, title=Path(name).name[:40]))
 
     def _name(self, number: int) -> str:
-        """Of a picture's file, by its place below the set; of pictures that are no files its number."""
-        where = self.pictures.where(number)
-        root = os.path.commonpath([self.pictures.name, where]) if os.path.exists(where) else ""
-        relative = os.path.relpath(where, root) if root and root != where else f"{number:08d}"
-        return relative.lstrip("./")
+        """Of a picture's file: its place below the folder of the set, else its number with the name of its file."""
+        where, root = self.pictures.where(number), os.path.abspath(os.path.expanduser(self.pictures.name))
+        if os.path.isdir(root) and where.startswith(root + os.sep):
+            return os.path.relpath(where, root)
+        return f"{number:08d}" + (f"-{os.path.basename(where)}" if os.path.isfile(where) else "")
 
     def _save(self, image: Image.Image, name: str) -> None:
         file = (self.out / name).with_suffix(".png")
         file.parent.mkdir(parents=True, exist_ok=True)
-        if file.exists():  # a.jpg beside a.png
+        if file.exists() or file == self.out / SHEET:  # a.jpg beside a.png
             file = self.out / f"{name}.png"
         save_picture(image, file)
 
@@ -213,7 +214,7 @@ class _Writer:
                 encoded = self.rle.encode(prediction.masks[row])
                 entry["segmentation"] = encoded | {"counts": encoded["counts"].decode()}
             if prediction.keypoints is not None:
-                entry |= coco_keypoints(prediction.keypoints[row])
+                entry |= coco_keypoints(prediction.keypoints[row], predicted=True)
             self.objects.append(entry | {"score": round(score, 6)})
 
     def close(self) -> None:
@@ -230,7 +231,7 @@ class _Writer:
         if trained.kind == "segment":
             names = dict(enumerate(trained.categories))
             (self.out / "classes.json").write_text(json.dumps(names, indent=2), encoding="utf-8")
-        save_picture(draw(self.rows, trained.kind, trained.categories, trained.joints), self.out / "predictions.png")
+        save_picture(draw(self.rows, trained.kind, trained.categories, trained.joints), self.out / SHEET)
 
 
 def _indexed(segments: Tensor, classes: int) -> Image.Image:

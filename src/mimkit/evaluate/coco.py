@@ -70,7 +70,8 @@ class AveragePrecision:
             if annotation.masks is not None:
                 entry["segmentation"] = self.encode(annotation.masks[row])
             if annotation.keypoints is not None:
-                entry |= coco_keypoints(annotation.keypoints[row])
+                predicted = isinstance(annotation, Prediction)
+                entry |= coco_keypoints(annotation.keypoints[row], predicted=predicted)
             entries.append(entry)
         return entries
 
@@ -181,10 +182,11 @@ def _precision(scores: np.ndarray, right: np.ndarray, ignored: np.ndarray, truth
     return float(np.mean(values))
 
 
-def coco_keypoints(keypoints: Float[Tensor, "J 3"]) -> dict[str, Any]:
-    """Joints in COCO's form: whole numbers of its places are middles of pixels."""
+def coco_keypoints(keypoints: Float[Tensor, "J 3"], *, predicted: bool) -> dict[str, Any]:
+    """Joints in COCO's form: whole numbers of its places are middles of pixels. Predicted ones have a place always."""
     labeled = keypoints[:, 2] > 0
     points = keypoints.clone().double()
     points[:, :2] -= 0.5
-    points[~labeled] = 0
+    if not predicted:
+        points[~labeled] = 0
     return {"keypoints": points.flatten().tolist(), "num_keypoints": int(labeled.sum())}

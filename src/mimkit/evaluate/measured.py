@@ -95,13 +95,16 @@ class DetectMeasure(Measure):
         overlaps = _overlaps(prediction.boxes[sure], boxes)
         matched = torch.zeros(len(boxes), dtype=torch.bool)
         quality, wrong = 0.0, 0
-        for overlap, label in zip(overlaps, prediction.labels[sure], strict=True):
+        crowded = _in_crowds(truth, prediction.boxes[sure], prediction.labels[sure])
+        for overlap, label, in_crowd in zip(overlaps, prediction.labels[sure], crowded.tolist(), strict=True):
             same = torch.where((labels == label) & ~matched, overlap, 0.0)
             if len(boxes) and same.max() >= 0.5:
                 matched[same.argmax()] = True
                 self.errors["right"] += 1
                 quality += float(same.max())
                 continue
+            if in_crowd:
+                continue  # neither right nor wrong
             wrong += 1
             self.errors[_wrong(overlap, labels == label)] += 1
         missed = int((~matched).sum())
@@ -151,6 +154,19 @@ def measure_of(kind: DenseTask, categories: tuple[str, ...], joints: Joints | No
 
 def _overlaps(boxes: Float[Tensor, "m 4"], others: Float[Tensor, "n 4"]) -> Float[Tensor, "m n"]:
     return box_iou(boxes.float(), others.float())
+
+
+def _in_crowds(truth: Annotation, boxes: Float[Tensor, "m 4"], labels: Tensor) -> Tensor:
+    """Which boxes lie by half or more in a crowd of their class."""
+    assert truth.boxes is not None and truth.labels is not None
+    if truth.crowd is None or not truth.crowd.any() or not len(boxes):
+        return torch.zeros(len(boxes), dtype=torch.bool)
+    crowds, kinds = truth.boxes[truth.crowd], truth.labels[truth.crowd]
+    low = torch.maximum(boxes[:, None, :2], crowds[None, :, :2])
+    high = torch.minimum(boxes[:, None, 2:], crowds[None, :, 2:])
+    shared = (high - low).clamp(min=0).prod(2)
+    own = (boxes[:, 2:] - boxes[:, :2]).prod(1).clamp(min=1e-6)
+    return ((shared / own[:, None] >= 0.5) & (labels[:, None] == kinds)).any(1)
 
 
 def _wrong(overlap: Float[Tensor, " n"], same: Tensor) -> str:

@@ -1,7 +1,7 @@
 """What a trained dense task says of a picture: the picture enters as it is, a Prediction in its own pixels leaves."""
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int16, Shaped
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -15,7 +15,6 @@ from mimkit.evaluate.trained import Trained
 from mimkit.model.detection import paste
 
 _WINDOWS = 8  # looked at together
-SCORED = 1e-4  # joints of less weight are given as not labeled
 
 
 @torch.inference_mode()
@@ -45,10 +44,24 @@ def predict(
     scores = slide(trained, picture, values)
     _refuse_not_finite(scores, trained)
     size = (picture.shape[1], picture.shape[2])
-    maps = interpolate(scores.unsqueeze(0), size, mode="bilinear", align_corners=False)[0].cpu()
     if trained.kind == "segment":
-        return Prediction(size=size, segments=maps.argmax(0).short())
-    return Prediction(size=size, depth=maps[0])
+        return Prediction(size=size, segments=_greatest(scores, size).cpu())
+    return Prediction(size=size, depth=_enlarged(scores[0], size).cpu())
+
+
+def _enlarged(scores: Float[Tensor, "h w"], size: tuple[int, int]) -> Float[Tensor, "H W"]:
+    return interpolate(scores[None, None], size, mode="bilinear", align_corners=False)[0, 0]
+
+
+def _greatest(scores: Float[Tensor, "K h w"], size: tuple[int, int]) -> Int16[Tensor, "H W"]:
+    """The class of the greatest score of each pixel; class after class, since all of a photograph are gigabytes."""
+    best = _enlarged(scores[0], size)
+    classes = torch.zeros(size, dtype=torch.int16, device=scores.device)
+    for number in range(1, len(scores)):
+        enlarged = _enlarged(scores[number], size)
+        classes[enlarged > best] = number
+        best = torch.maximum(best, enlarged)
+    return classes
 
 
 def slide(trained: Trained, picture: Shaped[Tensor, "C H W"], values: Values) -> Float[Tensor, "K h w"]:

@@ -52,14 +52,15 @@ def measure(folder: Path, *, device: torch.device, workers: int = 0) -> dict[str
         "weights": config.encoder.weights,
         "data": prepared.name,
         "train": prepared.count,
-        "test": len(own),
+        "test": len(test) - len(skipped),
         "skipped_test": len(skipped),
         "notes": list(dict.fromkeys(test.notes)),
         "epochs": config.epochs,
         "pictures_per_second": round(result["steps"] * config.batch_size / max(1e-3, result["seconds"]), 1),
     }
-    sheet = draw(extremes(trained, test, own, measured), trained.kind, trained.categories, trained.joints)
-    save_picture(sheet, folder / "pictures" / "predictions.png")
+    if own:
+        sheet = draw(extremes(trained, test, own, measured), trained.kind, trained.categories, trained.joints)
+        save_picture(sheet, folder / "pictures" / "predictions.png")
     if "confusion" in scores:
         confusion = torch.tensor(scores["confusion"])
         save_picture(draw_confusion(confusion, list(trained.categories)), folder / "confusion.png")
@@ -79,7 +80,8 @@ def score(
     trained: Trained, test: Annotated, *, workers: int, skipped: dict[int, str]
 ) -> tuple[dict[str, Any], dict[int, float], Measure]:
     """Scores over a set, each picture's own by its number, and what measured them; bad pictures are left out."""
-    measured = measure_of(trained.kind, trained.categories, trained.joints, masks=test.has_masks)
+    masks = trained.kind == "detect" and test.has_masks and trained.settings.masks
+    measured = measure_of(trained.kind, trained.categories, trained.joints, masks=masks)
     own: dict[int, float] = {}
     count = 0
     for number, picture, truth in examples(test, workers, skipped):
