@@ -8,6 +8,7 @@ from PIL import Image
 from mimkit.core.errors import UserError
 from mimkit.report.dense import dense_task
 from mimkit.report.page import report
+from mimkit.report.record import results
 from mimkit.train.pretrain import pretrain
 from transfers import settings, write
 
@@ -60,3 +61,16 @@ def test_damaged_scores_are_refused_by_name(run):
     (run / "result.json").write_text(json.dumps(result))
     with pytest.raises(UserError, match=r"result.json does not say 'low'"):
         dense_task(run)
+
+
+def test_frozen_measures_in_the_folder_are_rows(run):
+    classes = {"sky": {"iou": 0.4, "pixels": 10, "predicted": 9}}
+    segment = {"kind": "segment", "data": "pets", "results": {"knn": {"miou": 0.5, "per_class": classes}}}
+    depth = {"kind": "depth", "data": "streets", "results": {"linear": {"rmse": 4.5, "low": 4.0, "high": 5.0}}}
+    (run / "frozen.json").write_text(json.dumps({"results": [segment, depth]}))
+    rows = {row["what"]: row["value"] for row in results(run, []) if row["file"] == "frozen.json"}
+    assert rows == {"mIoU": "0.500", "RMSE of depth": "4.500 m"}
+    (run / "frozen.json").write_text(json.dumps({"results": [segment | {"results": {"knn": {"miou": 1.5}}}]}))
+    with pytest.raises(UserError, match=r"results\.0\.results\.knn\.miou"):
+        results(run, [])
+    (run / "frozen.json").unlink()

@@ -229,7 +229,7 @@ class Work:
             partial = file.with_suffix(".partial")
             self._run(["evaluate", task, target, *words, "--baselines", "False", "--json", str(partial)], folder)
             os.replace(partial, file)
-        return frozen_scores(kind, read_frozen(file.read_text(encoding="utf-8")))
+        return frozen_scores(kind, read_frozen(file))
 
     def _frozen(self, kind: str, target: str, data: list[str], folder: Path) -> dict[str, Any]:
         """Scores of kNN or a probe on frozen features; the result is kept beside the run."""

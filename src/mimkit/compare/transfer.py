@@ -1,14 +1,16 @@
 """Dense tasks of a comparison: what one would type behind `mimkit evaluate` enters; its command and scores leave."""
 
-import json
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from mimkit.compare.contender import flag_name
 from mimkit.core.annotation import DENSE_TASKS
 from mimkit.core.errors import UserError
+from mimkit.core.files import named, read_json_of
 from mimkit.core.flags import flag_value, without_flag
+from mimkit.evaluate.saved import check_evaluation, is_evaluation
 from mimkit.recipes import check_recipe
 
 FROZEN = ("segment", "depth")
@@ -80,6 +82,11 @@ def lower_is_better(measure: str) -> bool:
     return measure.endswith(" RMSE")
 
 
-def read_frozen(text: str) -> dict[str, Any]:
-    """The one result of a JSON that `mimkit evaluate segment` or `depth` wrote."""
-    return json.loads(text)["results"][0]
+def read_frozen(file: Path) -> dict[str, Any]:
+    """The one result of a JSON that `mimkit evaluate segment` or `depth` wrote. Raises UserError for a damaged one."""
+    content = read_json_of(file)
+    if not is_evaluation(content):
+        raise UserError(f"{file} is damaged: remove it, and the same command measures again")
+    with named(file):
+        check_evaluation(content)
+    return content["results"][0]

@@ -1,8 +1,9 @@
 """What an evaluation writes: its JSON enters, as another command finds it, and leaves checked."""
 
-from typing import Any, NotRequired, TypedDict
+from typing import Annotated, Any, NotRequired, TypedDict
 
-from mimkit.core.schema import Count, Fraction
+from mimkit.core.annotation import DENSE_TASKS
+from mimkit.core.schema import Count, Fraction, Range, fit, plain
 from mimkit.train.saved import ClassScore
 
 
@@ -39,6 +40,36 @@ class Evaluation(TypedDict):
     """What `--json` of `mimkit evaluate knn`, `probe` and `attentive` holds."""
 
     results: list[Measurement]
+
+
+Meters = Annotated[float, Range(0, 1e6)]
+
+
+class DenseScores(TypedDict, total=False):
+    """Of one way to read frozen patches: mIoU or RMSE, with the interval of it."""
+
+    miou: Fraction
+    rmse: Meters
+    low: Meters | None
+    high: Meters | None
+    per_class: dict[str, dict[str, float]] | None
+
+
+class DenseMeasurement(TypedDict):
+    """Of one target, by `mimkit evaluate segment` or `depth`."""
+
+    kind: str
+    data: NotRequired[str]
+    train: NotRequired[Count]
+    test: NotRequired[Count]
+    results: dict[str, DenseScores]
+
+
+def check_evaluation(content: dict[str, Any]) -> None:
+    """Refuse the JSON of an evaluation that does not hold what its kinds hold. Raises Misfit."""
+    for number, entry in enumerate(content["results"]):
+        dense = isinstance(entry, dict) and entry.get("kind") in DENSE_TASKS
+        fit(plain(entry), DenseMeasurement if dense else Measurement, f"results.{number}")
 
 
 def is_evaluation(content: dict[str, Any]) -> bool:

@@ -58,13 +58,13 @@ def measure(folder: Path, *, device: torch.device, workers: int = 0) -> dict[str
         "epochs": config.epochs,
         "pictures_per_second": round(result["steps"] * config.batch_size / max(1e-3, result["seconds"]), 1),
     }
+    write_json(run.result_path, result)  # first: what is drawn can be drawn again
     if own:
         sheet = draw(extremes(trained, test, own, measured), trained.kind, trained.categories, trained.joints)
         save_picture(sheet, folder / "pictures" / "predictions.png")
     if "confusion" in scores:
         confusion = torch.tensor(scores["confusion"])
         save_picture(draw_confusion(confusion, list(trained.categories)), folder / "confusion.png")
-    write_json(run.result_path, result)
     note_scores(folder / "export" / "README.md", result)
     return result
 

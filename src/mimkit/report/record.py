@@ -13,7 +13,7 @@ from mimkit.core.files import named, read_regular
 from mimkit.core.schema import fit, plain
 from mimkit.data.reading import Reading
 from mimkit.evaluate.run import NAMES
-from mimkit.evaluate.saved import Evaluation, Scores, is_evaluation
+from mimkit.evaluate.saved import Scores, check_evaluation, is_evaluation
 from mimkit.report.dense import dense_task
 from mimkit.train.recorder import duration
 from mimkit.train.run_folder import MEASURED, RunFolder
@@ -271,7 +271,10 @@ def _json_files(folder: Path) -> Generator[tuple[dict[str, Any], str]]:
             continue
         if isinstance(content, dict):
             with named(path):
-                fit(plain(content), Evaluation if is_evaluation(content) else Scores)
+                if is_evaluation(content):
+                    check_evaluation(content)
+                else:
+                    fit(plain(content), Scores)
             yield content, str(path.relative_to(folder))
 
 
