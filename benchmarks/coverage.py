@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
-from scenes import PATCH, SIZE, Scenes, photographs, synthetic
 from torch import Tensor
 
 from mimkit.analysis.mask_drawing import MaskDrawing, draw_masks
@@ -49,6 +48,7 @@ from mimkit.train.checkpoint import checkpoints, load_checkpoint
 from mimkit.train.prepare import Prepared
 from mimkit.train.pretrain import pretrain
 from mimkit.train.run_folder import RunFolder
+from scenes import PATCH, SIZE, Scenes, photographs, synthetic
 
 GRID = (SIZE // PATCH, SIZE // PATCH)
 RATIOS = (0.75, 0.5)
