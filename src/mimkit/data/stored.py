@@ -1,0 +1,66 @@
+"""Files that are read at places, wherever they lie: a path or a URL enters, an object that reads parts of it leaves."""
+
+import os
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+
+class StoredFile(ABC):
+    """A file of which any part can be read. Cheap to hand to worker processes: each opens it for itself."""
+
+    place: str  # its path or URL, as the user gave it, without credentials
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """Bytes."""
+
+    @property
+    @abstractmethod
+    def version(self) -> str:
+        """Changes when the content does: by size and time of a local file, by the ETag of an object in a store."""
+
+    @abstractmethod
+    def read(self, offset: int, size: int) -> bytes:
+        """`size` bytes from a place on. Raises OSError, also where the file ends before."""
+
+
+class LocalFile(StoredFile):
+    """A file on a disk of this machine. Readers of one file do not disturb each other: it has no position."""
+
+    def __init__(self, path: Path) -> None:
+        self.place, self._path = str(path), Path(os.path.abspath(path))
+        self._opened: int | None = None
+        status = os.stat(self._path)
+        self._size, self._version = status.st_size, f"{status.st_size} {status.st_mtime_ns}"
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_opened": None}
+
+    def __del__(self) -> None:
+        if self.__dict__.get("_opened") is not None:
+            os.close(self.__dict__["_opened"])
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    @property
+    def version(self) -> str:
+        return self._version
+
+    def read(self, offset: int, size: int) -> bytes:
+        if self._opened is None:
+            self._opened = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        data = os.pread(self._opened, size, offset)
+        while len(data) < size:  # one call gives at most 2 GB
+            piece = os.pread(self._opened, size - len(data), offset + len(data))
+            if not piece:
+                raise OSError(0, "the file ends before it")
+            data += piece
+        return data
+
+
+def open_stored(place: str) -> StoredFile:
+    """The file at a path or a URL. Raises OSError."""
+    return LocalFile(Path(place).expanduser())
