@@ -12,12 +12,14 @@ from torch import Tensor
 from mimkit.core import distributed
 from mimkit.core.batch import DatasetView
 from mimkit.core.names import FORMAT
+from mimkit.methods.base import Method
 from mimkit.train.checkpoint import save_checkpoint
 from mimkit.train.identity import identity_of
 from mimkit.train.loop import Callback
 from mimkit.train.machine import Machine
 from mimkit.train.recorder import Recorder
 from mimkit.train.run_folder import RunFolder, disk_errors
+from mimkit.train.sharding import Whole, gathered_state
 from mimkit.train.training import StepOutputs, Training
 
 
@@ -74,13 +76,13 @@ class Checkpointer(Callback):
         recorder: Recorder,
         machine: Machine,
         stop: StopSignal,
-        export: Callable[[int], None],
-        device: torch.device,
+        export: Callable[[Method, int], None],
+        whole: Whole,
         first: int,
     ) -> None:
-        """`export`: writes the model after so many steps; called by the main process, after the checkpoint."""
+        """`export`: writes a task after so many steps; called by the main process, after the checkpoint."""
         self.run, self.recorder, self.machine, self.stop = run, recorder, machine, stop
-        self.export, self.device = export, device
+        self.export, self.whole, self.device = export, whole, whole.device
         self.identity = identity_of(run.folder)
         self.stopped_by = 0  # the number of the signal that all processes agreed to stop by
         self._saved_at = self._asked_at = time.perf_counter()
@@ -120,21 +122,23 @@ class Checkpointer(Callback):
     def save(self, training: Training, done: int) -> None:
         """A checkpoint and the export of the same step; a UserError instead if a weight is not finite."""
         self.recorder.refuse_bad_weights(done, [*training.task.parameters(), *optimizer_tensors(training.optimizer)])
+        optimizer = gathered_state(training.optimizer.state_dict())
 
-        def write() -> None:
+        def write(task: Method) -> None:
             state = {
                 "format": FORMAT,
                 "identity": self.identity,
                 "step": done,
                 "seconds": self.recorder.log.seconds,
-                "model": training.task.state_dict(),
-                "optimizer": training.optimizer.state_dict(),
+                "model": task.state_dict(),
+                "optimizer": optimizer,
             }
             with disk_errors(self.run.folder):
                 save_checkpoint(self.run.folder, done, state, self.machine.keep)
-                self.export(done)
+                self.export(task, done)
 
-        distributed.on_main(write, self.device)
+        with self.whole.gathered() as task:
+            distributed.on_main(lambda: write(task), self.device)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:

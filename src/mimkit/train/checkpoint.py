@@ -15,6 +15,7 @@ from mimkit.core.files import open_regular
 from mimkit.core.integrity import not_finite
 from mimkit.core.names import rename_tensors
 from mimkit.train.identity import difference, identity_of
+from mimkit.train.sharding import load_whole
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -155,8 +156,7 @@ def restore(path: Path, task: nn.Module, optimizer: torch.optim.Optimizer, devic
     """Load a checkpoint into the task and its optimizer; returns the steps and seconds behind it."""
     state = load_checkpoint(path, device)
     try:
-        task.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        load_whole(task, optimizer, state["model"], state["optimizer"])
         return int(state["step"]), float(state["seconds"])
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise BadCheckpoint(

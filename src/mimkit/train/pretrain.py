@@ -1,5 +1,6 @@
 """Pre-training, top to bottom: a config and a run folder enter; metrics, checkpoints and export/ leave."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import torch
 
 from mimkit.core import distributed
+from mimkit.methods.base import Method
 from mimkit.train.agreement import lost_peers
 from mimkit.train.announce import announce
 from mimkit.train.callbacks import Checkpointer, EpochStart, StopSignal
@@ -75,11 +77,18 @@ def train(
     stop = StopSignal()
     epochs = EpochStart(recorder, session.dataset, count=session.prepared.count, batch_size=config.batch_size)
     checkpointer = Checkpointer(
-        run, recorder, config.machine, stop, lambda steps: export(session, steps), device, session.first
+        run,
+        recorder,
+        config.machine,
+        stop,
+        lambda task, steps: export(session, task, steps),
+        session.whole,
+        session.first,
     )
-    if distributed.is_main() and session.first == total:  # killed between the last checkpoint and its export
-        with disk_errors(run.folder):
-            export(session, total)
+    if session.first == total:  # killed between the last checkpoint and its export
+        with session.whole.gathered() as task, disk_errors(run.folder):
+            if distributed.is_main():
+                export(session, task, total)
     try:
         with stop.handling():
             done = fit(session.training(last), [epochs, recorder, checkpointer])
@@ -121,11 +130,13 @@ def open_recorder(session: Session) -> Recorder:
     )
 
 
-def export(session: Session, steps: int) -> None:
-    """Write the model as it stands after so many steps into the run's export/."""
+def export(session: Session, task: Method, steps: int) -> None:
+    """Write the model as it stands after so many steps, in a task with whole weights, into the run's export/."""
+    prepared = copy.copy(session.prepared)
+    prepared.task = task
     folder, measures = session.run.folder / "export", session.evaluation.measures
     identity = identity_of(session.run.folder)
-    export_encoder(session.prepared, folder, recipe=session.recipe, step=steps, measured=measures, identity=identity)
+    export_encoder(prepared, folder, recipe=session.recipe, step=steps, measured=measures, identity=identity)
 
 
 def silent(line: str) -> None:
