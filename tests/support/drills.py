@@ -122,7 +122,7 @@ def ranks(
         port = free.getsockname()[1]
     meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
     children = [
-        Child(log.with_suffix(f".{n}"), config, folder, *faults, RANK=n, LOCAL_RANK=n, **meet, **how)
+        Child(log.with_suffix(f".{n}"), config, folder, *faults, RANK=n, LOCAL_RANK=n, **(meet | how))
         for n in range(world)
     ]
     return [child.wait() for child in children]
