@@ -99,7 +99,15 @@ def shard(task: nn.Module, sharding: Sharding, precision: str, device: torch.dev
 
     In bfloat16 the weights of blocks travel and multiply in it, and gradients are summed in float32. Autocast stays on,
     so that sums of blocks, norms and losses are in float32 as without sharding; and so are weights outside of blocks.
+
+    Raises:
+        UserError: a parameter is a single number, which has no axis to cut.
     """
+    if scalars := [name for name, parameter in task.named_parameters() if not parameter.ndim]:
+        raise UserError(
+            f"machine.sharding {sharding} cannot cut the single number {scalars[0]}: give it one axis, or leave "
+            "--machine.sharding away"
+        )
     mesh = mesh_of(sharding, device)
     exact = MixedPrecisionPolicy(cast_forward_inputs=False)
     half = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
