@@ -16,7 +16,8 @@ from torch import Tensor
 from mimkit.core.errors import UserError
 from mimkit.core.randomness import integer, rng_keys
 
-VERSION: Final = 2  # of the order of new runs; 1, a `torch.randperm` for each epoch, is that of runs from before version 0.3
+VERSION: Final = 2
+"""Of the order of new runs; 1, a `torch.randperm` for each epoch, is that of runs from before version 0.3."""
 BLOCK = 256  # pictures that lie side by side and are read together, where there are lanes
 WINDOW = 4096  # pictures of a lane that are mixed with each other
 MOST_LANES = 64  # by default
