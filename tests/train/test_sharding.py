@@ -15,8 +15,11 @@ from drills import ranks, the_line
 from encoders import small
 from mimkit.core import distributed
 from mimkit.core.errors import UserError
+from mimkit.data.pictures import Subset
+from mimkit.data.sources import open_pictures
 from mimkit.methods.mae import MAEConfig
 from mimkit.methods.targets.tokens import TokenIds
+from mimkit.train import dataset_view
 from mimkit.train.machine import Engine, Machine
 from mimkit.train.prepare import Prepared, Pretrain
 from mimkit.train.pretrain import pretrain
@@ -208,6 +211,21 @@ def test_hybrid_is_what_the_processes_make_of_it(world, local, sharding, monkeyp
     monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
     assert resolve("hybrid") == sharding
     assert resolve("full") == ("none" if world == 1 else "full") and resolve("none") == "none"
+
+
+@pytest.mark.parametrize("count", [8, 9, 13])
+def test_processes_see_equally_many_batches_of_their_own_pictures(count, forty, monkeypatch):
+    monkeypatch.setattr(dataset_view, "BATCH", 4)
+    monkeypatch.setattr(distributed, "world", lambda: 2)
+    pictures = Subset(open_pictures((str(forty),), "all"), torch.arange(count))
+    settings = {"size": (12, 12), "mean": (0.5,) * 3, "std": (0.5,) * 3, "device": CPU, "workers": 0}
+    seen = []
+    for rank in range(2):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        seen.append([*dataset_view.open_dataset_view(pictures, **settings).batches()])
+    assert len(seen[0]) == len(seen[1]) == -(-count // 8)
+    assert all(len(images) == len(index) and images.shape[1:] == (3, 12, 12) for part in seen for images, index in part)
+    assert sorted(torch.cat([index for part in seen for _, index in part]).tolist()) == [*range(count)]
 
 
 @pytest.mark.parametrize("local", ["1", "3", None])
