@@ -50,10 +50,10 @@ def alone(run: Pretrain, folder: Path, **settings) -> Path:
     return folder
 
 
-def assert_equal_curves(first: Path, second: Path, rtol: float = 1e-6) -> None:
+def assert_equal_curves(first: Path, second: Path, rtol: float = 1e-6, norms: float = 1e-4) -> None:
     ours, theirs = ([*RunFolder(run).metrics()] for run in (first, second))
     assert [record["step"] for record in ours] == [record["step"] for record in theirs] and len(ours) > 4
-    for name, tolerance in (("loss", rtol), ("gradient_norm", 1e-4)):
+    for name, tolerance in (("loss", rtol), ("gradient_norm", norms)):
         values = [torch.tensor([record[name] for record in records]).double() for records in (ours, theirs)]
         torch.testing.assert_close(*values, rtol=tolerance, atol=0, msg=lambda text, name=name: f"{name}: {text}")
     last = [{k: v for k, v in records[-1].items() if k in ("effective_rank", "knn")} for records in (ours, theirs)]
@@ -146,8 +146,8 @@ def test_micro_batches_recomputed_blocks_and_bfloat16_are_shared_too(forty, tmp_
     whole = alone(mae(forty), tmp_path / "alone")
     assert_equal_curves(whole, tmp_path / "micro")
     assert_equal_curves(whole, tmp_path / "recompute")
-    assert_equal_curves(alone(half, tmp_path / "alone half"), tmp_path / "half", rtol=2e-3)
-    assert_equal_curves(alone(looking, tmp_path / "alone looking"), tmp_path / "looking", rtol=2e-3)
+    assert_equal_curves(alone(half, tmp_path / "alone half"), tmp_path / "half", rtol=2e-3, norms=1e-2)
+    assert_equal_curves(alone(looking, tmp_path / "alone looking"), tmp_path / "looking", rtol=2e-3, norms=1e-2)
 
 
 @pytest.mark.slow
