@@ -2,6 +2,7 @@
 
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,6 +51,9 @@ class Store:
         self.server = make_server("127.0.0.1", 0, self.answer, threaded=True, request_handler=Quiet)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        urllib.request.urlopen(f"{self.url}/moto-api/reset", b"").close()  # all servers of a process have one content
+        self.client().create_bucket(Bucket="bucket")
+        self.requests.clear()
 
     def answer(self, environ: dict[str, Any], start: Callable) -> Iterable[bytes]:
         method = environ["REQUEST_METHOD"]
@@ -78,9 +82,7 @@ class Store:
     def put(self, key: str, data: bytes | Path) -> str:
         """An object in the bucket `bucket`; its URL."""
         body = data.read_bytes() if isinstance(data, Path) else data
-        client = self.client()
-        client.create_bucket(Bucket="bucket")
-        client.put_object(Bucket="bucket", Key=key, Body=body)
+        self.client().put_object(Bucket="bucket", Key=key, Body=body)
         return f"s3://bucket/{key}"
 
     def put_folder(self, key: str, folder: Path) -> str:

@@ -25,6 +25,11 @@ class StoredFile(ABC):
     def version(self) -> str:
         """Changes when the content does: by size and time of a local file, by the ETag of an object in a store."""
 
+    @property
+    def mark(self) -> object:
+        """The version as fingerprints of sets hold it."""
+        return self.version
+
     @abstractmethod
     def read(self, offset: int, size: int) -> bytes:
         """`size` bytes from a place on.
@@ -57,6 +62,10 @@ class LocalFile(StoredFile):
     def version(self) -> str:
         return self._version
 
+    @property
+    def mark(self) -> object:
+        return tuple(map(int, self._version.split()))  # as earlier versions noted it
+
     def read(self, offset: int, size: int) -> bytes:
         if self._opened is None:
             self._opened = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
@@ -76,6 +85,11 @@ def open_stored(place: str) -> StoredFile:
 
         return RemoteFile(place)
     return LocalFile(Path(place).expanduser())
+
+
+def absolute(place: str) -> str:
+    """A path as it is from any folder; a URL as it is."""
+    return place if is_url(place) else os.path.abspath(place)
 
 
 class _Cursor(io.RawIOBase):
