@@ -141,14 +141,14 @@ def test_slow_answers_are_waited_for_and_dead_ones_not(store, noise, monkeypatch
     remote.filesystem(noise).s3.meta.config.read_timeout = 1
     remote.filesystem(noise).read_timeout = 1
     remote.filesystem(noise).connect(refresh=True)
-    with pytest.raises(UserError, match=r"s3://bucket/noise.bin cannot be read: .*2 times in a row"):
+    with pytest.raises(UserError, match=r"s3://bucket/noise.bin cannot be reached: .*2 times in a row"):
         file.read(1 << 16, 10)
 
 
 def test_what_stays_wrong_is_one_line(store, noise, monkeypatch):  # noqa: F811
     file = open_stored(noise)
     store.faults.errors = {"GET": 99}
-    with pytest.raises(UserError, match=r"^s3://bucket/noise.bin cannot be read: the server answers 500, 5 times"):
+    with pytest.raises(UserError, match=r"^s3://bucket/noise.bin cannot be reached: the server answers 500, 5 times"):
         file.read(0, 10)
     assert 99 - store.faults.errors["GET"] == 5
     store.faults.errors = {}
@@ -163,7 +163,7 @@ def test_what_stays_wrong_is_one_line(store, noise, monkeypatch):  # noqa: F811
     assert len(store.requests) == before + 1  # which asking again does not mend
     store.server.shutdown()
     store.server.server_close()
-    with pytest.raises(UserError, match=r"s3://bucket/noise.bin cannot be read: .*5 times in a row") as refused:
+    with pytest.raises(UserError, match=r"s3://bucket/noise.bin cannot be reached: .*5 times in a row") as refused:
         open_stored(noise)
     assert "\n" not in str(refused.value) and "hush" not in str(refused.value)
 
@@ -191,7 +191,7 @@ def test_files_of_web_servers(store, noise):  # noqa: F811
     store.faults.errors = {"HEAD": 99, "GET": 99}
     with pytest.raises(UserError) as refused:
         file.read(1 << 16, 10)
-    assert "noise.bin cannot be read: the server answers 500" in str(refused.value)
+    assert "noise.bin cannot be reached: the server answers 500" in str(refused.value)
     assert "Signature" not in str(refused.value)
 
 

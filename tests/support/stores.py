@@ -90,7 +90,7 @@ class Store:
             self.put(f"{key}/{path.relative_to(folder).as_posix()}", path)
         return f"s3://bucket/{key}"
 
-    def keys(self) -> list[str]:
+    def names(self) -> list[str]:
         pages = self.client().get_paginator("list_objects_v2").paginate(Bucket="bucket")
         return [entry["Key"] for page in pages for entry in page.get("Contents", [])]
 

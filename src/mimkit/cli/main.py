@@ -8,6 +8,7 @@ import sys
 
 from mimkit.cli.crash import forget_run, write_report
 from mimkit.cli.overview import COMMANDS, overview
+from mimkit.cli.places import with_local_runs
 from mimkit.core.announced import announced, may_speak, refuse_lone_tasks, refuse_together
 from mimkit.core.errors import UserError, unknown
 from mimkit.core.names import renamed_flag, trust
@@ -65,7 +66,7 @@ def run(command: str, args: list[str]) -> int:
         announced()  # refuses half of what a launcher sets
     else:
         refuse_together(command)
-    return importlib.import_module(f"mimkit.cli.{command}").run(args)
+    return importlib.import_module(f"mimkit.cli.{command}").run(with_local_runs(command, args))
 
 
 def say(line: str) -> None:

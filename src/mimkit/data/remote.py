@@ -155,6 +155,8 @@ def _open_filesystem(protocol: str) -> Any:
             aiohttp = importlib.import_module("aiohttp")
             timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=30)
             options["client_kwargs"] = {"trust_env": True, "timeout": timeout}  # ~/.netrc, and proxies
+        if protocol == "file":
+            options["auto_mkdir"] = True
         opened = fsspec.filesystem(protocol, **options)
     except ImportError:
         raise missing_extra(f"reading {protocol}:// URLs", EXTRAS[protocol]) from None
@@ -179,7 +181,7 @@ def persist(place: str, work: Callable[[], T]) -> T:
                 raise Absent(f"there is no file or folder {public(place)}") from None
             if lasting or pause is None:
                 times = "" if lasting else f", {len(PAUSES) + 1} times in a row; run the same command again to go on"
-                raise UserError(f"{public(place)} cannot be read: {reason}{times}") from None
+                raise UserError(f"{public(place)} cannot be reached: {reason}{times}") from None
             time.sleep(pause)
     raise AssertionError
 
