@@ -115,7 +115,7 @@ def test_a_damaged_block_is_fetched_again(damage, store, noise):  # noqa: F811
 
 
 def test_a_full_disk_is_no_error(store, noise, monkeypatch):  # noqa: F811
-    def full(self, path: Path, data: bytes) -> None:
+    def full(self, path: str, data: bytes) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Blocks, "_write", full)

@@ -61,7 +61,8 @@ class Blocks:
             return None
         finally:
             os.close(opened)
-        path.unlink(missing_ok=True)
+        with suppress(OSError):
+            os.unlink(path)
         return None
 
     def write(self, name: str, data: bytes) -> None:
@@ -78,9 +79,10 @@ class Blocks:
             except OSError:
                 self._make_room(self.total() // 2)
 
-    def _write(self, path: Path, data: bytes) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
+    def _write(self, path: str, data: bytes) -> None:
+        folder = os.path.dirname(path)
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, suffix=".part", delete=False) as file:
             try:
                 file.write(data)
                 file.write(checksums(data))
@@ -135,8 +137,8 @@ class Blocks:
                         blocks.append((status.st_mtime_ns, status.st_size, entry.path))
         return blocks
 
-    def _path(self, name: str) -> Path:
-        return self.folder / name[:2] / name
+    def _path(self, name: str) -> str:
+        return f"{self.folder}/{name[:2]}/{name}"
 
 
 def checksums(data: bytes) -> bytes:
@@ -145,10 +147,12 @@ def checksums(data: bytes) -> bytes:
     return b"".join(zlib.crc32(view[i : i + PAGE]).to_bytes(4, "little") for i in range(0, len(data), PAGE))
 
 
-_shared: dict[tuple[Path, int], Blocks] = {}
+_shared: dict[tuple[str | None, str | None], Blocks] = {}
 
 
 def blocks() -> Blocks:
     """Those of this machine, in mimkit's cache folder."""
-    key = (cache_folder() / "blocks", bound())
-    return _shared.setdefault(key, Blocks(*key))
+    key = (os.environ.get("XDG_CACHE_HOME"), os.environ.get(SETTING))
+    if key not in _shared:
+        _shared[key] = Blocks(cache_folder() / "blocks", bound())
+    return _shared[key]
