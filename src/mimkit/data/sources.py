@@ -19,6 +19,7 @@ from mimkit.data.named import NAMES, open_named
 from mimkit.data.parquet import open_parquet, parquet_below, parquet_files
 from mimkit.data.pictures import Joined, Pictures, Split, split_by_address
 from mimkit.data.reading import Reading
+from mimkit.data.shards.shards import are_shards, open_shards, tars_below
 from mimkit.data.tiles import Tiled
 from mimkit.data.values import DEPTHS
 
@@ -129,6 +130,8 @@ def _open(source: list[str], split: Split, reading: Reading, by_class: bool) -> 
 
 def _find(source: list[str], split: Split, reading: Reading) -> Pictures:
     """One source, whole where it has no test split of its own."""
+    if len(source) == 1 and source[0] not in NAMES and are_shards(source[0]):
+        return open_shards(source[0], split, reading)
     for place in source:
         if place not in NAMES and not Path(place).expanduser().exists():
             if "/" in place or "." in place:
@@ -146,6 +149,8 @@ def _find(source: list[str], split: Split, reading: Reading) -> Pictures:
         files = parquet_files(path)
         if not files and not len(index(path).pictures):
             files = parquet_below(path)
+            if not files and tars_below(path):
+                return open_shards(name, split, reading)
         return open_parquet(name, files, split, reading) if files else open_folder(path, split, reading)
     if path.is_file():  # and no pipe, which would be waited for
         refuse_packed(path)
