@@ -16,11 +16,11 @@ from mimkit.data.pictures import Split, digest, first_few
 from mimkit.data.reading import Reading
 from mimkit.data.shards.index import ENDING, Index, open_index, probe, write_index
 from mimkit.data.shards.others import index_tars
-from mimkit.data.stored import StoredFile, open_stored
+from mimkit.data.stored import LocalFile, StoredFile, open_stored
 
 NAME = f"shards{ENDING}"
 """What an index is called, beside its shards."""
-_OPEN = 256  # shards that a process holds open
+_OPEN = 256  # shards on disks that a process holds open
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
 _WILD = re.compile(r"[*?\[{]")
 
@@ -33,6 +33,7 @@ class Shards(Encoded):
         self._opened: dict[int, StoredFile] = {}
         self.has_test = index.about.train < len(index)
         about = index.about
+        self.remote = any("://" in index.place(number) for number in range(len(about.shards)))
         labels = index.labels(first, end)
         self.set_labels(Labels(numbers=labels, classes=about.classes, named=about.named, reason=about.no_labels))
 
@@ -67,7 +68,7 @@ class Shards(Encoded):
         file = self._opened.get(number)
         if file is None:
             file = open_shard(self._index, number)
-            for oldest in list(self._opened)[: len(self._opened) - _OPEN + 1]:
+            for oldest in list(self._opened)[: 0 if self.remote else len(self._opened) - _OPEN + 1]:
                 self._opened.pop(oldest, None)
             self._opened[number] = file
         return file
@@ -80,8 +81,9 @@ def open_shard(index: Index, number: int) -> StoredFile:
         file = open_stored(place)
         if file.size != shard.size:
             raise _changed(place, f"has {file.size:,} bytes instead of {shard.size:,}")
-        # Another version is a copy, or something else.
-        if file.version != shard.version and probe(file, shard.probe) != shard.digest:
+        # Another version is a copy, or something else. In a store each look costs a block; checksums tell it as well.
+        near = isinstance(file, LocalFile) or not len(index.rows.checksum)
+        if file.version != shard.version and near and probe(file, shard.probe) != shard.digest:
             raise _changed(place, "holds something else")
     except OSError as error:
         raise UserError(
