@@ -356,6 +356,7 @@ JSON = {
         "report done --out {new}.html --metrics none --pictures 2 --device cpu",
         lambda found: found["bytes"] > 20_000 and found["out"].endswith(".html"),
     ),
+    "shards": ("shards pack good --out {new} --workers 0", lambda found: found["pictures"] == 40),
     "diff": ("diff done begun", lambda found: found["last.step"] == [5, 2]),
     "check": ("check done", lambda found: len(found) >= 5 and all(file["good"] for file in found)),
 }

@@ -4,7 +4,6 @@ import multiprocessing
 import os
 import pickle
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest

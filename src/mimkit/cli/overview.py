@@ -22,6 +22,7 @@ COMMANDS = {
     "predict": ("TARGET --data DATA --out FOLDER", "what a fine-tuned dense task says of pictures, as files"),
     "export": ("RUN --out DIR [--to timm|huggingface|torchvision|onnx]", "leave with the model"),
     "doctor": ("DATA ... [RECIPE]", "what is wrong with a folder before anything trains"),
+    "shards": ("pack|index|check DATA ... [--out DIR]", "pictures in tar files: write, index or verify them"),
     "diff": ("RUN RUN", "what differs between two runs"),
     "check": ("RUN", "whether every file of a run is what was written"),
 }
@@ -31,8 +32,8 @@ TEXT = """usage: mimkit COMMAND ...
 
 {commands}
 
-'mimkit COMMAND --help' explains one. DATA: folders, text files of paths, Parquet files, or photos,
-fashion-mnist, cifar10, cifar100, stl10, imagenette. Every command takes --json FILE (or - for the standard
+'mimkit COMMAND --help' explains one. DATA: folders, text files of paths, Parquet files, shards, or
+photos, fashion-mnist, cifar10, cifar100, stl10, imagenette. Every command takes --json FILE (or - for the standard
 output), --trust PACKAGE (of your own, whose code a run folder may name) and --debug; flags may stand before
 other words. 'mimkit --print-completion bash' (or zsh) prints what completes all this behind a Tab.
 

@@ -17,7 +17,7 @@ from mimkit.data.encoded import Encoded
 from mimkit.data.folders import cache_folder
 from mimkit.data.pictures import Pictures, Split, digest, first_few
 from mimkit.data.reading import Reading
-from mimkit.data.remote import describe
+from mimkit.data.remote import AT_ONCE, BLOCK, describe
 from mimkit.data.stored import absolute, as_file, open_stored
 from mimkit.data.tables import class_names
 
@@ -40,6 +40,8 @@ _SPLIT = re.compile(rf"{_KIND}(-.*|[_.]?\d.*)?$", re.IGNORECASE)  # train, train
 _FOLDER = re.compile(rf"(?:partial-)?{_KIND}$", re.IGNORECASE)
 _TEST_ORDER = ("val", "valid", "validation", "test", "testing")
 IN_MEMORY = 2 << 30  # bytes; more is laid out once in a cache file and mapped, for random access without decompression
+_BUFFER = 1 << 20  # bytes of a file that are read ahead
+_AT_ONCE = 64  # rows
 
 
 class Blobs:
@@ -178,7 +180,10 @@ def _open_file(file: str) -> Any:
     except ImportError:
         raise missing_extra("reading Parquet files", "parquet") from None
     try:
-        return pq.ParquetFile(as_file(open_stored(file)) if is_url(file) else file)
+        # Read page by page: as a whole, a row group may be larger than the memory.
+        if not is_url(file):
+            return pq.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False)
+        return pq.ParquetFile(as_file(open_stored(file)), buffer_size=AT_ONCE * BLOCK, pre_buffer=False)
     except (OSError, ValueError) as error:
         raise UserError(f"{file} is not a Parquet file that can be read: {str(error).splitlines()[0]}") from None
 
@@ -242,9 +247,7 @@ def _gather(files: list[str], tables: list[Any], image: str) -> Blobs:
         for group in range(table.num_row_groups)
     )
     if total <= IN_MEMORY:
-        parts = list(_bytes(tables, image))
-        buffer = np.concatenate([data for data, _ in parts])
-        return Blobs(np.cumsum(np.concatenate([sizes for _, sizes in parts])), buffer)
+        return _held(tables, image, total)
     layout = cache_folder() / "parquet" / f"{_identity(files)}.bin"
     ends = layout.with_suffix(".npy")
     if not (layout.exists() and ends.exists()):
@@ -271,27 +274,40 @@ def _gather(files: list[str], tables: list[Any], image: str) -> Blobs:
     return Blobs(np.load(ends), layout)
 
 
+def _held(tables: list[Any], image: str, total: int) -> Blobs:
+    """The bytes of all rows in memory, where `total` are about as many."""
+    # A place for all: as pieces that are joined they would lie in memory twice.
+    buffer, sizes, end = np.empty(total, np.uint8), [], 0
+    for data, size in _bytes(tables, image):
+        if end + len(data) > len(buffer):  # equal pictures are stored once
+            buffer = np.concatenate([buffer[:end], np.empty(end + len(data), np.uint8)])
+        buffer[end : end + len(data)] = data
+        end += len(data)
+        sizes.append(size)
+    return Blobs(np.cumsum(np.concatenate(sizes)), buffer[:end])
+
+
 def _leaves(table: Any) -> list[str]:
     return [table.schema.column(place).path for place in range(len(table.schema))]
 
 
 def _bytes(tables: list[Any], image: str) -> Any:
-    """Row group by row group: all bytes end to end (uint8) and the length of each picture (int64)."""
+    """Some rows after the other: all bytes end to end (uint8) and the length of each picture (int64)."""
     import pyarrow as pa
 
     for table in tables:
         # Of a struct only the bytes: its other field is a path, of no use here.
         leaf = f"{image}.bytes" if f"{image}.bytes" in _leaves(table) else image
-        for group in range(table.num_row_groups):
-            column = table.read_row_group(group, columns=[leaf]).column(image).combine_chunks()
-            for chunk in column.chunks if isinstance(column, pa.ChunkedArray) else [column]:
-                if pa.types.is_struct(chunk.type):
-                    chunk = chunk.field("bytes")
-                chunk = chunk.cast(pa.large_binary()).fill_null(b"")
-                ends = np.frombuffer(chunk.buffers()[1], np.int64)[chunk.offset : chunk.offset + len(chunk) + 1]
-                # Arrow lays the strings of a chunk end to end: what becomes the buffer is a copy, no Python bytes.
-                data = np.frombuffer(chunk.buffers()[2] or b"", np.uint8)
-                yield data[ends[0] : ends[-1]], np.diff(ends)
+        # Few rows at once, on one thread: else whole row groups lie in memory, several times.
+        for batch in table.iter_batches(_AT_ONCE, columns=[leaf], use_threads=False):
+            rows = batch.column(0)
+            if pa.types.is_struct(rows.type):
+                rows = rows.field("bytes")
+            rows = rows.cast(pa.large_binary()).fill_null(b"")
+            ends = np.frombuffer(rows.buffers()[1], np.int64)[rows.offset : rows.offset + len(rows) + 1]
+            # Arrow lays the strings of a batch end to end: what becomes the buffer is a copy, no Python bytes.
+            data = np.frombuffer(rows.buffers()[2] or b"", np.uint8)
+            yield data[ends[0] : ends[-1]], np.diff(ends)
 
 
 def _identity(files: list[str]) -> str:

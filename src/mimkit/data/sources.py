@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from mimkit.core.errors import UserError, unknown
 from mimkit.core.files import refuse_no_name
-from mimkit.core.urls import is_url, withhold
+from mimkit.core.urls import is_url, join, withhold
 from mimkit.data.archive import KINDS as ARCHIVES
 from mimkit.data.archive import PACKED, open_archive, refuse_packed
 from mimkit.data.bucket import about_room, open_bucket
@@ -23,6 +23,8 @@ from mimkit.data.parquet import open_parquet, parquet_among, parquet_below, parq
 from mimkit.data.pictures import Joined, Pictures, Split, split_by_address
 from mimkit.data.reading import Reading
 from mimkit.data.remote import listing, look
+from mimkit.data.shards.index import ENDING
+from mimkit.data.shards.shards import are_shards, open_shards, tars_below
 from mimkit.data.stored import open_stored
 from mimkit.data.tiles import Tiled
 from mimkit.data.values import DEPTHS
@@ -136,6 +138,8 @@ def _open(source: list[str], split: Split, reading: Reading, by_class: bool) -> 
 
 def _find(source: list[str], split: Split, reading: Reading) -> Pictures:
     """One source, whole where it has no test split of its own."""
+    if len(source) == 1 and source[0] not in NAMES and are_shards(source[0]):
+        return open_shards(source[0], split, reading)
     if is_url(source[0]):
         return _find_remote(source, split, reading)
     for place in source:
@@ -155,6 +159,8 @@ def _find(source: list[str], split: Split, reading: Reading) -> Pictures:
         files = parquet_files(path)
         if not files and not len(index(path).pictures):
             files = parquet_below(path)
+            if not files and tars_below(path):
+                return open_shards(name, split, reading)
         return open_parquet(name, list(map(str, files)), split, reading) if files else open_folder(path, split, reading)
     if path.is_file():  # and no pipe, which would be waited for
         refuse_packed(str(path))
@@ -181,6 +187,8 @@ def _find_remote(source: list[str], split: Split, reading: Reading) -> Pictures:
     if look(url)["type"] != "directory":
         raise _no_data(url)
     files = listing(url)
+    if len(indices := [path for path in files if path.endswith(ENDING) and "/" not in path]) == 1:
+        return open_shards(join(url, indices[0]), split, reading)
     pictures = any(os.path.splitext(path)[1].lower() in ENDINGS for path in files)
     tables = [] if pictures else parquet_among(url, list(files))
     return open_parquet(url, tables, split, reading) if tables else open_bucket(url, files, split, reading)
