@@ -90,7 +90,7 @@ def train(
             if distributed.is_main():
                 export(session, task, total)
     try:
-        with stop.handling():
+        with stop.handling(), checkpointer.pending():
             done = fit(session.training(last), [epochs, recorder, checkpointer])
     finally:
         recorder.line.close()
