@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from jaxtyping import Shaped
-from torch import Tensor
+from torch import Tensor, nn
 
 from mimkit.core import board
 from mimkit.core.announced import announced
@@ -173,6 +173,36 @@ def on_main(work: Callable[[], T], device: torch.device) -> T:
     if shared[1] is not None:
         raise shared[1]
     return shared[0]
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether each process holds a share of the module's weights (FSDP2), which are gathered in its forward alone."""
+    if not dist.is_initialized():
+        return False
+    from torch.distributed.fsdp import FSDPModule  # a second to import, which one process need not pay
+
+    return isinstance(module, FSDPModule)
+
+
+def plain_type(module: nn.Module) -> type[nn.Module]:
+    """The class of a module before it was sharded, which gives it one of its own."""
+    return type(module).__bases__[-1] if is_sharded(module) else type(module)
+
+
+@contextmanager
+def whole(module: Any) -> Generator[None]:
+    """Gather the weights of a block that may be sharded, to read them outside its forward; not those of its children.
+
+    Every process calls this together.
+    """
+    if not is_sharded(module):
+        yield
+        return
+    module.unshard()
+    try:
+        yield
+    finally:
+        module.reshard()
 
 
 def largest(number: int, device: torch.device) -> int:

@@ -36,7 +36,8 @@ class EpochStart(Callback):
         if epoch == previous:
             return
         start = time.perf_counter()
-        self.recorder.note(training.task.before_epoch(epoch, step / training.total, self.dataset))
+        with training.engine.looking(training.task):
+            self.recorder.note(training.task.before_epoch(epoch, step / training.total, self.dataset))
         self.recorder.exclude_time(time.perf_counter() - start)
 
 

@@ -8,10 +8,11 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from mimkit.core import distributed
@@ -39,7 +40,7 @@ class Machine:
     compile: bool | None = None
     """torch.compile; by default on GPUs alone, since compiling costs minutes on CPUs."""
     sharding: Sharding = "none"
-    """What each of several processes holds: `none`: the whole model (DDP); `full`: a share of every weight, gradient and
+    """What each of several processes holds: `none`: the whole model (DDP); `full`: a share of each weight, gradient and
     optimizer state, and weights are gathered block by block (FSDP2); `hybrid`: shares within each machine, and each
     machine a whole model (HSDP)."""
     recompute: bool = False
@@ -264,6 +265,16 @@ class Engine:
     def autocast(self) -> AbstractContextManager[Any]:
         """bfloat16 for matrix products where chosen; weights stay in float32."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+
+    @contextmanager
+    def looking(self, task: nn.Module) -> Generator[None]:
+        """Around `before_epoch`, in which a task may run outside of a step."""
+        if self.sharding == "none":
+            yield
+            return
+        with self.autocast():  # the weights of its blocks are in bfloat16
+            yield
+        cast(FSDPModule, task).reshard()  # no backward pass does it
 
     def sync(self, task: nn.Module, on: bool) -> AbstractContextManager[Any]:
         """Whether backward averages gradients over processes: only on the last micro batch of a step."""
