@@ -75,10 +75,10 @@ class Saver:
         beside = path.with_name(path.name + ".tmp")
         name = f"shard-{distributed.rank() + 1:05d}.safetensors"
 
-        def write() -> tuple[str, str]:
+        def write() -> dict[str, str]:
             with disk_errors(self.folder):
                 beside.mkdir(parents=True, exist_ok=True)
-                return name, write_pieces(beside / name, pieces)
+                return {name: write_pieces(beside / name, pieces)} if pieces else {}
 
         def complete(sums: dict[str, str]) -> None:
             with disk_errors(self.folder):
@@ -91,7 +91,9 @@ class Saver:
                 prune(self.folder, self.keep)
 
         try:
-            sums = dict(distributed.together(write, self.group))
+            sums = {
+                name: checksum for file in distributed.together(write, self.group) for name, checksum in file.items()
+            }
             distributed.together(lambda: complete(sums) if distributed.is_main() else None, self.group)
         except BaseException:
             if distributed.is_main():
