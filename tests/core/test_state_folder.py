@@ -108,6 +108,16 @@ def test_a_missing_file_and_a_file_of_another_step_are_refused(tmp_path):
         read_state(folder)
 
 
+def test_a_block_of_which_a_part_is_missing_is_refused(tmp_path):
+    folder = write_shares(tmp_path / "step", state(), 3)
+    sums = json.loads((folder / "state.json").read_text())["files"]
+    sums.pop("shard-00003.safetensors")
+    pieces = Pieces(folder, sums)
+    assert pieces.read("model.encoder.weight", (1, 0), (5, 3)).shape == (5, 3)
+    with pytest.raises(ValueError, match=r"model\.encoder\.weight is not complete"):
+        pieces.read("model.encoder.weight", (1, 0), (6, 3))
+
+
 def test_checkpoints_are_what_is_complete(tmp_path):
     saves = tmp_path / "checkpoints"
     for step in (3, 12):

@@ -1,5 +1,6 @@
 """Runs whose processes hold shares: what they leave in checkpoints/ is read by any number of processes, in any way."""
 
+import json
 import random
 import shutil
 import signal
@@ -196,7 +197,10 @@ def test_a_full_disk_is_one_line_with_the_last_good_folder(rank, forty, tmp_path
 def test_a_full_disk_in_the_last_save_is_no_finished_run(forty, tmp_path):
     folder = tmp_path / "run"
     the_line(ranks(tmp_path / "log", config(forty), folder, ("on_rank", 1, "full_in_folder", 7)))
-    assert not RunFolder(folder).finished and checkpoints(folder)[-1].name == "step-000000006"
+    assert not RunFolder(folder).finished
+    assert [path.name for path in checkpoints(folder)] == [FULL, "step-000000006"]
+    export = json.loads((folder / "export" / "identity.json").read_text())
+    assert export["step"] == 6, "the last export comes after its checkpoint"
 
 
 @pytest.mark.slow

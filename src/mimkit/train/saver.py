@@ -91,9 +91,8 @@ class Saver:
                 prune(self.folder, self.keep)
 
         try:
-            sums = {
-                name: checksum for file in distributed.together(write, self.group) for name, checksum in file.items()
-            }
+            files = distributed.together(write, self.group)
+            sums = {name: checksum for file in files for name, checksum in file.items()}
             distributed.together(lambda: complete(sums) if distributed.is_main() else None, self.group)
         except BaseException:
             if distributed.is_main():
