@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from mimkit.cli import main as cli
 from mimkit.core import distributed
@@ -130,7 +131,7 @@ def ranks(
         port = free.getsockname()[1]
     meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": local or world}
     children = [
-        Child(log.with_suffix(f".{n}"), config, folder, *faults, RANK=n, LOCAL_RANK=n, **meet, **how)
+        Child(log.with_suffix(f".{n}"), config, folder, *faults, RANK=n, LOCAL_RANK=n, **(meet | how))
         for n in range(world)
     ]
     return [child.wait() for child in children]
@@ -413,3 +414,30 @@ def no_device() -> None:
         raise UserError("this torch sees no GPU")
 
     _before(Machine, "find_device", refuse)
+
+
+# ---- sharded training
+
+
+def say_shares() -> None:
+    """Each process says how many numbers of the weights it holds, and how many there are."""
+
+    def say(training: Any, at: int, *rest: Any) -> None:
+        weights = [*training.task.parameters()]
+        holds = sum(value.to_local().numel() if isinstance(value, DTensor) else value.numel() for value in weights)
+        print("HOLDS", holds, "of", sum(value.numel() for value in weights), flush=True)
+
+    _before(Training, "update", say)
+
+
+def bad_share(step: int) -> None:
+    """What this process holds of a weight is not finite after a step (counted from 0)."""
+    real = Training.update
+
+    def patched(training: Training, at: int, *rest: Any) -> None:
+        real(training, at, *rest)
+        if at == step:
+            shares = [value.detach().to_local() for value in training.task.parameters()]
+            next(share for share in shares if share.numel()).fill_(float("inf"))
+
+    Training.update = patched

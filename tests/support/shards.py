@@ -14,7 +14,6 @@ from mimkit.methods.mae import MAEConfig
 from mimkit.methods.maskalign import MaskAlignConfig
 from mimkit.methods.simmim import SimMIMConfig
 from mimkit.methods.targets.color import ColorClusters
-from mimkit.methods.targets.tokens import TokenIds
 from mimkit.methods.tokenizer import VQVAEConfig
 from mimkit.model.build import EncoderConfig
 from mimkit.model.decoder import DecoderConfig
@@ -105,6 +104,8 @@ KINDS: dict[str, Callable[[Any], Pretrain]] = {
     "attmask": lambda data: mae(data, masker=AttMaskMasker(hides="hint", scorer="ema", start=0.1)),
     "amt": lambda data: mae(data, masker=AMTMasker(start=0.0, refresh=1)),
 }
+DRAWS_BY_RANK = ("amr",)
+"""Of ragged masks each process takes the mean over its own hidden patches, with DDP too."""
 DENSE = ("segment", "depth", "detect")
 
 

@@ -8,7 +8,6 @@ from jaxtyping import Float
 from timm.layers import Attention
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from mimkit.core.distributed import plain_type, whole
 from mimkit.core.errors import UserError
@@ -59,18 +58,9 @@ def _weights_of(block: Any, x: Float[Tensor, "B T D"], queries: int) -> Float[Te
     # Queries and keys as the block makes them, but without its values and output: half of the products, and only the
     # rows of `queries` tokens are ever weighed.
     with torch.autocast(x.device.type, enabled=False):
-        x = in_float32(block.norm1, x.float())
+        x = block.norm1(x.float())
         weight = attn.qkv.weight.float().chunk(3)
         bias = (None, None, None) if attn.qkv.bias is None else attn.qkv.bias.float().chunk(3)
         q = F.linear(x[:, :queries], weight[0], bias[0]).unflatten(2, (attn.num_heads, -1)).transpose(1, 2)
         k = F.linear(x, weight[1], bias[1]).unflatten(2, (attn.num_heads, -1)).transpose(1, 2)
-        q, k = in_float32(attn.q_norm, q), in_float32(attn.k_norm, k)
-        return (q * attn.scale @ k.transpose(2, 3)).softmax(dim=-1)
-
-
-def in_float32(layer: nn.Module, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """What a layer makes of float32, also where its weights were gathered in bfloat16."""
-    weights = dict(layer.named_parameters())
-    if all(weight.dtype == torch.float32 for weight in weights.values()):
-        return layer(x)
-    return functional_call(layer, {name: weight.float() for name, weight in weights.items()}, x)
+        return (attn.q_norm(q) * attn.scale @ attn.k_norm(k).transpose(2, 3)).softmax(dim=-1)

@@ -151,7 +151,7 @@ class Recorder(Callback):
             step: how many steps are done.
         """
         mine = [share for t in tensors if t.is_floating_point() and (share := local(t)).numel()]
-        largest = torch._foreach_norm(mine, ord=torch.inf)
+        largest = torch._foreach_norm(mine or [torch.zeros(1, device=self.evaluation.device)], ord=torch.inf)
         bad = (~torch.stack([norm.float() for norm in largest]).isfinite()).sum()
         if distributed.total(bad).item():  # each process may hold a share alone
             raise UserError(f"the weights are no longer finite after step {step}; {self._advice()}")

@@ -8,6 +8,8 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
+from jaxtyping import Float
 from timm.models import ResNet
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -76,7 +78,7 @@ def recompute(task: nn.Module) -> None:
         UserError: a block has BatchNorm, whose running statistics would move twice.
     """
     for block in blocks(task):
-        if any(isinstance(module, _BatchNorm) for module in block.modules()):
+        if has_batch_norm(block):
             raise UserError(
                 "machine.recompute runs blocks twice, and BatchNorm would count its pictures twice: leave it away "
                 "under a ResNet, lower --machine.micro-batch instead"
@@ -97,15 +99,37 @@ def shard(task: nn.Module, sharding: Sharding, precision: str, device: torch.dev
 
     In bfloat16 the weights of blocks travel and multiply in it, and gradients are summed in float32. Autocast stays on,
     so that sums of blocks, norms and losses are in float32 as without sharding; and so are weights outside of blocks.
+
+    Raises:
+        UserError: a parameter is a single number, which has no axis to cut.
     """
+    if scalars := [name for name, parameter in task.named_parameters() if not parameter.ndim]:
+        raise UserError(
+            f"machine.sharding {sharding} cannot cut the single number {scalars[0]}: give it one axis, or leave "
+            "--machine.sharding away"
+        )
     mesh = mesh_of(sharding, device)
     exact = MixedPrecisionPolicy(cast_forward_inputs=False)
     half = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     for block in [*blocks(task)]:
-        normal = any(isinstance(module, _BatchNorm) for module in block.modules())  # wants float32
-        fully_shard(block, mesh=mesh, mp_policy=half if precision == "bfloat16" and not normal else exact)
+        halved = precision == "bfloat16" and not has_batch_norm(block)  # which takes float32 alone
+        for module in block.modules():
+            if halved and isinstance(module, nn.LayerNorm):
+                module.forward = partial(layer_norm, module)
+        fully_shard(block, mesh=mesh, mp_policy=half if halved else exact)
     fully_shard(task, mesh=mesh, mp_policy=exact)
     register_fsdp_forward_method(task, "before_epoch")  # it runs the encoder too
+
+
+def layer_norm(norm: nn.LayerNorm, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """A LayerNorm whose weights were gathered in bfloat16, of a sequence in float32: CPUs do not mix the two."""
+    weight, bias = (None if value is None else value.float() for value in (norm.weight, norm.bias))
+    return F.layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)
+
+
+def has_batch_norm(block: nn.Module) -> bool:
+    """Whether a block has running statistics."""
+    return any(isinstance(module, _BatchNorm) for module in block.modules())
 
 
 class Whole:
