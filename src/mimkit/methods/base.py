@@ -96,12 +96,12 @@ class MaskedMethod(Method):
         return patches, mask, {"hidden": mask.hidden.float().mean()} | logs
 
     def exploitation(self, images: Float[Tensor, "B C H W"]) -> Exploitation:
-        """How far the decoder draws on visible and on mask tokens.
-
-        Raises:
-            UserError: the method has no decoder of which that could be said.
-        """
+        """How far the decoder draws on visible and on mask tokens. Raises UserError where there is no decoder."""
         return no_decoder(images)
+
+    def setup(self, dataset: DatasetView, resumed: bool) -> None:
+        if not resumed:
+            self.mask_sampler.begin(self.encoder)
 
     def after_step(self, progress: float) -> None:
         self.mask_sampler.update(self.encoder)
