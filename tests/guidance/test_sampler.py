@@ -347,6 +347,17 @@ def test_the_moving_average_follows_and_looks():
     assert not torch.allclose(found, compute_signal(Signal.FEATURES, encoder, patches), atol=1e-3)
 
 
+def test_the_method_s_own_average_looks_where_there_is_one():
+    encoder, average = tiny_encoder(seed=1), tiny_encoder(seed=2)
+    mask_sampler = MaskSampler(Peek(scorer="ema"), encoder, average=average)
+    assert mask_sampler.slow is None and not list(mask_sampler.parameters()), "there are not two of it"
+    batch = batch_of(pictures())
+    patches = patchify(batch.images, (4, 4))
+    expected = compute_signal(Signal.FEATURES, average, patches)
+    torch.testing.assert_close(mask_sampler.score_maps(encoder, patches, batch, 0.0), expected, rtol=0, atol=0)
+    assert MaskSampler(Peek(scorer="online"), encoder, average=average)._average == ()
+
+
 def test_the_average_is_kept_over_a_resume_and_only_where_it_is_asked_for():
     one, other = (tiny_mae(Peek(scorer="ema"), tiny_encoder(seed=seed)) for seed in (1, 2))
     with torch.no_grad():

@@ -1,7 +1,7 @@
 """Optimizers against timm's groups, the published numbers, and NumPy's arithmetic."""
 
 from copy import deepcopy
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -300,3 +300,27 @@ def test_what_cannot_be_meant_is_refused(name):
 def test_the_base_is_no_optimizer():
     with pytest.raises(NotImplementedError, match="OptimizerConfig"):
         OptimizerConfig().build(nn.Linear(2, 2), 256)
+
+
+@pytest.mark.parametrize("config", [AdamWConfig(), SGDConfig(), LarsConfig()])
+def test_parts_of_a_task_have_their_share_of_the_rate(config):
+    class Shared(Task):
+        rates = MappingProxyType({"head.": 0.5, "embed": 0.2})
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.body, self.head = (nn.Linear(3, 3) for _ in range(3))
+
+    task = Shared()
+    optimizer = config.build(task, 256)
+    peaks = {p: group["peak"] for group in optimizer.param_groups for p in group["params"]}
+    rate = config.peak_lr(256)
+    assert {peaks[p] for p in task.head.parameters()} == {0.5 * rate}
+    assert {peaks[p] for p in task.embed.parameters()} == {0.2 * rate}
+    assert {peaks[p] for p in task.body.parameters()} == {rate}
+    assert len(peaks) == len(list(task.parameters()))
+    set_lr(optimizer, 0.1)
+    before = {name: p.detach().clone() for name, p in task.named_parameters()}
+    sum(p.sum() for p in task.parameters()).backward()
+    optimizer.step()
+    assert all(not torch.equal(before[name], p) for name, p in task.named_parameters())

@@ -36,7 +36,10 @@ from mimkit.train.recorder import duration
 from mimkit.train.run_folder import RunFolder, write_json
 from mimkit.train.schedule import WarmupCosine
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "mae_tiny.json"
+GOLDEN = {
+    1: Path(__file__).parents[1] / "golden" / "mae_tiny.json",
+    2: Path(__file__).parents[1] / "golden" / "mae_tiny_order_2.json",
+}
 
 
 def train(config: Pretrain, folder: Path, **how: Any) -> list[str]:
@@ -382,10 +385,12 @@ CHANGES = {
     "schedule.whole": True,
     "epochs": 5,
     "batch_size": 4,
+    "lanes": 2,
     "seed": 1,
 }
 
 NO_CURVE = {
+    "window": "these are fewer than the smallest window: test_lanes_and_windows_reach_the_plan",
     "images.bad_fraction": "decides whether a run stops: test_too_many_bad_pictures_stop_the_run",
     "images.view.size": "is refused for the first view: test_images_refuse_views_that_cannot_be_meant",
     "images.nodata": "these pictures have no such value: tests/data/test_nodata.py",
@@ -429,6 +434,12 @@ def test_no_dead_option(path, deep, forty, plain, tmp_path):
     config = replaced(tiny(deep, log_every=1, save_every=None, evals=0), path, value)
     train(config, tmp_path / "run", max_steps=5)
     assert curve(tmp_path / "run") != curve(plain), f"{path} changes nothing"
+
+
+def test_lanes_and_windows_reach_the_plan(deep):
+    config = replaced(replaced(tiny(deep), "lanes", 2), "window", 512)
+    plan = Prepared(config).loader(torch.device("cpu"), micro_batch=4, workers=0).plan
+    assert (plan.lanes, plan.window, plan.version) == (2, 512, 2)
 
 
 def test_the_same_settings_give_the_same_curve(deep, plain, tmp_path):
@@ -489,7 +500,13 @@ def test_the_machine_is_obeyed_and_changes_no_result(name, deep, tmp_path, monke
         seen.append(shows(tmp_path / str(at), said))
         weights.append(load_checkpoint(checkpoints(tmp_path / str(at))[-1])["model"])
     assert seen[0] != seen[1], f"machine.{name} is not read"
-    torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=tolerance)
+    for key, value in weights[0].items():
+        other = weights[1][key]
+        if key.endswith("attn.qkv.bias"):
+            # What is added to all keys alike changes no attention: their gradient is rounding, which AdamW blows up.
+            (q, _, v), (other_q, _, other_v) = value.chunk(3), other.chunk(3)
+            value, other = torch.cat([q, v]), torch.cat([other_q, other_v])
+        torch.testing.assert_close(value, other, rtol=0, atol=tolerance, msg=lambda line, key=key: f"{key}: {line}")
 
 
 @pytest.mark.parametrize(
@@ -512,20 +529,30 @@ def test_a_machine_that_cannot_be_is_refused(name, value, forty, tmp_path):
 # ---- golden curve
 
 
-def test_golden_curve(tmp_path, request):
-    """Twenty steps of the same tiny run as ever; --update-golden rewrites it for a reviewer to see."""
+@pytest.mark.parametrize("order", [1, 2])
+def test_golden_curve(tmp_path, request, order):
+    """Twenty steps of the same tiny run as ever; --update-golden rewrites it for a reviewer to see.
+
+    In the order of pictures of before version 0.3, and in today's.
+    """
     data = tmp_path / "data"
     data.mkdir()
     for number in range(40):
         y, x = np.mgrid[:12, :12]
         shades = [(x * (number % 7 + c) + y * (number % 5 + 2 * c) + 13 * number) % 256 for c in range(3)]
         Image.fromarray(np.stack(shades, -1).astype(np.uint8)).save(data / f"{number:02d}.png")
-    train(tiny(data, log_every=1), tmp_path / "run")
-    losses = curve(tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
+    if order == 1:  # as a run of an earlier version began
+        train(tiny(data, log_every=1), run.folder, max_steps=0)
+        saved = json.loads(run.config_path.read_text())
+        assert saved["resolved"].pop("order") == 2
+        write_json(run.config_path, saved)
+    train(tiny(data, log_every=1), run.folder)
+    losses, golden = curve(run.folder), GOLDEN[order]
     if request.config.getoption("--update-golden"):
-        GOLDEN.parent.mkdir(exist_ok=True)
-        GOLDEN.write_text(json.dumps({"loss": losses}, indent=1) + "\n")
-    assert losses == pytest.approx(json.loads(GOLDEN.read_text())["loss"], rel=1e-4)
+        golden.parent.mkdir(exist_ok=True)
+        golden.write_text(json.dumps({"loss": losses}, indent=1) + "\n")
+    assert losses == pytest.approx(json.loads(golden.read_text())["loss"], rel=1e-4)
     assert losses[-1] < 0.9 * losses[0], "it learns"
 
 

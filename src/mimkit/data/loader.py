@@ -28,10 +28,10 @@ from mimkit.data.decode import BadPicture
 from mimkit.data.normalize import Normalize
 from mimkit.data.pictures import Pictures, sample
 from mimkit.data.resize import crop_resize_many
-from mimkit.data.stream import Chunks, Drawn, EvaluationViews, MicroBatches, Plan, all_bad, cut, order, stream
+from mimkit.data.stream import Chunks, Drawn, EvaluationViews, MicroBatches, Plan, all_bad, cut, stream
 from mimkit.data.views import CenterCrop, Flips, View, relative_boxes
 
-__all__ = ["Loader", "Plan", "ViewSettings", "evaluation_batches", "order", "statistics"]
+__all__ = ["Loader", "Plan", "ViewSettings", "evaluation_batches", "statistics"]
 
 _CHUNK = 256  # pictures that one worker decodes in a piece when a set is loaded into memory
 _DRAWN = 4096  # pictures whose boxes are drawn at once, for as many steps as they make

@@ -37,6 +37,7 @@ class Pictures(ABC):
     has_test: bool = False  # whether the source has a test split of its own
     reading: Reading = Reading()  # how files become pictures
     owners: Int64[Tensor, " n"] | None = None  # of tiles: which picture each is of
+    remote: bool = False  # whether they lie in an object store, where neighbors are best read together
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -158,8 +159,8 @@ class Decoded(Pictures):
         elif channels == 1 and pixels.shape[1] == 3:
             luma = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
             # In pieces: as float32 the whole set would take four times its room.
-            parts = [(piece * luma).sum(1, keepdim=True).round().to(torch.uint8) for piece in pixels.split(1024)]
-            pixels = torch.cat(parts)
+            pieces = pixels.split(1024)
+            pixels = torch.cat([(piece * luma).sum(1, keepdim=True).round().to(torch.uint8) for piece in pieces])
         self.name, self.has_test = name, has_test
         self._pixels = pixels.contiguous()
         if labels is None:
@@ -208,7 +209,7 @@ class Joined(Pictures):
         self._ends = np.cumsum([len(source) for source in sources])
         self.name = " + ".join(source.name for source in sources)
         self.reading = sources[0].reading
-        self.has_test = all(source.has_test for source in sources)
+        self.has_test, self.remote = all(s.has_test for s in sources), any(s.remote for s in sources)
         # By the classes of all splits, so that every split is joined alike.
         labeled = [source for source in sources if source.all_classes]
         bare = [source.name for source in labeled if not source.named]
@@ -287,7 +288,7 @@ class Subset(Pictures):
     def __init__(self, whole: Pictures, index: Int64[Tensor, " m"]) -> None:
         self._whole, self._index = whole, index
         self.name, self.notes, self.has_test = whole.name, whole.notes, whole.has_test
-        self.reading = whole.reading
+        self.reading, self.remote = whole.reading, whole.remote
         self.owners = None if whole.owners is None else whole.owners[index]
         self.set_labels(whole.get_labels().at(index))
 
@@ -322,8 +323,7 @@ class Subset(Pictures):
         return self._whole.where(int(self._index[i]))
 
     def tensor(self) -> Tensor | None:
-        pixels = self._whole.tensor()
-        return None if pixels is None else pixels[self._index]
+        return None if (pixels := self._whole.tensor()) is None else pixels[self._index]
 
 
 def split_by_address(pictures: Pictures, split: Split, *, by_class: bool = True) -> Pictures:

@@ -9,7 +9,6 @@ import pickle
 import signal
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Generic, NamedTuple, TypeVar
 
 import torch
@@ -19,10 +18,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from mimkit.core.annotation import Annotation
 from mimkit.core.errors import UserError
-from mimkit.core.randomness import integer, rng_keys
+from mimkit.core.randomness import rng_keys
 from mimkit.data.annotations.annotated import Annotated
 from mimkit.data.annotations.cut import cut_annotation
 from mimkit.data.decode import BadPicture
+from mimkit.data.order import VERSION, WINDOW, Order
 from mimkit.data.pictures import Pictures
 from mimkit.data.resize import crop_beyond, crop_resize_one
 from mimkit.data.spawn import GUARD, forked, is_of_main, main_hidden
@@ -102,21 +102,6 @@ def _leave_signals_to_main(worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def order(seed: int, positions: Int64[Tensor, " B"], n: int) -> Int64[Tensor, " B"]:
-    """Which of `n` pictures stands at each position of the run: every epoch of `n` positions is a permutation."""
-    epochs = positions // n
-    places, pictures = positions % n, torch.empty_like(positions)
-    for epoch in epochs.unique().tolist():  # a step may cover the end of one epoch and the beginning of the next
-        here = epochs == epoch
-        pictures[here] = _permutation(seed, epoch, n)[places[here]]
-    return pictures
-
-
-@lru_cache(maxsize=4)
-def _permutation(seed: int, epoch: int, n: int) -> Tensor:
-    return torch.randperm(n, generator=torch.Generator().manual_seed(integer("order", seed, epoch)))
-
-
 @dataclass(frozen=True)
 class Rows:
     """What micro batches consist of, before any picture is read."""
@@ -145,8 +130,16 @@ class Plan:
     world: int = 1
     other_views: int = 0
     """Views of each picture besides the first."""
+    lanes: int = 1
+    """With `window` and `version`, see `order.Order`."""
+    window: int = WINDOW
+    version: int = VERSION
 
     def __post_init__(self) -> None:
+        if self.lanes > 1 and self.lanes % self.world:
+            fits = max(self.world, self.lanes // self.world * self.world)
+            raise UserError(f"{self.lanes} lanes do not divide over {self.world} processes: use {fits} lanes")
+        _ = self.order  # refuses lanes that do not go into a step
         at_once = self.micro_batch * self.world
         if self.batch_size > 0 and self.micro_batch > 0 and self.batch_size % at_once == 0:
             return
@@ -162,6 +155,11 @@ class Plan:
         )
 
     @property
+    def order(self) -> Order:
+        """Which picture is seen when."""
+        return Order(self.seed, self.n, self.batch_size, self.lanes, self.window, self.version)
+
+    @property
     def accumulate(self) -> int:
         """Micro batches of one rank in a step."""
         return self.batch_size // (self.micro_batch * self.world)
@@ -175,22 +173,26 @@ class Plan:
         # length.
         number = torch.arange(first, first + count).unsqueeze(1)
         step = number // self.accumulate
-        # Places are those of the global batch, ranks side by side in each micro batch: with other ranks or micro
-        # batches the same places are only dealt out differently, so their keys and pictures stay.
-        slices = (number % self.accumulate * self.world + self.rank) * self.micro_batch
-        place = slices + torch.arange(self.micro_batch)
-        position = (step * self.batch_size + place).flatten()
-        picture = order(self.seed, position, self.n)
-        epoch = position // self.n
+        place = self._first_place(number % self.accumulate) + torch.arange(self.micro_batch)
+        epoch, picture = self.order.at((step * self.batch_size + place).flatten())
         # A mask belongs to a place in a step, a crop to a picture in an epoch: a substitute keeps the crop's key.
         mask = rng_keys("mask", self.seed, step, place).flatten()
         views = [rng_keys("crop", self.seed, epoch, picture)]
         views += [rng_keys("view", self.seed, epoch, picture, number) for number in range(1, self.other_views + 1)]
         return Rows(epoch, picture, torch.stack(views), mask)
 
+    def _first_place(self, number: Tensor) -> Tensor:
+        """Where micro batches of this rank begin in the global batch of their step, by their numbers in the step.
+
+        With other ranks or micro batches the same places are only dealt out differently: their keys and pictures stay.
+        """
+        if self.lanes > 1:  # all places of a rank side by side: a few lanes are its own
+            return (self.rank * self.accumulate + number) * self.micro_batch
+        return (number * self.world + self.rank) * self.micro_batch  # ranks side by side in each micro batch
+
     def substitute(self, epoch: Tensor, picture: Tensor, attempt: int) -> Tensor:
         """What stands in for pictures that cannot be read."""
-        return rng_keys("replace", self.seed, epoch, picture, attempt) % self.n
+        return self.order.substitute(epoch, picture, attempt)
 
 
 class Drawn(NamedTuple):

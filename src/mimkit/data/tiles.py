@@ -24,6 +24,7 @@ class Tiled(Pictures):
     def __init__(self, whole: Pictures, side: int) -> None:
         self.whole, self.side = whole, side
         self.name, self.notes, self.has_test, self.reading = whole.name, whole.notes, whole.has_test, whole.reading
+        self.remote = whole.remote
         with ThreadPoolExecutor(cores()) as pool:  # headers wait for the disk
             sizes = list(pool.map(self._size, range(len(whole))))
         boxes = [tiles(height, width, side) for height, width in sizes]

@@ -61,9 +61,14 @@ class MaskSampler(nn.Module):
     memory: Tensor | None
     cache: Tensor | None
 
-    def __init__(self, masker: Masker, encoder: Backbone, teacher: Teacher | None = None) -> None:
+    def __init__(
+        self, masker: Masker, encoder: Backbone, teacher: Teacher | None = None, *, average: Backbone | None = None
+    ) -> None:
         """`teacher`: the method's own. A masker that reads attention then reads the teacher's instead of the encoder's,
         unless its `scorer` names the moving average or another teacher.
+
+        `average`: the method's own moving average of the encoder, which then stands for that of the masker's `scorer`,
+        so that there are not two; it moves as the method says.
 
         Raises:
             UserError: the masker does not fit the grid of patches, now or once it has started, or the model that it
@@ -78,6 +83,7 @@ class MaskSampler(nn.Module):
         # The moving average of the encoder, where that gives the signal. It may be put into training mode with the
         # method: `compute_signal` drops nothing all the same.
         self.slow: Backbone | None = None
+        self._average: tuple[Backbone, ...] = ()
         self.teacher: Frozen | None = None
         self.reads_method_teacher = False
         self.register_buffer("memory", masker.memory())
@@ -85,7 +91,9 @@ class MaskSampler(nn.Module):
         if not isinstance(guide, ModelMasker):
             return
         scorer, name = encoder, guide.scorer
-        if guide.scorer == "ema":
+        if guide.scorer == "ema" and average is not None:
+            self._average = (average,)  # in a tuple: the method holds it, and its state dict has it once
+        elif guide.scorer == "ema":
             self.slow = copy.deepcopy(encoder).requires_grad_(False).eval()
         elif guide.scorer != "online":
             assert encoder.mean is not None and encoder.std is not None
@@ -144,7 +152,7 @@ class MaskSampler(nn.Module):
     @torch.no_grad()
     def signal(self, kind: Signal, encoder: Backbone, patches: Float[Tensor, "B N P"]) -> Float[Tensor, "B N C"]:
         """The signal of whole images, from the model that the masker names."""
-        scorer: Backbone = self.slow or encoder
+        scorer: Backbone = next(iter(self._average), self.slow or encoder)
         if self.teacher is not None:
             teacher = self.teacher.network
             images = unpatchify(patches, encoder.patch, encoder.grid)

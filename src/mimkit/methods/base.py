@@ -1,5 +1,6 @@
 """The contract with the training loop: a Batch and the progress enter a Task, a Step leaves it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -20,6 +21,7 @@ class Task(nn.Module):
     """Anything the loop can train."""
 
     no_weight_decay: tuple[str, ...] = ()  # parameters without weight decay, besides those with one axis
+    rates: Mapping[str, float] = {}  # what parameters whose names begin so have of the learning rate
 
     def forward(self, batch: Batch, progress: float) -> Step:
         """The loss of a batch; `progress` runs over training in [0, 1). Means the same in train and eval mode."""
@@ -67,10 +69,18 @@ class MaskedMethod(Method):
     A subclass defines `forward`, in which `self.sample` makes the mask of a batch.
     """
 
-    def __init__(self, encoder: Backbone, masker: Masker, teacher: Teacher | None = None) -> None:
+    def __init__(
+        self,
+        encoder: Backbone,
+        masker: Masker,
+        teacher: Teacher | None = None,
+        *,
+        average: Backbone | None = None,
+    ) -> None:
+        """`average`: the method's own moving average of the encoder, which a masker may ask instead of its own."""
         super().__init__()
         self.encoder = encoder
-        self.mask_sampler = MaskSampler(masker, encoder, teacher)
+        self.mask_sampler = MaskSampler(masker, encoder, teacher, average=average)
 
     def sample(
         self, batch: Batch, progress: float, attention: Float[Tensor, "B N H"] | None = None

@@ -1,6 +1,5 @@
 """DINO: a student that sees crops imitates a slow teacher that sees whole views. A Batch enters, a Step leaves."""
 
-import math
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -13,6 +12,7 @@ from mimkit.core.distributed import total, world
 from mimkit.core.errors import UserError, at_least
 from mimkit.methods.base import Method, MethodConfig
 from mimkit.methods.losses import distil, feature_spread
+from mimkit.methods.momentum import Momentum
 from mimkit.methods.simclr import second_view
 from mimkit.model.projector import Embedder, Pool, SlowCopy, prototype_head, small_normal
 from mimkit.model.vit import Encoder
@@ -120,8 +120,7 @@ class DINO(Method):
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
-        rest = (1 - self.config.momentum) * (1 + math.cos(math.pi * progress)) / 2
-        self.slow.update(self.embedder, 1 - rest)
+        self.slow.update(self.embedder, Momentum(first=self.config.momentum).at(progress))
         self.center.lerp_(total(self.seen) / (world() * self.passes), 1 - self.config.center_momentum)
         self.seen.zero_()
         self.passes.zero_()

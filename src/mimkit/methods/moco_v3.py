@@ -10,6 +10,7 @@ from mimkit.core.batch import Batch, DatasetView, Step
 from mimkit.core.errors import at_least
 from mimkit.methods.base import Method, MethodConfig
 from mimkit.methods.losses import in_batch
+from mimkit.methods.momentum import Momentum
 from mimkit.methods.simclr import check_temperature, describe, picture_numbers, second_view
 from mimkit.model.backbone import Backbone
 from mimkit.model.convolutional import ConvolutionalEncoder
@@ -87,8 +88,7 @@ class MoCoV3(Method):
         return Step(first.loss + second.loss, describe(first, features[0]))
 
     def after_step(self, progress: float) -> None:
-        rest = (1 - self.momentum) * (1 + math.cos(math.pi * progress)) / 2
-        self.slow.update(self.embedder, 1 - rest)
+        self.slow.update(self.embedder, Momentum(first=self.momentum).at(progress))
 
 
 @torch.no_grad()

@@ -57,6 +57,8 @@ class OptimizerConfig:
     def build(self, task: nn.Module, batch_size: int) -> torch.optim.Optimizer:
         """The optimizer; every group keeps its peak rate as `peak`, and if its decay moves both ends as `decays`."""
         optimizer = self.make(task, self.peak_lr(batch_size))
+        if isinstance(task, Task) and task.rates:
+            divide_groups(optimizer, task)
         for group in optimizer.param_groups:
             group["peak"] = group["lr"] = group["lr"] * group.get("lr_scale", 1.0)
             if self.weight_decay_end is not None and group[_decay(group)] > 0:
@@ -200,6 +202,23 @@ def layer_groups(task: nn.Module, decay: float, no_weight_decay: tuple[str, ...]
     )
     names = [name.removeprefix(inside) for name in no_weight_decay]
     return param_groups_layer_decay(model, layer_decay=decay, no_weight_decay_list=names, **settings)
+
+
+def divide_groups(optimizer: torch.optim.Optimizer, task: Task) -> None:
+    """Give the parameters that `task.rates` names groups of their own, with their share of the rate as `lr_scale`."""
+    share = {
+        parameter: rate
+        for name, parameter in task.named_parameters()
+        for start, rate in task.rates.items()
+        if name.startswith(start)
+    }
+    groups = []
+    for group in optimizer.param_groups:
+        rates = [share.get(parameter, 1.0) for parameter in group["params"]]
+        for rate in dict.fromkeys(rates):
+            parameters = [p for p, own in zip(group["params"], rates, strict=True) if own == rate]
+            groups.append({**group, "params": parameters, "lr_scale": group.get("lr_scale", 1.0) * rate})
+    optimizer.param_groups[:] = groups
 
 
 def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:

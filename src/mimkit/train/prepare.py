@@ -19,6 +19,7 @@ from mimkit.core.randomness import integer, rng_keys
 from mimkit.data.annotations.sources import AnnotatedSplits, open_annotated
 from mimkit.data.labels import label_subset
 from mimkit.data.loader import Loader, Plan, ViewSettings, statistics
+from mimkit.data.order import VERSION, WINDOW, default_lanes
 from mimkit.data.reading import Reading
 from mimkit.data.sources import Pictures, open_measured, open_pictures
 from mimkit.data.values import FULL
@@ -51,6 +52,11 @@ class Pretrain:
     """How often each picture is seen."""
     batch_size: int = 4096
     """Pictures in a step, over all processes and micro batches."""
+    lanes: int | None = None
+    """Parts of the pictures that a step takes equally many of, each read block by block; by default 1, a full shuffle,
+    and for pictures in an object store up to 64. A multiple of the number of processes."""
+    window: int = WINDOW
+    """Pictures of a lane that are mixed with each other; without lanes all are."""
     seed: int = 0
     """Where all randomness of the run starts."""
     machine: Machine = field(default_factory=Machine)
@@ -80,7 +86,7 @@ class Prepared:
         pictures: Pictures | None = None,
     ) -> None:
         within(1, 1 << 31, epochs=config.epochs)
-        within(1, 1 << 24, batch_size=config.batch_size)
+        within(1, 1 << 24, batch_size=config.batch_size, lanes=config.lanes, window=config.window)
         within(-(2**63), 2**63 - 1, seed=config.seed)
         config.images.check()
         config.optimizer.check()
@@ -134,6 +140,18 @@ class Prepared:
     def by_class(self) -> bool:
         """Whether pictures that are set apart for a test are so of each class: not so in runs of before version 0.3."""
         return bool(self.before.by_class) if self.before.pictures else True
+
+    @property
+    def order_version(self) -> Literal[1, 2]:
+        """Of the order of the pictures (`data.order`): runs of before version 0.3 go on in theirs."""
+        return self.before.order or (VERSION if self.before.pictures is None else 1)
+
+    @property
+    def lanes(self) -> int:
+        """Of the order of the pictures: as given, as in an earlier part of the run, or by where they lie."""
+        if lanes := self.config.lanes or self.before.lanes:
+            return lanes
+        return default_lanes(self.count, self.config.batch_size) if self.pictures.remote else 1
 
     def _refuse_renumbered(self, pictures: Pictures) -> None:
         """Refuse to go on with a fine-tuning whose classes an earlier version numbered otherwise."""
@@ -328,6 +346,9 @@ class Prepared:
             rank=distributed.rank() if rank is None else rank,
             world=distributed.world() if world is None else world,
             other_views=len(images.other_views),
+            lanes=self.lanes,
+            window=config.window,
+            version=self.order_version,
         )
         settings = ViewSettings(
             view=images.view,

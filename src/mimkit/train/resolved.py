@@ -46,6 +46,10 @@ class Resolved:
     """Whether the pictures live in memory."""
     by_class: bool | None = None
     """Whether pictures that are set apart for a test are so of each class; not so before version 0.3."""
+    order: Literal[1, 2] | None = None
+    """Version of the order of the pictures (`data.order`); 1 before version 0.3."""
+    lanes: Positive | None = None
+    """Parts of the pictures that a step takes equally many of."""
     engine: Choices = field(default_factory=Choices)
     """Precision, attention path, threads and compilation (`train.machine.Engine`)."""
     start: dict[str, float] = field(default_factory=dict)

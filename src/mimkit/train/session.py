@@ -103,6 +103,8 @@ class Session:
             micro_batch=micro_batch,
             resident=self.loader.resident,
             by_class=prepared.by_class,
+            order=prepared.order_version,
+            lanes=prepared.lanes,
             engine=Choices(**self.engine.describe()),
             start=self.evaluation.start,
         )

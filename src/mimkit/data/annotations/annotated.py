@@ -35,7 +35,7 @@ class Annotated(Pictures, ABC):
         """`pictures`: which these are, in their order."""
         self.whole = pictures
         self.name, self.notes, self.has_test = pictures.name, pictures.notes, pictures.has_test
-        self.reading = pictures.reading
+        self.reading, self.remote = pictures.reading, pictures.remote
 
     @property
     def taught(self) -> "Annotated":
