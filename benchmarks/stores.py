@@ -2,8 +2,8 @@
 
     python benchmarks/stores.py [--pictures 4000]
 
-Needs the extra [test]. The server (moto) answers on this machine and shares its cores, so the first epoch tells what its
-requests cost here, and no network's speed.
+Needs the extra [test]. The server (moto) answers on this machine and shares its cores, so the first epoch tells what
+its requests cost here, and no network's speed.
 """
 
 import argparse
