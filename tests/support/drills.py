@@ -117,19 +117,13 @@ def _child(log: str, words: list[tuple], faults: tuple[tuple, ...], env: dict[st
 
 
 def ranks(
-    log: Path,
-    config: Pretrain | list[Pretrain],
-    folder: Path | list[Path],
-    *faults: tuple,
-    world: int = 2,
-    local: int | None = None,
-    **how: Any,
+    log: Path, config: Pretrain | list[Pretrain], folder: Path | list[Path], *faults: tuple, world: int = 2, **how: Any
 ) -> list[tuple[int, str]]:
-    """The same run in several processes that meet over gloo, as torchrun would start them; `local` on each machine."""
+    """The same run in several processes that meet over gloo, as torchrun would start them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": local or world}
+    meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
     children = [
         Child(log.with_suffix(f".{n}"), config, folder, *faults, RANK=n, LOCAL_RANK=n, **(meet | how))
         for n in range(world)

@@ -223,7 +223,8 @@ def test_four_two_one_whole_and_shared_processes_equal_one(forty, tmp_path):
 def test_machines_with_whole_models_write_each_share_once(alone, forty, tmp_path):
     folder = tmp_path / "run"
     for until in (4, None):
-        for status, said in ranks(tmp_path / "log", config(forty, "hybrid"), folder, world=4, local=2, max_steps=until):
+        run, env = config(forty, "hybrid"), {"LOCAL_WORLD_SIZE": 2}
+        for status, said in ranks(tmp_path / "log", run, folder, world=4, max_steps=until, **env):
             assert status == 0, said
         shards = [path.name for path in checkpoints(folder)[-1].glob("shard-*")]
         assert sorted(shards) == ["shard-00001.safetensors", "shard-00002.safetensors"]

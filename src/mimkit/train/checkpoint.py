@@ -19,7 +19,7 @@ from mimkit.core.integrity import Damaged, not_finite
 from mimkit.core.names import rename_tensors
 from mimkit.core.state_folder import age, checkpoints, read_state
 from mimkit.train.identity import difference, identity_of
-from mimkit.train.sharding import load_whole, local, shares
+from mimkit.train.sharding import load_whole, local, shared_tensors
 
 
 def place(folder: Path, step: int, ending: str) -> Path:
@@ -107,7 +107,7 @@ def load_checkpoint(
 ) -> dict[str, Any]:
     """Read a checkpoint; nothing is unpickled but tensors and plain values.
 
-    Of a folder's tensors that `like` names, see `train.sharding.shares`, this process's share alone is read.
+    Of a folder's tensors that `like` names, see `train.sharding.shared_tensors`, this process's share alone is read.
 
     Raises BadCheckpoint, which names the newest good one before it, when a bit of the file differs from what was
     written, a weight is not finite, or the checkpoint belongs to another run than the config.json beside it.
@@ -185,7 +185,7 @@ def set_bad_aside(folder: Path) -> list[str]:
 
 def restore(path: Path, task: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> tuple[int, float]:
     """Load a checkpoint into the task and its optimizer; returns the steps and seconds behind it."""
-    state = load_checkpoint(path, device, shares(task, optimizer))
+    state = load_checkpoint(path, device, shared_tensors(task, optimizer))
     try:
         load_whole(task, optimizer, state["model"], state["optimizer"])
         return int(state["step"]), float(state["seconds"])

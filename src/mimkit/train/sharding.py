@@ -181,7 +181,7 @@ def load_whole(
     optimizer.load_state_dict(state | {"state": shares})
 
 
-def shares(task: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, DTensor]:
+def shared_tensors(task: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, DTensor]:
     """What is shared among processes: tensors by `model.NAME`, and parameters by `optimizer.NUMBER` as well."""
     tensors = {f"model.{name}": value for name, value in task.state_dict().items()}
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
