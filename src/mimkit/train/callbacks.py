@@ -4,7 +4,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -19,7 +19,8 @@ from mimkit.train.loop import Callback
 from mimkit.train.machine import Machine
 from mimkit.train.recorder import Recorder
 from mimkit.train.run_folder import RunFolder, disk_errors
-from mimkit.train.sharding import Whole, gathered_state
+from mimkit.train.saver import Saver
+from mimkit.train.sharding import Whole
 from mimkit.train.training import StepOutputs, Training
 
 
@@ -85,6 +86,7 @@ class Checkpointer(Callback):
         self.run, self.recorder, self.machine, self.stop = run, recorder, machine, stop
         self.export, self.whole, self.device = export, whole, whole.device
         self.identity = identity_of(run.folder)
+        self.saver = None if whole.sharding == "none" else Saver(run.folder, machine.keep)
         self.stopped_by = 0  # the number of the signal that all processes agreed to stop by
         self._saved_at = self._asked_at = time.perf_counter()
         self._asked_step, self._ask_every = first, 1
@@ -111,35 +113,49 @@ class Checkpointer(Callback):
         now = time.perf_counter()
         # Of two different signals the larger number counts; which one does not matter.
         self.stopped_by = distributed.largest(self.stop.caught, self.device)
-        late = distributed.largest(int(now - self._saved_at > 60 * self.machine.save_minutes), self.device) > 0
+        late = now - self._saved_at > 60 * self.machine.save_minutes
+        urgency = distributed.largest(2 if self.saver and self.saver.failed else int(late), self.device)
+        if urgency == 2 and self.saver:
+            self.saver.wait()  # raises why it failed, in every process
         if world > 1:
             elapsed = max(1e-6, now - self._asked_at)
             steps_per_second = distributed.largest(int((done - self._asked_step) / elapsed), self.device)
             # From a number that all processes share: they must agree at the same steps, or they would wait for ever.
             self._ask_every = max(1, min(steps_per_second, self.machine.log_every))
             self._asked_step, self._asked_at = done, now
-        return self.stopped_by > 0 or late
+        return self.stopped_by > 0 or urgency > 0
 
     def save(self, training: Training, done: int) -> None:
         """A checkpoint and the export of the same step; a UserError instead if a weight is not finite."""
         self.recorder.refuse_bad_weights(done, [*training.task.parameters(), *optimizer_tensors(training.optimizer)])
-        optimizer = gathered_state(training.optimizer.state_dict())
+        task, optimizer = training.task, training.optimizer
+        state = {
+            "format": FORMAT,
+            "identity": self.identity,
+            "step": done,
+            "seconds": self.recorder.log.seconds,
+            "model": task.state_dict(),
+            "optimizer": optimizer.state_dict(),
+        }
+        if self.saver:
+            self.saver.save(done, state)
+            if done == training.last or self.stopped_by:
+                self.saver.wait()  # the last export comes after its checkpoint, as all do without shares
 
-        def write(task: Method) -> None:
-            state = {
-                "format": FORMAT,
-                "identity": self.identity,
-                "step": done,
-                "seconds": self.recorder.log.seconds,
-                "model": task.state_dict(),
-                "optimizer": optimizer,
-            }
+        def write(whole: Method) -> None:
             with disk_errors(self.run.folder):
-                save_checkpoint(self.run.folder, done, state, self.machine.keep)
-                self.export(task, done)
+                if not self.saver:
+                    save_checkpoint(self.run.folder, done, state, self.machine.keep)
+                self.export(whole, done)
 
-        with self.whole.gathered() as task:
-            distributed.on_main(lambda: write(task), self.device)
+        with self.whole.gathered() as whole:
+            distributed.on_main(lambda: write(whole), self.device)
+
+    @contextmanager
+    def pending(self) -> Generator[None]:
+        """Nothing is being written any more when the block is left."""
+        with self.saver.pending() if self.saver else nullcontext():
+            yield
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:

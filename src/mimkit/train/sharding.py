@@ -165,25 +165,10 @@ class Whole:
             self.copy.to("cpu")
 
 
-def gathered_state(state: Any) -> Any:
-    """A state dict with whole tensors instead of shares, on the CPU; of the main process alone, in others without them.
-
-    Every process calls this together.
-    """
-    if isinstance(state, dict):
-        return {key: gathered_state(value) for key, value in state.items()}
-    if isinstance(state, list):
-        return [gathered_state(value) for value in state]
-    if isinstance(state, DTensor):
-        whole = state.full_tensor()
-        return whole.cpu() if distributed.is_main() else None
-    return state
-
-
 def load_whole(
     task: nn.Module, optimizer: torch.optim.Optimizer, weights: dict[str, Tensor], state: dict[str, Any]
 ) -> None:
-    """Load state dicts with whole tensors into a task and its optimizer, of which a process may hold a share."""
+    """Load state dicts with whole tensors, or shares, into a task and its optimizer, of which it may hold a share."""
     like = task.state_dict()
     task.load_state_dict({name: share(value, like[name]) if name in like else value for name, value in weights.items()})
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -196,9 +181,17 @@ def load_whole(
     optimizer.load_state_dict(state | {"state": shares})
 
 
+def shared_tensors(task: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, DTensor]:
+    """What is shared among processes: tensors by `model.NAME`, and parameters by `optimizer.NUMBER` as well."""
+    tensors = {f"model.{name}": value for name, value in task.state_dict().items()}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    tensors |= {f"optimizer.{number}": parameter for number, parameter in enumerate(parameters)}
+    return {name: value for name, value in tensors.items() if isinstance(value, DTensor)}
+
+
 def share(whole: Tensor, like: Tensor) -> Tensor:
     """The share of a whole tensor that `like` is of another: each process takes it from its own."""
-    if not isinstance(like, DTensor) or whole.shape != like.shape:
+    if not isinstance(like, DTensor) or isinstance(whole, DTensor) or whole.shape != like.shape:
         return whole
     return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
 
