@@ -42,6 +42,7 @@ def of_recipe(name: str, data: Any, encoder: EncoderConfig = VIT, **settings: An
     run, recipe = mae(data), find_recipe(name)
     run.method, run.images = replace(recipe.method, **settings), recipe.images
     run.images.size, run.encoder = 16, encoder
+    run.optimizer = AdamWConfig(base_lr=0.005)  # BatchNorm over few pictures makes more of the last digits
     return run
 
 

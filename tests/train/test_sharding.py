@@ -15,8 +15,11 @@ from drills import ranks, the_line
 from encoders import small
 from mimkit.core import distributed
 from mimkit.core.errors import UserError
+from mimkit.data.pictures import Subset
+from mimkit.data.sources import open_pictures
 from mimkit.methods.mae import MAEConfig
 from mimkit.methods.targets.tokens import TokenIds
+from mimkit.train import dataset_view
 from mimkit.train.machine import Engine, Machine
 from mimkit.train.prepare import Prepared, Pretrain
 from mimkit.train.pretrain import pretrain
@@ -47,10 +50,10 @@ def alone(run: Pretrain, folder: Path, **settings) -> Path:
     return folder
 
 
-def assert_equal_curves(first: Path, second: Path, rtol: float = 1e-6) -> None:
+def assert_equal_curves(first: Path, second: Path, rtol: float = 1e-6, norms: float = 1e-4) -> None:
     ours, theirs = ([*RunFolder(run).metrics()] for run in (first, second))
     assert [record["step"] for record in ours] == [record["step"] for record in theirs] and len(ours) > 4
-    for name, tolerance in (("loss", rtol), ("gradient_norm", 1e-4)):
+    for name, tolerance in (("loss", rtol), ("gradient_norm", norms)):
         values = [torch.tensor([record[name] for record in records]).double() for records in (ours, theirs)]
         torch.testing.assert_close(*values, rtol=tolerance, atol=0, msg=lambda text, name=name: f"{name}: {text}")
     last = [{k: v for k, v in records[-1].items() if k in ("effective_rank", "knn")} for records in (ours, theirs)]
@@ -143,8 +146,8 @@ def test_micro_batches_recomputed_blocks_and_bfloat16_are_shared_too(forty, tmp_
     whole = alone(mae(forty), tmp_path / "alone")
     assert_equal_curves(whole, tmp_path / "micro")
     assert_equal_curves(whole, tmp_path / "recompute")
-    assert_equal_curves(alone(half, tmp_path / "alone half"), tmp_path / "half", rtol=2e-3)
-    assert_equal_curves(alone(looking, tmp_path / "alone looking"), tmp_path / "looking", rtol=2e-3)
+    assert_equal_curves(alone(half, tmp_path / "alone half"), tmp_path / "half", rtol=2e-3, norms=1e-2)
+    assert_equal_curves(alone(looking, tmp_path / "alone looking"), tmp_path / "looking", rtol=2e-3, norms=1e-2)
 
 
 @pytest.mark.slow
@@ -208,6 +211,21 @@ def test_hybrid_is_what_the_processes_make_of_it(world, local, sharding, monkeyp
     monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
     assert resolve("hybrid") == sharding
     assert resolve("full") == ("none" if world == 1 else "full") and resolve("none") == "none"
+
+
+@pytest.mark.parametrize("count", [8, 9, 13])
+def test_processes_see_equally_many_batches_of_their_own_pictures(count, forty, monkeypatch):
+    monkeypatch.setattr(dataset_view, "BATCH", 4)
+    monkeypatch.setattr(distributed, "world", lambda: 2)
+    pictures = Subset(open_pictures((str(forty),), "all"), torch.arange(count))
+    settings = {"size": (12, 12), "mean": (0.5,) * 3, "std": (0.5,) * 3, "device": CPU, "workers": 0}
+    seen = []
+    for rank in range(2):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        seen.append([*dataset_view.open_dataset_view(pictures, **settings).batches()])
+    assert len(seen[0]) == len(seen[1]) == -(-count // 8)
+    assert all(len(images) == len(index) and images.shape[1:] == (3, 12, 12) for part in seen for images, index in part)
+    assert sorted(torch.cat([index for part in seen for _, index in part]).tolist()) == [*range(count)]
 
 
 @pytest.mark.parametrize("local", ["1", "3", None])

@@ -16,6 +16,7 @@ from mimkit.train.export import export_encoder
 from mimkit.train.identity import identity_of
 from mimkit.train.loop import fit
 from mimkit.train.metrics_log import MetricsLog
+from mimkit.train.mirror import Mirror
 from mimkit.train.prepare import Pretrain
 from mimkit.train.recorder import Recorder
 from mimkit.train.run_folder import RunFolder, disk_errors, write_json
@@ -70,6 +71,7 @@ def train(
     """Open the run, train its steps, and say what came of it. Every process of a run calls this together."""
     session = Session(config, run, recipe, device, log)
     session.begin()
+    mirror = Mirror.of(run.folder, log)
     total = session.prepared.steps
     last = total if max_steps is None else max(session.first, min(total, max_steps))
     announce(session, log)
@@ -81,7 +83,7 @@ def train(
         recorder,
         config.machine,
         stop,
-        lambda task, steps: export(session, task, steps),
+        lambda task, steps: publish(session, task, steps, mirror),
         session.whole,
         session.first,
     )
@@ -110,6 +112,8 @@ def train(
     if distributed.is_main() and result["finished"]:
         with disk_errors(run.folder):
             write_json(run.result_path, result)
+    if distributed.is_main():
+        mirror.finish()
     return result
 
 
@@ -137,6 +141,12 @@ def export(session: Session, task: Method, steps: int) -> None:
     folder, measures = session.run.folder / "export", session.evaluation.measures
     identity = identity_of(session.run.folder)
     export_encoder(prepared, folder, recipe=session.recipe, step=steps, measured=measures, identity=identity)
+
+
+def publish(session: Session, task: Method, steps: int, mirror: Mirror) -> None:
+    """Export, and send all that is saved by now to where the run is mirrored."""
+    export(session, task, steps)
+    mirror.save(steps)
 
 
 def silent(line: str) -> None:
