@@ -181,6 +181,17 @@ def test_a_kill_of_the_first_process_at_any_moment_of_a_save(at, last, alone, fo
     equal(folder, alone)
 
 
+@pytest.mark.slow
+def test_a_kill_before_the_last_export_leaves_it_to_the_next_start(alone, forty, tmp_path):
+    folder = tmp_path / "run"
+    killed(tmp_path / "log", config(forty), folder, ("on_rank", 0, "kill_in_folder", 7, "prune"))
+    assert json.loads((folder / "export" / "identity.json").read_text())["step"] == 6
+    go_on(tmp_path / "log", config(forty), folder, 2)
+    assert json.loads((folder / "export" / "identity.json").read_text())["step"] == 7
+    assert RunFolder(folder).finished
+    equal(folder, alone)
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_full_disk_is_one_line_with_the_last_good_folder(rank, forty, tmp_path):
     folder, run = tmp_path / "run", config(forty, save_every=3)
