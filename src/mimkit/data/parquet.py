@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 
 from mimkit.core.errors import UserError, missing_extra
+from mimkit.core.urls import is_url, join
 from mimkit.data.classes import Labels, label_column, number_values
 from mimkit.data.encoded import Encoded
 from mimkit.data.folders import cache_folder
 from mimkit.data.pictures import Pictures, Split, digest, first_few
 from mimkit.data.reading import Reading
+from mimkit.data.remote import AT_ONCE, BLOCK, describe
+from mimkit.data.stored import absolute, as_file, open_stored
 from mimkit.data.tables import class_names
 
 _IMAGES = (
@@ -61,7 +64,7 @@ class Rows(Encoded):
     def __init__(
         self,
         name: str,
-        files: list[Path],
+        files: list[str],
         blobs: Blobs,
         rows: list[int],
         *,
@@ -97,38 +100,52 @@ def parquet_below(folder: Path) -> list[Path]:
 
     Raises UserError where there are several configurations and none is called `default`.
     """
-    files = sorted(folder.rglob("*.parquet"))
-    files = [file for file in files if not any(part[0] == "." for part in file.relative_to(folder).parts)]
-    tops = sorted({file.relative_to(folder).parts[0] for file in files if len(file.relative_to(folder).parts) > 1})
+    files = [file.relative_to(folder).as_posix() for file in sorted(folder.rglob("*.parquet"))]
+    return [folder / file for file in _of_one_configuration(files, str(folder))]
+
+
+def parquet_among(url: str, paths: list[str]) -> list[str]:
+    """URLs of the Parquet files among the paths of all files below a URL, as `parquet_files` and `parquet_below`."""
+    tables = [path for path in paths if path.endswith(".parquet") and os.path.basename(path) != "metadata.parquet"]
+    for folder in ("", "data"):
+        if here := [path for path in tables if os.path.dirname(path) == folder]:
+            return [join(url, path) for path in here]
+    return [join(url, path) for path in _of_one_configuration(tables, url)]
+
+
+def _of_one_configuration(paths: list[str], folder: str) -> list[str]:
+    """Those of `default` where several configurations lie below a folder; hidden ones aside. Raises UserError."""
+    paths = [path for path in paths if not any(word.startswith(".") for word in path.split("/"))]
+    tops = sorted({path.partition("/")[0] for path in paths if "/" in path})
     configurations = [top for top in tops if not _FOLDER.match(top)]
     if len(configurations) < 2:
-        return files
+        return paths
     if "default" not in configurations:
-        raise UserError(f"{folder} holds {', '.join(configurations)}: name one, as {folder / configurations[0]}")
-    return [file for file in files if file.relative_to(folder).parts[0] == "default"]
+        raise UserError(f"{folder} holds {', '.join(configurations)}: name one, as {join(folder, configurations[0])}")
+    return [path for path in paths if path.startswith("default/")]
 
 
-def _split_of(file: Path, root: Path) -> str | None:
+def _split_of(file: str, root: str) -> str | None:
     """What split a file belongs to, by its name or that of a folder that holds it."""
-    folders = file.relative_to(root).parts[:-1] if file.is_relative_to(root) else ()
-    for match in (_SPLIT.match(file.stem), *(_FOLDER.match(name) for name in reversed(folders))):
+    *folders, name = file.removeprefix(root).strip("/").split("/")
+    for match in (_SPLIT.match(name.removesuffix(".parquet")), *(_FOLDER.match(name) for name in reversed(folders))):
         if match:
             return "train" if match[1].lower().startswith("train") else match[1].lower()
     return None
 
 
-def open_parquet(name: str, files: list[Path], split: Split, reading: Reading) -> Pictures:
+def open_parquet(name: str, files: list[str], split: Split, reading: Reading) -> Pictures:
     """The pictures of Parquet files; `train`, `train-*`, `train_0`, `val*-*`, ... among the names are splits.
 
     So are folders of such names. Columns: pictures in `image` (struct with `bytes`, or binary) or one called alike,
-    labels in `label` or one called alike. Classes are those of all splits. Raises UserError.
+    labels in `label` or one called alike. Classes are those of all splits. Files are paths or URLs. Raises UserError.
     """
-    root = Path(os.path.commonpath([os.path.abspath(file.parent) for file in files]))
+    files = [absolute(file) for file in files]
     # A folder that is itself called train is no split of the files in it.
-    files = [Path(os.path.abspath(file)) for file in files]
-    groups: dict[str | None, list[Path]] = {}
+    root = os.path.commonpath([os.path.dirname(_path(file)) for file in files])
+    groups: dict[str | None, list[str]] = {}
     for file in files:
-        groups.setdefault(_split_of(file, root), []).append(file)
+        groups.setdefault(_split_of(_path(file), root), []).append(file)
     kind = next((kind for kind in _TEST_ORDER if kind in groups), None)
     has_test = kind is not None and "train" in groups
     train = groups.get("train", files)
@@ -146,25 +163,32 @@ def open_parquet(name: str, files: list[Path], split: Split, reading: Reading) -
     blobs = _gather(used, used_tables, _image_column(used[0], used_tables[0].schema_arrow))
     pictures = Rows(name, used, blobs, rows, reading=reading, has_test=has_test)
     pictures.set_labels(labels.at(part))
-    others = [file.name for file in files if file not in tables]
+    others = [os.path.basename(file) for file in files if file not in tables]
     notes += [f"left out: {first_few(others)}, since there are {kind} and train"] if others else []
     pictures.notes = tuple(notes)
     return pictures
 
 
-def _open_file(file: Path) -> Any:
+def _path(file: str) -> str:
+    """Of a URL what stands behind its protocol."""
+    return file.partition("://")[2] if is_url(file) else file
+
+
+def _open_file(file: str) -> Any:
     try:
         import pyarrow.parquet as pq
     except ImportError:
         raise missing_extra("reading Parquet files", "parquet") from None
     try:
         # Read page by page: as a whole, a row group may be larger than the memory.
-        return pq.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False)
+        if not is_url(file):
+            return pq.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False)
+        return pq.ParquetFile(as_file(open_stored(file)), buffer_size=AT_ONCE * BLOCK, pre_buffer=False)
     except (OSError, ValueError) as error:
         raise UserError(f"{file} is not a Parquet file that can be read: {str(error).splitlines()[0]}") from None
 
 
-def _image_column(file: Path, schema: Any) -> str:
+def _image_column(file: str, schema: Any) -> str:
     """The column of pictures: one with a usual name, or the only one that can be. Raises UserError."""
     import pyarrow as pa
 
@@ -213,7 +237,7 @@ def _labels(name: str, tables: list[Any], wanted_column: str | None) -> tuple[La
     return labels, notes
 
 
-def _gather(files: list[Path], tables: list[Any], image: str) -> Blobs:
+def _gather(files: list[str], tables: list[Any], image: str) -> Blobs:
     """The encoded bytes of all rows: in memory when they are few, else in a file made once."""
     columns = [place for place, path in enumerate(_leaves(tables[0])) if path in (image, f"{image}.bytes")]
     # Known from the footer alone, before a byte of pictures is read.
@@ -286,5 +310,7 @@ def _bytes(tables: list[Any], image: str) -> Any:
             yield data[ends[0] : ends[-1]], np.diff(ends)
 
 
-def _identity(files: list[Path]) -> str:
+def _identity(files: list[str]) -> str:
+    if is_url(files[0]):
+        return digest(*((file, *describe(file)) for file in files))
     return digest(*((os.path.abspath(file), os.stat(file).st_size, os.stat(file).st_mtime_ns) for file in files))
