@@ -19,6 +19,7 @@ from mimkit.data.shards.others import index_tars
 from mimkit.data.shards.pack import Packing, pack, splits_of
 from mimkit.data.shards.shards import Shards, expanded, find
 from mimkit.data.sources import open_pictures
+from mimkit.data.stored import open_stored
 from mimkit.data.stream import stream
 from sets import png, put
 from stores import store  # noqa: F401  a fixture
@@ -59,6 +60,18 @@ def test_processes_and_threads_read_at_random(folder, monkeypatch):
         assert list(pool.map(lambda i: shade(pictures, i), order)) == order
     assert list(stream(lambda i: shade(pictures, (i * 73) % 200), 200, workers=2)) == order
     assert pictures.where(41) == f"{folder}/a-001.tar/ant/0041.png" and pictures.size(0) == (12, 16)
+
+
+def test_shards_stay_open_but_not_all(folder, monkeypatch):
+    monkeypatch.setattr(module, "_OPEN", 2)
+    opened = []
+    monkeypatch.setattr(module, "open_stored", lambda place: opened.append(place) or open_stored(place))
+    pictures = open_pictures([str(folder)], "all")
+    for i in [*range(200), *range(120, 200)]:
+        pictures.data(i)
+    assert len(opened) == 5 and len(pictures._opened) == 2
+    pictures.data(0)
+    assert opened[-1] == str(folder / "a-000.tar") and len(opened) == 6
 
 
 def test_what_one_types_finds_the_set(folder, monkeypatch):
