@@ -82,6 +82,8 @@ def test_a_run_goes_on_from_a_store_on_another_machine(forty, store, tmp_path, m
     copy = local_run(URL)
     for path in mirror.contents(there):
         assert (copy / path).read_bytes() == (there / path).read_bytes(), path
+    with pytest.raises(UserError, match=f"is a copy of {URL}, to be read alone"):
+        Mirror.of(copy, print)
     assert {key.removeprefix("runs/first/") for key in store.names()} == {*mirror.contents(there), mirror.MARKER}
     with pytest.raises(UserError, match="holds a finished run"):
         train(tiny(forty), local_run(URL, train=True))

@@ -72,6 +72,7 @@ def local_run(place: str | os.PathLike[str], *, train: bool = False) -> Path:
             _begin(url, folder)
         else:
             _pull(url, folder, read_marker(url) or _whole_folder(url))
+            _write_state(folder, url, [], copy=True)
     return folder
 
 
@@ -185,11 +186,14 @@ class Mirror:
 
     @staticmethod
     def of(folder: Path, log: Callable[[str], None]) -> "Mirror":
-        """That of a run folder, which `local_run` may have tied to a URL."""
+        """That of a run folder, which `local_run` may have tied to a URL. Raises UserError for a copy to be read."""
         try:
-            url = json.loads((folder.parent / _STATE).read_bytes())["url"]
+            state = json.loads((folder.parent / _STATE).read_bytes())
+            url, copy = str(state["url"]), state["copy"]
         except (OSError, ValueError, LookupError, TypeError):
-            url = ""
+            return Mirror(folder, "", log)
+        if copy:
+            raise UserError(f"{folder} is a copy of {url}, to be read alone: train with --run {url}")
         return Mirror(folder, url, log)
 
     def save(self, step: int) -> None:
@@ -295,10 +299,10 @@ def _read_state(folder: Path) -> list[str]:
     return [str(name) for name in state] if isinstance(state, list) else []
 
 
-def _write_state(folder: Path, url: str, markers: list[str]) -> None:
+def _write_state(folder: Path, url: str, markers: list[str], *, copy: bool = False) -> None:
     path = folder.parent / _STATE
     beside = path.with_name(f"{_STATE}.tmp")
-    beside.write_text(json.dumps({"url": url, "markers": list(dict.fromkeys(markers))[-20:]}))
+    beside.write_text(json.dumps({"url": url, "copy": copy, "markers": list(dict.fromkeys(markers))[-20:]}))
     os.replace(beside, path)
 
 
