@@ -352,6 +352,13 @@ JSON = {
         "embed done --data good --out {new}.npz --workers 0 --device cpu",
         lambda found: (found["pictures"], found["rows"], found["skipped"]) == (40, 40, 0),
     ),
+    **{
+        kind: (
+            f"{kind} done --data good --out {{new}} --workers 0 --device cpu",
+            lambda found: found["pictures"] == 40 and len(found["lead"]) > 20,
+        )
+        for kind in ("neighbors", "duplicates", "clusters", "outliers", "curate")
+    },
     "report": (
         "report done --out {new}.html --metrics none --pictures 2 --device cpu",
         lambda found: found["bytes"] > 20_000 and found["out"].endswith(".html"),

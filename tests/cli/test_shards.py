@@ -40,6 +40,7 @@ def test_pack_then_check_then_train_and_measure(here):
     accuracies = [[scores["accuracy"] for row in one for scores in row["results"].values()] for one in rows]
     assert accuracies[0] == accuracies[1]
     assert mimkit("doctor packed").status == 0
+    assert "shards.index.npz was written by 'mimkit shards pack'" in refused("shards index packed --workers 0")
     before = contents(here / "packed")
     said = mimkit("shards pack pictures --out packed --shard-mb 0.02 --workers 0")
     assert said.status == 0 and "packed is packed already" in said.err and contents(here / "packed") == before

@@ -94,7 +94,7 @@ def _pack(arguments: ShardsArguments) -> int:
 
 
 def _index(arguments: ShardsArguments) -> int:
-    from mimkit.data.shards.index import ENDING, write_index
+    from mimkit.data.shards.index import ENDING, open_index, write_index
     from mimkit.data.shards.others import index_tars
     from mimkit.data.shards.shards import NAME, find
 
@@ -102,6 +102,8 @@ def _index(arguments: ShardsArguments) -> int:
     out = Path(arguments.out) if arguments.out else _beside(files) / NAME
     if not out.name.endswith(ENDING) or "://" in (arguments.out or ""):
         raise UserError(f"--out is a file that ends in {ENDING} on a disk of this machine, got {out}")
+    if out.exists() and open_index(str(out)).about.packed:
+        raise UserError(f"{out} was written by 'mimkit shards pack' and says more: name another file with --out")
     about, rows = index_tars(files, str(out.absolute().parent), arguments.label_column, arguments.workers)
     try:
         write_index(out, about, rows)

@@ -225,7 +225,7 @@ class Mirror:
     def _upload(self, count: int, copy: Path, step: int) -> None:
         try:
             if count == self._count:  # no newer one is waiting
-                self._send(copy, step)
+                self._send(copy)
         except UserError as error:
             if count == self._count:
                 self.log(f"  warning    step {step} is not in the store yet: {error}")
@@ -233,13 +233,14 @@ class Mirror:
         finally:
             shutil.rmtree(copy, ignore_errors=True)
 
-    def _send(self, copy: Path, step: int) -> None:
+    def _send(self, copy: Path) -> None:
         """Checkpoints first, the marker last; then what it names no longer is removed."""
         state, before = _read_state(self.folder), read_marker(self.url) or Marker()
         if before.name not in state and before.files:
             raise UserError(f"another process writes to {self.url}: name another --run")
         paths = contents(copy)
-        marker = Marker(step, {path: ((copy / path).stat().st_size, sha256(copy / path)) for path in paths})
+        # A sharded checkpoint may still be written, and come with the next.
+        marker = Marker(_step(copy), {path: ((copy / path).stat().st_size, sha256(copy / path)) for path in paths})
         changed = [path for path in paths if before.files.get(path) != marker.files[path]]
 
         def put(path: str) -> None:
@@ -260,13 +261,14 @@ def contents(folder: Path) -> list[str]:
     """Paths of all files of a run that others read, complete checkpoints alone among them."""
     complete = {path.name for path in checkpoints(folder)}
     paths = []
-    for path in sorted(folder.rglob("*")):
-        parts = path.relative_to(folder).parts
+    # Not by rglob: a checkpoint may be removed meanwhile.
+    for path in [os.path.join(inner, name) for inner, _, names in os.walk(folder) for name in names]:
+        parts = Path(path).relative_to(folder).parts
         unfinished = any(word.startswith(".") or word.endswith(_UNFINISHED) for word in parts)
         cut = parts[0] == "checkpoints" and (len(parts) < 2 or parts[1] not in complete)
-        if path.is_file() and not unfinished and not cut:
+        if os.path.isfile(path) and not unfinished and not cut:
             paths.append("/".join(parts))
-    return paths
+    return sorted(paths)  # of a checkpoint in a folder state.json comes last, which says that it is complete
 
 
 def _step(folder: Path) -> int:

@@ -1,5 +1,6 @@
 """Pre-training, top to bottom: a config and a run folder enter; metrics, checkpoints and export/ leave."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import torch
 
 from mimkit.core import distributed
+from mimkit.methods.base import Method
 from mimkit.train.agreement import lost_peers
 from mimkit.train.announce import announce
 from mimkit.train.callbacks import Checkpointer, EpochStart, StopSignal
@@ -77,13 +79,20 @@ def train(
     stop = StopSignal()
     epochs = EpochStart(recorder, session.dataset, count=session.prepared.count, batch_size=config.batch_size)
     checkpointer = Checkpointer(
-        run, recorder, config.machine, stop, lambda steps: publish(session, steps, mirror), device, session.first
+        run,
+        recorder,
+        config.machine,
+        stop,
+        lambda task, steps: publish(session, task, steps, mirror),
+        session.whole,
+        session.first,
     )
-    if distributed.is_main() and session.first == total:  # killed between the last checkpoint and its export
-        with disk_errors(run.folder):
-            export(session, total)
+    if session.first == total:  # killed between the last checkpoint and its export
+        with session.whole.gathered() as task, disk_errors(run.folder):
+            if distributed.is_main():
+                export(session, task, total)
     try:
-        with stop.handling():
+        with stop.handling(), checkpointer.pending():
             done = fit(session.training(last), [epochs, recorder, checkpointer])
     finally:
         recorder.line.close()
@@ -125,16 +134,18 @@ def open_recorder(session: Session) -> Recorder:
     )
 
 
-def export(session: Session, steps: int) -> None:
-    """Write the model as it stands after so many steps into the run's export/."""
+def export(session: Session, task: Method, steps: int) -> None:
+    """Write the model as it stands after so many steps, in a task with whole weights, into the run's export/."""
+    prepared = copy.copy(session.prepared)
+    prepared.task = task
     folder, measures = session.run.folder / "export", session.evaluation.measures
     identity = identity_of(session.run.folder)
-    export_encoder(session.prepared, folder, recipe=session.recipe, step=steps, measured=measures, identity=identity)
+    export_encoder(prepared, folder, recipe=session.recipe, step=steps, measured=measures, identity=identity)
 
 
-def publish(session: Session, steps: int, mirror: Mirror) -> None:
+def publish(session: Session, task: Method, steps: int, mirror: Mirror) -> None:
     """Export, and send all that is saved by now to where the run is mirrored."""
-    export(session, steps)
+    export(session, task, steps)
     mirror.save(steps)
 
 
