@@ -7,7 +7,7 @@ seconds and in little memory.
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.models import ResNet
@@ -131,8 +131,7 @@ def _empty(task: Method) -> None:
 
     roots = [task, *(module.network for module in task.modules() if isinstance(module, Frozen))]
     for module in (module for root in roots for module in root.modules()):
-        tensors: dict[str, Any]
-        for tensors in (module._parameters, module._buffers):
+        for tensors in cast(tuple[dict[str, Any], ...], (module._parameters, module._buffers)):
             tensors.update({name: fake(tensor) for name, tensor in tensors.items() if tensor is not None})
 
 
