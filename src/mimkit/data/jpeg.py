@@ -14,6 +14,8 @@ from jaxtyping import UInt8
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
+_NOTES = b"\xff\xe1"  # begins EXIF and XMP; coded pixels never hold it
+_MOST = 1 << 26  # pixels
 _MODES = {1: (ImageReadMode.GRAY, "GRAY"), 3: (ImageReadMode.RGB, "RGB")}
 
 
@@ -32,6 +34,22 @@ def decode_usual_jpeg(data: bytes, channels: int) -> UInt8[Tensor, "C H W"]:
     pixels = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=mode)
     assert isinstance(pixels, Tensor)
     return pixels
+
+
+def usual_size(data: bytes) -> tuple[int, int] | None:
+    """Height and width of a JPEG of gray or YCbCr that stands upright as it is stored.
+
+    None for all others, for what may be one of them (a camera's notes, which may turn it; huge ones), and without the
+    extra: Pillow looks closer, which takes a tenth of the time that decoding does.
+    """
+    library = _simplejpeg()
+    if library is None or data[:3] != b"\xff\xd8\xff" or _NOTES in data:
+        return None
+    try:
+        height, width, colors, _ = library.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    return (height, width) if colors in ("YCbCr", "Gray") and height * width <= _MOST else None
 
 
 @cache
