@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
-_NOTES = b"\xff\xe1"  # begins EXIF and XMP; coded pixels never hold it
+_NOTES, _PIXELS = 0xE1, 0xDA  # markers of segments: of EXIF and XMP, and of coded pixels
 _MOST = 1 << 26  # pixels
 _MODES = {1: (ImageReadMode.GRAY, "GRAY"), 3: (ImageReadMode.RGB, "RGB")}
 
@@ -43,13 +43,24 @@ def usual_size(data: bytes) -> tuple[int, int] | None:
     extra: Pillow looks closer, which takes a tenth of the time that decoding does.
     """
     library = _simplejpeg()
-    if library is None or data[:3] != b"\xff\xd8\xff" or _NOTES in data:
+    if library is None or data[:2] != b"\xff\xd8" or _has_notes(data):
         return None
     try:
         height, width, colors, _ = library.decode_jpeg_header(data)
     except ValueError:
         return None
     return (height, width) if colors in ("YCbCr", "Gray") and height * width <= _MOST else None
+
+
+def _has_notes(data: bytes) -> bool:
+    """Whether a segment before the pixels is a camera's notes, or the segments are not in order."""
+    place = 2
+    while data[place : place + 1] == b"\xff" and place + 4 <= len(data):
+        marker = data[place + 1]
+        if marker in (_NOTES, _PIXELS):
+            return marker == _NOTES
+        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    return True
 
 
 @cache
