@@ -9,9 +9,11 @@ from torch import nn
 from mimkit.analysis.footprint import blocks, footprint
 from mimkit.core.errors import UserError
 from mimkit.data.pictures import Decoded
+from mimkit.model.build import EncoderConfig
 from mimkit.recipes import find_recipe
 from mimkit.train.cost import count_flops
 from mimkit.train.prepare import Prepared
+from mimkit.weights.timm import export_timm
 
 torch.set_num_threads(1)
 
@@ -93,6 +95,19 @@ def test_slow_copies_are_not_trained_and_batch_norm_is_not_recomputed():
     taken = footprint(prepared("moco_v2_mini_32"))
     assert taken.frozen > taken.trained
     assert footprint(prepared("simclr_resnet18_32")).recomputed is None
+
+
+def test_teachers_are_asked_and_held(tmp_path):
+    encoder = EncoderConfig(name="vit_tiny_patch16_224", patch=4, width=48, depth=4, heads=2)
+    teacher = encoder.build((32, 32), 3)
+    arguments = encoder.timm_args((32, 32), 3)
+    look = dict(mean=(0.5,) * 3, std=(0.2,) * 3, card="", name=encoder.name)
+    export_timm(teacher, tmp_path / "teacher", model_args=arguments, **look)
+    case = prepared("maskalign_mini_32")
+    case.config.method.teacher = str(tmp_path / "teacher")
+    taken = footprint(case)
+    assert taken.teachers == sum(weight.numel() for weight in teacher.timm.parameters()) > 0
+    assert taken.flops > 3 * 2 * taken.trained and footprint(prepared("mae_mini_32")).teachers == 0
 
 
 def test_what_is_missing_is_said():

@@ -91,11 +91,11 @@ class Cluster:
 
 def states(taken: Footprint, cluster: Cluster, sharding: Sharding) -> float:
     """Bytes that a GPU holds whatever pictures it sees: weights, gradients, averages, and what moves them."""
-    held = STATE * taken.trained + 4 * taken.frozen
+    shared, whole = STATE * taken.trained + 4 * taken.frozen, 4 * taken.teachers
     if sharding == "none":
-        return held + taken.copies + (_BUCKET * taken.trained if cluster.gpus > 1 else 0)
+        return shared + whole + taken.copies + (_BUCKET * taken.trained if cluster.gpus > 1 else 0)
     holders = cluster.gpus if sharding == "full" else min(cluster.gpus, cluster.per_host)
-    return held / holders + _GATHERED * taken.largest_block
+    return shared / holders + whole + _GATHERED * taken.largest_block
 
 
 def reduction(taken: Footprint, cluster: Cluster, sharding: Sharding, micro_batches: int = 1) -> float:
@@ -107,8 +107,8 @@ def reduction(taken: Footprint, cluster: Cluster, sharding: Sharding, micro_batc
         return 0.0
     again = 4 * (micro_batches - 1) if sharding != "none" else 0
     if sharding == "hybrid" and cluster.hosts > 1:
-        shared = _BY_BLOCKS / min(cluster.gpus, cluster.per_host)  # of its share of the gradients, each GPU's
-        return taken.trained * ((_BY_BLOCKS + again) / cluster.kind.link + shared / cluster.across)
+        # Each GPU sums its share of the gradients across hosts, but all GPUs of a host do so over the same cards.
+        return taken.trained * ((_BY_BLOCKS + again) / cluster.kind.link + _BY_BLOCKS / cluster.across)
     return taken.trained * (_BY_BLOCKS + again) / cluster.across
 
 
@@ -261,7 +261,8 @@ def _about(taken: Footprint, cluster: Cluster) -> dict[str, Any]:
         "flops_per_picture": taken.flops,
         "trained": taken.trained,
         "frozen": taken.frozen,
-        "state_bytes": STATE * taken.trained + 4 * taken.frozen,
+        "teachers": taken.teachers,
+        "state_bytes": STATE * taken.trained + 4 * (taken.frozen + taken.teachers),
         "kept_bytes_per_picture": taken.kept,
         "recomputed_bytes_per_picture": taken.recomputed,
     }
