@@ -13,8 +13,10 @@ from torch.nn.parallel import DistributedDataParallel
 from drills import processes
 from mimkit.core.batch import Batch
 from mimkit.core.randomness import rng_keys
+from mimkit.masks import BlockMasker
 from mimkit.methods.base import Method
 from mimkit.methods.dino import DINOConfig
+from mimkit.methods.ibot import IBOTConfig
 from mimkit.methods.moco import MoCoConfig
 from mimkit.methods.moco_v3 import MoCoV3Config
 from mimkit.methods.simclr import SimCLRConfig
@@ -27,6 +29,14 @@ CONFIGS = {
     "moco": MoCoConfig(queue=32, outputs=8, momentum=0.5),
     "moco_v3": MoCoV3Config(hidden=16, outputs=8, momentum=0.5),
     "dino": DINOConfig(prototypes=24, hidden=16, bottleneck=8, momentum=0.5, freeze_last=0.3),
+    "ibot": IBOTConfig(
+        masker=BlockMasker(ratio=0.3, spread=0.2, none=0.4, exact=False),
+        prototypes=24,
+        hidden=16,
+        bottleneck=8,
+        momentum=0.5,
+        freeze_last=0.3,
+    ),
 }
 BATCH, SIZE, DIFFERENT = 8, 16, 4
 

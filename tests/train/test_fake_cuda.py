@@ -46,6 +46,8 @@ FAST = [
     "moco_v2_mini_32",
     "moco_v3_mini_32",
     "dino_mini_32",
+    "ibot_mini_32",
+    "ibot_mini_32_attmask",
     "tokenizer_mini_32",
     "segment_mini",
     "depth_mini",

@@ -33,6 +33,7 @@ ROOMS = {
     "methods.dino": "DINOConfig",
     "methods.emae": "EMAEConfig",
     "methods.finetune": "FineTuneConfig",
+    "methods.ibot": "IBOTConfig",
     "methods.keypoints": "KeypointsConfig",
     "methods.mae": "MAEConfig",
     "methods.maskalign": "MaskAlignConfig",

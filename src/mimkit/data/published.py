@@ -40,13 +40,14 @@ def byol(first: bool) -> RandomResizedCrop:
     return RandomResizedCrop(scale=(0.08, 1.0), color=ColorAugment(saturation=0.2, blur=blur, solarize=solarize))
 
 
-def dino(crops: int = 8, size: int = 96, *, blur: bool = True) -> tuple[RandomResizedCrop, ...]:
+def dino(crops: int = 8, size: int = 96, *, blur: bool = True, border: float = 0.4) -> tuple[RandomResizedCrop, ...]:
     """DINO's two whole views and `crops` small ones of `size` pixels (facebookresearch/dino: main_dino.py).
 
-    One whole view is blurred always; the other rarely, and only that one may be solarized.
+    Small ones show up to a share of `border` of the picture, whole ones at least that. One whole view is blurred
+    always; the other rarely, and only that one may be solarized.
     """
     always = ColorAugment(saturation=0.2, blur=1.0 if blur else 0.0, solarize=0.0)
     rarely = ColorAugment(saturation=0.2, blur=0.1 if blur else 0.0, solarize=0.2)
     small = ColorAugment(saturation=0.2, blur=0.5 if blur else 0.0, solarize=0.0)
-    whole = [RandomResizedCrop(scale=(0.4, 1.0), color=color) for color in (always, rarely)]
-    return (*whole, *[RandomResizedCrop(scale=(0.05, 0.4), size=size, color=small)] * crops)
+    whole = [RandomResizedCrop(scale=(border, 1.0), color=color) for color in (always, rarely)]
+    return (*whole, *[RandomResizedCrop(scale=(0.05, border), size=size, color=small)] * crops)

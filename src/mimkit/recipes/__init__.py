@@ -20,6 +20,7 @@ METHODS = (
     "simclr",
     "moco",
     "dino",
+    "ibot",
 )  # in this order stand their recipes
 LABELED = ("finetune_", "segment_", "detect_", "depth_", "keypoints_")
 
