@@ -38,6 +38,7 @@ from mimkit.masks import (
 )
 from mimkit.masks.informed import InformedMasker
 from mimkit.methods.base import Method, MethodConfig
+from mimkit.methods.cmae import CMAEConfig
 from mimkit.methods.emae import EMAEConfig
 from mimkit.methods.ibot import IBOTConfig
 from mimkit.methods.mae import MAEConfig
@@ -80,6 +81,7 @@ SWIN = EncoderConfig(
 )
 HEAD = {"prototypes": 12, "hidden": 16, "bottleneck": 8, "freeze_last": 0.0}
 TWO_VIEWS = {"ibot": "IBOT"}
+WITH_SLOW_COPY = TWO_VIEWS | {"cmae": "CMAE"}
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
 
@@ -105,6 +107,9 @@ def settings_of(method: str, masker: Masker) -> MethodConfig:
         "simmim": lambda: SimMIMConfig(masker=masker),
         "maskalign": lambda: MaskAlignConfig(masker=masker, teacher=teacher(), layers=2),
         "ibot": lambda: IBOTConfig(masker=masker, **HEAD),
+        "cmae": lambda: CMAEConfig(
+            masker=masker, decoder=decoder, feature_decoder=replace(decoder), hidden=8, outputs=4
+        ),
     }[method]()
 
 
@@ -123,13 +128,13 @@ def refusal(method: str, masker: Masker, tokens: str) -> str | None:
     """All that does not work, and the reason a person is given."""
     guide, name = masker.guide, type(masker.guide).__name__
     attends = getattr(guide, "signal", None) is Signal.ATTENTION
-    if method in TWO_VIEWS and attends and tokens == "none" and guide.scorer in ("online", "ema"):
+    if method in WITH_SLOW_COPY and attends and tokens == "none" and guide.scorer in ("online", "ema"):
         return f"{name} reads the class token's attention and this encoder has none"
     if method in ("simmim", "maskalign", *TWO_VIEWS) and getattr(guide, "trigger", "") == "exploitation":
         return f"{name} is to start by the exploitation of a decoder and (SimMIM|MaskAlign|IBOT) has no decoder"
-    if method in TWO_VIEWS and isinstance(masker, PartitionMasker | ComplementaryMasker):
-        return f"{TWO_VIEWS[method]} hides patches of a view once and {name} does so [24] times"
-    if method in TWO_VIEWS and getattr(masker, "throw", 0):
+    if method in WITH_SLOW_COPY and isinstance(masker, PartitionMasker | ComplementaryMasker):
+        return f"{WITH_SLOW_COPY[method]} hides patches of a view once and {name} does so [24] times"
+    if method in WITH_SLOW_COPY and getattr(masker, "throw", 0):
         return f"{name} throws some away: use --method.masker.throw 0"
     if method in TWO_VIEWS and getattr(guide, "refresh", 0):
         return f"{TWO_VIEWS[method]} masks two views and cached maps follow the first alone"
@@ -171,6 +176,8 @@ def dataset_of(images: Tensor) -> DatasetView:
         ("maskalign", "none", "square", "float32"),
         ("ibot", "class token", "rectangle", "bfloat16"),
         ("ibot", "none", "square", "float32"),
+        ("cmae", "class token", "square", "bfloat16"),
+        ("cmae", "none", "rectangle", "float32"),
     ],
 )
 @pytest.mark.parametrize("case", CASES)
@@ -344,7 +351,14 @@ def test_changing_shapes_are_not_compiled(case):
         engine.wrap(method_of(CASES[case]))
 
 
-FEW = ["mae/salience", "emae/partition", "simmim/simmim", "maskalign/multinomial", "ibot/block, by picture"]
+FEW = [
+    "mae/salience",
+    "emae/partition",
+    "simmim/simmim",
+    "maskalign/multinomial",
+    "ibot/block, by picture",
+    "cmae/adaptive",
+]
 COMPILED = [f"mae/{case}" for case in (*maskers(), "adaptive", "self-guided, cached", "attmask, hints")]
 COMPILED += ["mae/mixture, curriculum", "emae/partition, independent", "maskalign/random"]
 COMPILED += [f"ibot/{case}" for case in ("random", "salience", "adaptive", "attmask")]

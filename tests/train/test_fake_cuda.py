@@ -47,6 +47,7 @@ FAST = [
     "moco_v3_mini_32",
     "dino_mini_32",
     "ibot_mini_32",
+    "cmae_mini_32",
     "ibot_mini_32_attmask",
     "tokenizer_mini_32",
     "segment_mini",

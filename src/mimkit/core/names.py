@@ -20,7 +20,7 @@ FORMAT = 2
 ROOMS = {
     "data.augment": "RandAugment",
     "data.color": "ColorAugment",
-    "data.views": "CenterCrop RandomResizedCrop ScaleJitter Whole",
+    "data.views": "CenterCrop RandomResizedCrop ScaleJitter ShiftedCrop Whole",
     "masks.attentive": "AMTMasker AttMaskMasker MultinomialMasker",
     "masks.mixture": "MixtureMasker",
     "masks.partition": "ComplementaryMasker PartitionMasker",
@@ -28,6 +28,7 @@ ROOMS = {
     "masks.salience": "SalienceMasker",
     "masks.self_guided": "SelfGuidedMasker",
     "masks.structured": "BlockMasker GridMasker SimMIMMasker SquareMasker",
+    "methods.cmae": "CMAEConfig",
     "methods.depth": "DepthConfig",
     "methods.detect": "DetectConfig",
     "methods.dino": "DINOConfig",

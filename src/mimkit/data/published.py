@@ -4,7 +4,7 @@ None of them says how images are normalized; SimCLR learns from values in [0, 1]
 """
 
 from mimkit.data.color import ColorAugment
-from mimkit.data.views import RandomResizedCrop
+from mimkit.data.views import RandomResizedCrop, ShiftedCrop
 
 
 def simclr(strength: float = 1.0, *, blur: bool = True) -> RandomResizedCrop:
@@ -22,6 +22,11 @@ def simclr(strength: float = 1.0, *, blur: bool = True) -> RandomResizedCrop:
         blur_radius=0.05,
     )
     return RandomResizedCrop(scale=(0.08, 1.0), color=color)
+
+
+def cmae(margin: float = 0.125, places: int = 32) -> tuple[ShiftedCrop, ShiftedCrop]:
+    """CMAE's two views of one box, plain and moved with other colors (ZhichengHuang/CMAE: cmae_dataset.py)."""
+    return ShiftedCrop(margin=margin), ShiftedCrop(margin=margin, places=places, color=ColorAugment())
 
 
 def moco_v1() -> RandomResizedCrop:

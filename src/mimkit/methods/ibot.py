@@ -51,7 +51,7 @@ class IBOT(MaskedDINO):
 
     patch_center: Float[Tensor, " K"]
     patch_seen: Float[Tensor, " K"]
-    config: IBOTConfig
+    config: IBOTConfig  # type: ignore[bad-override-mutable-attribute]
 
     def __init__(self, embedder: Embedder, config: IBOTConfig) -> None:
         super().__init__(embedder, config, config.masker)

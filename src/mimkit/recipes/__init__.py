@@ -21,6 +21,7 @@ METHODS = (
     "moco",
     "dino",
     "ibot",
+    "cmae",
 )  # in this order stand their recipes
 LABELED = ("finetune_", "segment_", "detect_", "depth_", "keypoints_")
 
