@@ -151,7 +151,7 @@ def test_a_resumed_run_is_the_same_bit_for_bit_and_draws_its_reconstruction(fort
     ("changes", "reason"),
     [
         ({"masker": PartitionMasker()}, "CMAE hides patches of a view once and PartitionMasker does so 4 times"),
-        ({"masker": AMTMasker()}, "CMAE sees or predicts every patch and AMTMasker throws some away"),
+        ({"masker": AMTMasker()}, "CMAE knows seen and hidden patches alone and AMTMasker throws some away"),
         ({"temperature": 0.0}, "temperature"),
         ({"momentum": 1.5}, "method.momentum"),
         ({"weight": -1.0}, "method.weight"),

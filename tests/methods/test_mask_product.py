@@ -44,6 +44,7 @@ from mimkit.methods.ibot import IBOTConfig
 from mimkit.methods.mae import MAEConfig
 from mimkit.methods.maskalign import MaskAlign, MaskAlignConfig
 from mimkit.methods.masked_dino import MaskedDINO
+from mimkit.methods.msn import MSN, MSNConfig
 from mimkit.methods.simmim import SimMIM, SimMIMConfig
 from mimkit.model.build import EncoderConfig
 from mimkit.model.decoder import DecoderConfig
@@ -81,7 +82,7 @@ SWIN = EncoderConfig(
 )
 HEAD = {"prototypes": 12, "hidden": 16, "bottleneck": 8, "freeze_last": 0.0}
 TWO_VIEWS = {"ibot": "IBOT"}
-WITH_SLOW_COPY = TWO_VIEWS | {"cmae": "CMAE"}
+WITH_SLOW_COPY = TWO_VIEWS | {"cmae": "CMAE", "msn": "MSN"}
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
 
@@ -107,9 +108,8 @@ def settings_of(method: str, masker: Masker) -> MethodConfig:
         "simmim": lambda: SimMIMConfig(masker=masker),
         "maskalign": lambda: MaskAlignConfig(masker=masker, teacher=teacher(), layers=2),
         "ibot": lambda: IBOTConfig(masker=masker, **HEAD),
-        "cmae": lambda: CMAEConfig(
-            masker=masker, decoder=decoder, feature_decoder=replace(decoder), hidden=8, outputs=4
-        ),
+        "msn": lambda: MSNConfig(masker=masker, prototypes=12, hidden=16, outputs=8, weight=5.0),
+        "cmae": lambda: CMAEConfig(masker=masker, decoder=decoder, feature_decoder=decoder, hidden=8, outputs=4),
     }[method]()
 
 
@@ -130,12 +130,14 @@ def refusal(method: str, masker: Masker, tokens: str) -> str | None:
     attends = getattr(guide, "signal", None) is Signal.ATTENTION
     if method in WITH_SLOW_COPY and attends and tokens == "none" and guide.scorer in ("online", "ema"):
         return f"{name} reads the class token's attention and this encoder has none"
-    if method in ("simmim", "maskalign", *TWO_VIEWS) and getattr(guide, "trigger", "") == "exploitation":
-        return f"{name} is to start by the exploitation of a decoder and (SimMIM|MaskAlign|IBOT) has no decoder"
+    if method in ("simmim", "maskalign", "msn", *TWO_VIEWS) and getattr(guide, "trigger", "") == "exploitation":
+        return f"{name} is to start by the exploitation of a decoder and (SimMIM|MaskAlign|IBOT|MSN) has no decoder"
     if method in WITH_SLOW_COPY and isinstance(masker, PartitionMasker | ComplementaryMasker):
         return f"{WITH_SLOW_COPY[method]} hides patches of a view once and {name} does so [24] times"
     if method in WITH_SLOW_COPY and getattr(masker, "throw", 0):
         return f"{name} throws some away: use --method.masker.throw 0"
+    if method == "msn" and (getattr(masker, "spread", 0) or not getattr(masker, "exact", True)):
+        return f"MSN hides as many patches in each picture and {name} does not"
     if method in TWO_VIEWS and getattr(guide, "refresh", 0):
         return f"{TWO_VIEWS[method]} masks two views and cached maps follow the first alone"
     if method == "emae" and isinstance(masker, ComplementaryMasker):
@@ -176,6 +178,8 @@ def dataset_of(images: Tensor) -> DatasetView:
         ("maskalign", "none", "square", "float32"),
         ("ibot", "class token", "rectangle", "bfloat16"),
         ("ibot", "none", "square", "float32"),
+        ("msn", "class token", "rectangle", "bfloat16"),
+        ("msn", "none", "square", "float32"),
         ("cmae", "class token", "square", "bfloat16"),
         ("cmae", "none", "rectangle", "float32"),
     ],
@@ -212,6 +216,9 @@ def seen(method: Method, patches: Tensor, mask: Mask) -> list[Tensor]:
     if isinstance(method, MaskedDINO):
         tokens = method.student(patches, mask.hidden)
         return [*tokens, method.embedder.projector(tokens.patches)]
+    if isinstance(method, MSN):
+        encoder = method.embedder.encoder
+        return [*encoder.encode(encoder.embed(patches, mask), mask)]
     encoder, real = method.encoder, ~mask.padding.unsqueeze(2)
     blocks = encoder.by_block(encoder.embed(patches, mask), mask)
     found = [blocks[-1].prefix, blocks[-1].patches * real]

@@ -48,6 +48,7 @@ FAST = [
     "dino_mini_32",
     "ibot_mini_32",
     "cmae_mini_32",
+    "msn_mini_32",
     "ibot_mini_32_attmask",
     "tokenizer_mini_32",
     "segment_mini",

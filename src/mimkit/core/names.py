@@ -40,6 +40,7 @@ ROOMS = {
     "methods.maskalign": "MaskAlignConfig",
     "methods.moco": "MoCoConfig",
     "methods.moco_v3": "MoCoV3Config",
+    "methods.msn": "MSNConfig",
     "methods.segment": "SegmentConfig",
     "methods.simclr": "SimCLRConfig",
     "methods.simmim": "SimMIMConfig",

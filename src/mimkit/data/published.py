@@ -3,6 +3,8 @@
 None of them says how images are normalized; SimCLR learns from values in [0, 1] (images.mean 0, images.std 1).
 """
 
+from dataclasses import replace
+
 from mimkit.data.color import ColorAugment
 from mimkit.data.views import RandomResizedCrop, ShiftedCrop
 
@@ -27,6 +29,13 @@ def simclr(strength: float = 1.0, *, blur: bool = True) -> RandomResizedCrop:
 def cmae(margin: float = 0.125, places: int = 32) -> tuple[ShiftedCrop, ShiftedCrop]:
     """CMAE's two views of one box, plain and moved with other colors (ZhichengHuang/CMAE: cmae_dataset.py)."""
     return ShiftedCrop(margin=margin), ShiftedCrop(margin=margin, places=places, color=ColorAugment())
+
+
+def msn(crops: int = 10, size: int = 96, *, blur: bool = True) -> tuple[RandomResizedCrop, ...]:
+    """MSN's two whole views and `crops` small ones of `size` pixels (facebookresearch/msn: src/data_manager.py)."""
+    color = ColorAugment(blur=0.5 if blur else 0.0)
+    whole, small = RandomResizedCrop(scale=(0.3, 1.0), color=color), RandomResizedCrop(scale=(0.05, 0.3), color=color)
+    return (whole, whole, *[replace(small, size=size)] * crops)
 
 
 def moco_v1() -> RandomResizedCrop:

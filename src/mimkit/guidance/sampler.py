@@ -277,7 +277,7 @@ def refuse_several(sampler: MaskSampler, method: str, *, ragged: bool = True) ->
         raise UserError(f"{method} hides patches of a view once and {name} does so {sampler.views} times: use another")
     if sampler.throws:
         raise UserError(
-            f"{method} sees or predicts every patch and {name} throws some away: use --method.masker.throw 0"
+            f"{method} knows seen and hidden patches alone and {name} throws some away: use --method.masker.throw 0"
         )
     if sampler.ragged and not ragged:
         raise UserError(f"{method} hides as many patches in each picture and {name} does not: use another masker")

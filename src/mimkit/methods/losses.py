@@ -228,3 +228,8 @@ def feature_spread(points: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
     """
     unit = F.normalize(points.detach().float(), dim=1)
     return unit.std(dim=0, correction=0).mean() * unit.shape[1] ** 0.5
+
+
+def entropy(shares: Float[Tensor, "*B K"]) -> Float[Tensor, "*B"]:
+    """Of distributions, in nats; where a share is 0 it adds nothing."""
+    return -(shares * shares.clamp_min(torch.finfo(shares.dtype).tiny).log()).sum(dim=-1)

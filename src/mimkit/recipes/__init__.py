@@ -22,6 +22,7 @@ METHODS = (
     "dino",
     "ibot",
     "cmae",
+    "msn",
 )  # in this order stand their recipes
 LABELED = ("finetune_", "segment_", "detect_", "depth_", "keypoints_")
 
