@@ -34,6 +34,9 @@ class RandomMasker(Masker):
     ratio: Curve = 0.75  # type: ignore[bad-override]
     """Share of hidden patches, 0 < ratio < 1; two numbers: from the first at the start to the second at the end."""
 
+    same: bool = False
+    """All pictures that a process sees at once hide the same patches, drawn by the key of the first (MSN)."""
+
     def __post_init__(self) -> None:
         check_ratio(self.ratio)
 
@@ -45,4 +48,5 @@ class RandomMasker(Masker):
         grid: tuple[int, int],
     ) -> Mask:
         n = score_maps.shape[1]
-        return Mask.from_scores(uniform(rng_keys, n), hidden_count(n, float(at(self.ratio, progress))))
+        noise = uniform(rng_keys[:1], n).expand(len(rng_keys), n) if self.same else uniform(rng_keys, n)
+        return Mask.from_scores(noise, hidden_count(n, float(at(self.ratio, progress))))

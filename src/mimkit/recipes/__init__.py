@@ -20,6 +20,9 @@ METHODS = (
     "simclr",
     "moco",
     "dino",
+    "ibot",
+    "cmae",
+    "msn",
 )  # in this order stand their recipes
 LABELED = ("finetune_", "segment_", "detect_", "depth_", "keypoints_")
 
