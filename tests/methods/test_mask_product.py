@@ -26,6 +26,7 @@ from mimkit.masks import (
     Mask,
     Masker,
     MixtureMasker,
+    MultiBlockMasker,
     MultinomialMasker,
     PartitionMasker,
     RandomMasker,
@@ -39,6 +40,7 @@ from mimkit.masks.informed import InformedMasker
 from mimkit.methods.base import Method, MethodConfig
 from mimkit.methods.data2vec import Data2Vec, Data2VecConfig
 from mimkit.methods.emae import EMAEConfig
+from mimkit.methods.ijepa import IJEPA, IJEPAConfig
 from mimkit.methods.mae import MAE, MAEConfig
 from mimkit.methods.maskalign import MaskAlign, MaskAlignConfig
 from mimkit.methods.simmim import SimMIM, SimMIMConfig
@@ -47,6 +49,7 @@ from mimkit.model.decoder import DecoderConfig
 from mimkit.model.grid_decoder import GridDecoderConfig
 from mimkit.model.latents import LatentTargetConfig
 from mimkit.model.patches import patchify
+from mimkit.model.predictor import PredictorConfig
 from mimkit.train.checkpoint import checkpoints, load_checkpoint
 from mimkit.train.machine import Engine
 from mimkit.train.prepare import Prepared
@@ -101,6 +104,7 @@ def settings_of(method: str, masker: Masker) -> MethodConfig:
         "emae": lambda: EMAEConfig(masker=masker, decoder=decoder),
         "simmim": lambda: SimMIMConfig(masker=masker),
         "maskalign": lambda: MaskAlignConfig(masker=masker, teacher=teacher(), layers=2),
+        "ijepa": lambda: IJEPAConfig(masker=masker, predictor=PredictorConfig(width=16, depth=1)),
         "data2vec": lambda: Data2VecConfig(masker=masker, target=LatentTargetConfig(layers=1)),
         "data2vec2": lambda: Data2VecConfig(
             masker=masker, target=LatentTargetConfig(layers=1), decoder=GridDecoderConfig(layers=1, groups=4), loss="l2"
@@ -124,7 +128,9 @@ def refusal(method: str, masker: Masker, tokens: str) -> str | None:
     guide, name = masker.guide, type(masker.guide).__name__
     attends = getattr(guide, "signal", None) is Signal.ATTENTION
     if method not in ("mae", "emae") and getattr(guide, "trigger", "") == "exploitation":
-        return f"{name} is to start by the exploitation of a decoder and (SimMIM|MaskAlign|data2vec) has no decoder"
+        return (
+            f"{name} is to start by the exploitation of a decoder and (SimMIM|MaskAlign|data2vec|I-JEPA) has no decoder"
+        )
     if method == "emae" and isinstance(masker, ComplementaryMasker):
         return "two views of ComplementaryMasker hide no patch in common, so nothing can agree"
     if attends and tokens == "none" and not (method == "maskalign" and guide.scorer == "online"):  # asks the teacher
@@ -161,6 +167,8 @@ def dataset_of(images: Tensor) -> DatasetView:
         ("maskalign", "none", "square", "float32"),
         ("data2vec", "class token", "rectangle", "bfloat16"),
         ("data2vec", "none", "square", "float32"),
+        ("ijepa", "class token", "square", "float32"),
+        ("ijepa", "none", "rectangle", "bfloat16"),
         ("data2vec2", "class token", "square", "float32"),
         ("data2vec2", "none", "rectangle", "bfloat16"),
     ],
@@ -190,7 +198,7 @@ def test_every_masker_trains_or_is_refused(case, name, tokens, shape, precision)
             leaks_nothing(method, batch, progress)
 
 
-def observed(method: Method) -> MAE | SimMIM | MaskAlign | Data2Vec:
+def observed(method: Method) -> MAE | SimMIM | MaskAlign | Data2Vec | IJEPA:
     """The method that holds the mask sampler."""
     return getattr(method, "mae", method)
 
@@ -199,6 +207,8 @@ def seen(method: Method, patches: Tensor, mask: Mask) -> list[Tensor]:
     """What the student makes of a batch: a row for each view; nothing in surplus slots."""
     if isinstance(method, SimMIM | Data2Vec):
         return [method.predict(patches, mask)]
+    if isinstance(method, IJEPA):
+        return [method.predict(patches, mask) * mask.at_blocks(mask.hidden).unsqueeze(3)]
     encoder, real = method.encoder, ~mask.padding.unsqueeze(2)
     blocks = encoder.by_block(encoder.embed(patches, mask), mask)
     found = [blocks[-1].prefix, blocks[-1].patches * real]
@@ -253,7 +263,7 @@ def test_windows_take_what_looks_at_nothing(case):
     assert all(p.grad.isfinite().all() for p in method.parameters() if p.requires_grad)
 
 
-@pytest.mark.parametrize("name", ["mae", "emae", "maskalign", "data2vec"])
+@pytest.mark.parametrize("name", ["mae", "emae", "maskalign", "data2vec", "ijepa"])
 def test_methods_that_leave_patches_out_take_no_windows(name, forty):
     run = tiny(forty)
     run.encoder, run.images.size, run.method = SWIN, 32, settings_of(name, PartitionMasker())
@@ -272,7 +282,7 @@ class Given(Masker):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["simmim", "maskalign", "data2vec", "data2vec2"])
+@pytest.mark.parametrize("name", ["simmim", "maskalign", "data2vec", "data2vec2", "ijepa"])
 def test_views_folded_into_the_batch_are_as_good_as_alone(name):
     method, batch = method_of(PartitionMasker(), method=name), batch_of((16, 16))
     mask = PartitionMasker()(batch.images.new_zeros(4, 16, 0), batch.rng_keys, 0.5, (4, 4))
@@ -284,7 +294,7 @@ def test_views_folded_into_the_batch_are_as_good_as_alone(name):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["mae", "simmim", "maskalign"])
+@pytest.mark.parametrize("name", ["mae", "simmim", "maskalign", "ijepa"])
 def test_a_ragged_batch_is_the_mean_of_its_pictures(name):
     method = method_of(SalienceMasker(spread=0.2, threshold=0.3, pooled=False, scale="cosine"), method=name)
     batch = batch_of((16, 16))
@@ -339,12 +349,12 @@ def test_changing_shapes_are_not_compiled(case):
 
 
 FEW = ["mae/salience", "emae/partition", "simmim/simmim", "maskalign/multinomial", "data2vec/block"]
-FEW += ["data2vec2/partition, independent"]
+FEW += ["data2vec2/partition, independent", "ijepa/multi-block"]
 COMPILED = [f"mae/{case}" for case in (*maskers(), "adaptive", "self-guided, cached", "attmask, hints")]
 COMPILED += ["mae/mixture, curriculum", "emae/partition, independent", "maskalign/random"]
 COMPILED += [
     f"{name}/{case}"
-    for name in ("simmim", "maskalign", "data2vec", "data2vec2")
+    for name in ("simmim", "maskalign", "data2vec", "data2vec2", "ijepa")
     for case in ("partition", "salience", "adaptive", "self-guided, average", "attmask, hints", "amt, cached")
 ]
 
@@ -444,6 +454,8 @@ RUNS = {
     "emae, nothing": ("emae", PartitionMasker(parts=3)),
     "data2vec, features": ("data2vec", FEATURES),
     "data2vec2, nothing": ("data2vec2", PartitionMasker(parts=3)),
+    "ijepa, nothing": ("ijepa", MultiBlockMasker()),
+    "ijepa, patches": ("ijepa", PATCHES),
 } | {
     f"{name}, {signal}": (name, masker)
     for name in ("mae", "simmim", "maskalign")

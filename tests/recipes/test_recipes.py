@@ -46,7 +46,7 @@ WARM = {  # epochs, as the papers have them
     "mae_vit_b16": 40, "mae_vit_l16": 40, "mae_vit_h14": 40, "emae_vit_b16": 40, "mae_vit_b16_amt": 40,
     "mae_vit_b16_sbam": 40, "mae_vit_b16_amr": 40, "mae_vit_b16_self_guided": 40, "mae_vit_b16_attmask": 40,
     "simmim_vit_b16": 10, "simmim_swin_b": 10, "simmim_swinv2_b": 10, "maskalign_vit_b16": 20, "dino_vit_s16": 10,
-    "data2vec_vit_b16": 10, "moco_v3_vit_b16": 40,
+    "data2vec_vit_b16": 10, "ijepa_vit_h14": 40, "moco_v3_vit_b16": 40,
     "moco_v3_resnet50": 10, "simclr_resnet50": 10, "simclr_resnet18_32": 10,
 }  # fmt: skip
 

@@ -48,6 +48,7 @@ FAST = [
     "dino_mini_32",
     "data2vec_mini_32",
     "data2vec2_mini_32",
+    "ijepa_mini_32",
     "tokenizer_mini_32",
     "segment_mini",
     "depth_mini",

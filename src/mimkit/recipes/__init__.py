@@ -22,6 +22,7 @@ METHODS = (
     "dino",
     "data2vec",
     "data2vec2",
+    "ijepa",
 )  # in this order stand their recipes
 LABELED = ("finetune_", "segment_", "detect_", "depth_", "keypoints_")
 
