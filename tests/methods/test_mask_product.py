@@ -27,6 +27,7 @@ from mimkit.masks import (
     Mask,
     Masker,
     MixtureMasker,
+    MultiBlockMasker,
     MultinomialMasker,
     PartitionMasker,
     RandomMasker,
@@ -39,8 +40,10 @@ from mimkit.masks import (
 from mimkit.masks.informed import InformedMasker
 from mimkit.methods.base import Method, MethodConfig
 from mimkit.methods.cmae import CMAEConfig
+from mimkit.methods.data2vec import Data2Vec, Data2VecConfig
 from mimkit.methods.emae import EMAEConfig
 from mimkit.methods.ibot import IBOTConfig
+from mimkit.methods.ijepa import IJEPA, IJEPAConfig
 from mimkit.methods.mae import MAEConfig
 from mimkit.methods.maskalign import MaskAlign, MaskAlignConfig
 from mimkit.methods.masked_dino import MaskedDINO
@@ -48,7 +51,10 @@ from mimkit.methods.msn import MSN, MSNConfig
 from mimkit.methods.simmim import SimMIM, SimMIMConfig
 from mimkit.model.build import EncoderConfig
 from mimkit.model.decoder import DecoderConfig
+from mimkit.model.grid_decoder import GridDecoderConfig
+from mimkit.model.latents import LatentTargetConfig
 from mimkit.model.patches import patchify
+from mimkit.model.predictor import PredictorConfig
 from mimkit.train.checkpoint import checkpoints, load_checkpoint
 from mimkit.train.machine import Engine
 from mimkit.train.prepare import Prepared
@@ -110,6 +116,11 @@ def settings_of(method: str, masker: Masker) -> MethodConfig:
         "ibot": lambda: IBOTConfig(masker=masker, **HEAD),
         "msn": lambda: MSNConfig(masker=masker, prototypes=12, hidden=16, outputs=8, weight=5.0),
         "cmae": lambda: CMAEConfig(masker=masker, decoder=decoder, feature_decoder=decoder, hidden=8, outputs=4),
+        "ijepa": lambda: IJEPAConfig(masker=masker, predictor=PredictorConfig(width=16, depth=1)),
+        "data2vec": lambda: Data2VecConfig(masker=masker, target=LatentTargetConfig(layers=1)),
+        "data2vec2": lambda: Data2VecConfig(
+            masker=masker, target=LatentTargetConfig(layers=1), decoder=GridDecoderConfig(layers=1, groups=4), loss="l2"
+        ),
     }[method]()
 
 
@@ -130,8 +141,10 @@ def refusal(method: str, masker: Masker, tokens: str) -> str | None:
     attends = getattr(guide, "signal", None) is Signal.ATTENTION
     if method in WITH_SLOW_COPY and attends and tokens == "none" and guide.scorer in ("online", "ema"):
         return f"{name} reads the class token's attention and this encoder has none"
-    if method in ("simmim", "maskalign", "msn", *TWO_VIEWS) and getattr(guide, "trigger", "") == "exploitation":
-        return f"{name} is to start by the exploitation of a decoder and (SimMIM|MaskAlign|IBOT|MSN) has no decoder"
+    if method not in ("mae", "emae", "cmae") and getattr(guide, "trigger", "") == "exploitation":
+        return (
+            f"{name} is to start by the exploitation of a decoder and (SimMIM|MaskAlign|IBOT|MSN|data2vec|I-JEPA) has"
+        )
     if method in WITH_SLOW_COPY and isinstance(masker, PartitionMasker | ComplementaryMasker):
         return f"{WITH_SLOW_COPY[method]} hides patches of a view once and {name} does so [24] times"
     if method in WITH_SLOW_COPY and getattr(masker, "throw", 0):
@@ -182,6 +195,12 @@ def dataset_of(images: Tensor) -> DatasetView:
         ("msn", "none", "square", "float32"),
         ("cmae", "class token", "square", "bfloat16"),
         ("cmae", "none", "rectangle", "float32"),
+        ("data2vec", "class token", "rectangle", "bfloat16"),
+        ("data2vec", "none", "square", "float32"),
+        ("ijepa", "class token", "square", "float32"),
+        ("ijepa", "none", "rectangle", "bfloat16"),
+        ("data2vec2", "class token", "square", "float32"),
+        ("data2vec2", "none", "rectangle", "bfloat16"),
     ],
 )
 @pytest.mark.parametrize("case", CASES)
@@ -211,7 +230,7 @@ def test_every_masker_trains_or_is_refused(case, name, tokens, shape, precision)
 
 def seen(method: Method, patches: Tensor, mask: Mask) -> list[Tensor]:
     """What the student makes of a batch: a row for each view; nothing in surplus slots."""
-    if isinstance(method, SimMIM):
+    if isinstance(method, SimMIM | Data2Vec):
         return [method.predict(patches, mask)]
     if isinstance(method, MaskedDINO):
         tokens = method.student(patches, mask.hidden)
@@ -219,6 +238,8 @@ def seen(method: Method, patches: Tensor, mask: Mask) -> list[Tensor]:
     if isinstance(method, MSN):
         encoder = method.embedder.encoder
         return [*encoder.encode(encoder.embed(patches, mask), mask)]
+    if isinstance(method, IJEPA):
+        return [method.predict(patches, mask) * mask.at_blocks(mask.hidden).unsqueeze(3)]
     encoder, real = method.encoder, ~mask.padding.unsqueeze(2)
     blocks = encoder.by_block(encoder.embed(patches, mask), mask)
     found = [blocks[-1].prefix, blocks[-1].patches * real]
@@ -273,7 +294,7 @@ def test_windows_take_what_looks_at_nothing(case):
     assert all(p.grad.isfinite().all() for p in method.parameters() if p.requires_grad)
 
 
-@pytest.mark.parametrize("name", ["mae", "emae", "maskalign"])
+@pytest.mark.parametrize("name", ["mae", "emae", "maskalign", "data2vec", "ijepa"])
 def test_methods_that_leave_patches_out_take_no_windows(name, forty):
     run = tiny(forty)
     run.encoder, run.images.size, run.method = SWIN, 32, settings_of(name, PartitionMasker())
@@ -292,7 +313,7 @@ class Given(Masker):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["simmim", "maskalign"])
+@pytest.mark.parametrize("name", ["simmim", "maskalign", "data2vec", "data2vec2", "ijepa"])
 def test_views_folded_into_the_batch_are_as_good_as_alone(name):
     method, batch = method_of(PartitionMasker(), method=name), batch_of((16, 16))
     mask = PartitionMasker()(batch.images.new_zeros(4, 16, 0), batch.rng_keys, 0.5, (4, 4))
@@ -304,7 +325,7 @@ def test_views_folded_into_the_batch_are_as_good_as_alone(name):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["mae", "simmim", "maskalign"])
+@pytest.mark.parametrize("name", ["mae", "simmim", "maskalign", "ijepa"])
 def test_a_ragged_batch_is_the_mean_of_its_pictures(name):
     method = method_of(SalienceMasker(spread=0.2, threshold=0.3, pooled=False, scale="cosine"), method=name)
     batch = batch_of((16, 16))
@@ -358,20 +379,14 @@ def test_changing_shapes_are_not_compiled(case):
         engine.wrap(method_of(CASES[case]))
 
 
-FEW = [
-    "mae/salience",
-    "emae/partition",
-    "simmim/simmim",
-    "maskalign/multinomial",
-    "ibot/block, by picture",
-    "cmae/adaptive",
-]
+FEW = ["mae/salience", "emae/partition", "simmim/simmim", "maskalign/multinomial", "data2vec/block"]
+FEW += ["data2vec2/partition, independent", "ijepa/multi-block", "ibot/block, by picture", "cmae/adaptive"]
 COMPILED = [f"mae/{case}" for case in (*maskers(), "adaptive", "self-guided, cached", "attmask, hints")]
 COMPILED += ["mae/mixture, curriculum", "emae/partition, independent", "maskalign/random"]
 COMPILED += [f"ibot/{case}" for case in ("random", "salience", "adaptive", "attmask")]
 COMPILED += [
     f"{name}/{case}"
-    for name in ("simmim", "maskalign")
+    for name in ("simmim", "maskalign", "data2vec", "data2vec2", "ijepa")
     for case in ("partition", "salience", "adaptive", "self-guided, average", "attmask, hints", "amt, cached")
 ]
 
@@ -467,7 +482,13 @@ def test_killed_in_the_middle_of_epochs_equals_straight(forty, tmp_path):
 NOTHING, PATCHES = RandomMasker(), SalienceMasker(spread=0.1, threshold=0.3, trigger="saturation", start=0.5)
 FEATURES = SelfGuidedMasker(refresh=1, start=0.25, scorer="ema", momentum=0.9)
 ATTENTION = {"mae": AttMaskMasker(scorer="ema", momentum=0.9), "maskalign": MultinomialMasker(refresh=1)}
-RUNS = {"emae, nothing": ("emae", PartitionMasker(parts=3))} | {
+RUNS = {
+    "emae, nothing": ("emae", PartitionMasker(parts=3)),
+    "data2vec, features": ("data2vec", FEATURES),
+    "data2vec2, nothing": ("data2vec2", PartitionMasker(parts=3)),
+    "ijepa, nothing": ("ijepa", MultiBlockMasker()),
+    "ijepa, patches": ("ijepa", PATCHES),
+} | {
     f"{name}, {signal}": (name, masker)
     for name in ("mae", "simmim", "maskalign")
     for signal, masker in {

@@ -4,6 +4,7 @@ from mimkit.masks.attentive import AMTMasker, AttMaskMasker, MultinomialMasker
 from mimkit.masks.mask import Mask
 from mimkit.masks.masker import Masker, Signal
 from mimkit.masks.mixture import MixtureMasker
+from mimkit.masks.multiblock import MultiBlockMasker
 from mimkit.masks.ncut import ncut
 from mimkit.masks.partition import ComplementaryMasker, PartitionMasker
 from mimkit.masks.random import RandomMasker
@@ -20,6 +21,7 @@ __all__ = [
     "Mask",
     "Masker",
     "MixtureMasker",
+    "MultiBlockMasker",
     "MultinomialMasker",
     "PartitionMasker",
     "RandomMasker",
@@ -41,6 +43,7 @@ def maskers() -> dict[str, type[Masker]]:
         "square": SquareMasker,
         "block": BlockMasker,
         "grid": GridMasker,
+        "multi-block": MultiBlockMasker,
         "partition": PartitionMasker,
         "complementary": ComplementaryMasker,
         "salience": SalienceMasker,

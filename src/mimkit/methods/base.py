@@ -57,7 +57,9 @@ class Method(Task):
         return None
 
     def agreement(self, batch: Batch, progress: float) -> tuple[Float[Tensor, "BK N"], Mask] | None:
-        """For a method that draws no pictures: how far, 0 to 1, each patch is as it should be, and the masks."""
+        """For a method that draws no pictures: how far, 0 to 1, each patch is as it should be, and the masks.
+
+        NaN where nothing is compared."""
         return None
 
 
@@ -70,7 +72,13 @@ class MaskedMethod(Method):
         """`average`: the method's own moving average of the encoder, which a masker may ask instead of its own."""
         super().__init__()
         self.encoder = encoder
+        self._student = (encoder,)  # in a tuple: the state dict has it once
         self.mask_sampler = MaskSampler(masker, encoder, teacher, average=average)
+
+    @property
+    def student(self) -> Backbone:
+        """The encoder that is trained, also where `encoder`, which leaves, is its slow copy."""
+        return self._student[0]
 
     def sample(
         self, batch: Batch, progress: float, attention: Float[Tensor, "B N H"] | None = None
@@ -79,10 +87,10 @@ class MaskedMethod(Method):
 
         `attention`: as for `MaskSampler.forward`. Patches without data are hidden whatever the masker says.
         """
-        patches = patchify(batch.images, self.encoder.patch)
-        mask, logs = self.mask_sampler(self.encoder, patches, batch, progress, attention)
+        patches = patchify(batch.images, self.student.patch)
+        mask, logs = self.mask_sampler(self.student, patches, batch, progress, attention)
         if batch.valid is not None:
-            mask = mask.without_holes(patchify(batch.valid.float(), self.encoder.patch).mean(dim=2))
+            mask = mask.without_holes(patchify(batch.valid.float(), self.student.patch).mean(dim=2))
         return patches, mask, {"hidden": mask.hidden.float().mean()} | logs
 
     def exploitation(self, images: Float[Tensor, "B C H W"]) -> Exploitation:
@@ -94,10 +102,10 @@ class MaskedMethod(Method):
             self.mask_sampler.begin(self.encoder)
 
     def after_step(self, progress: float) -> None:
-        self.mask_sampler.update(self.encoder)
+        self.mask_sampler.update(self.student)
 
     def before_epoch(self, epoch: int, progress: float, dataset: DatasetView) -> dict[str, float]:
-        return self.mask_sampler.before_epoch(self.encoder, epoch, progress, dataset, self.exploitation)
+        return self.mask_sampler.before_epoch(self.student, epoch, progress, dataset, self.exploitation)
 
 
 @dataclass(kw_only=True, slots=True)

@@ -23,6 +23,9 @@ METHODS = (
     "ibot",
     "cmae",
     "msn",
+    "data2vec",
+    "data2vec2",
+    "ijepa",
 )  # in this order stand their recipes
 LABELED = ("finetune_", "segment_", "detect_", "depth_", "keypoints_")
 
