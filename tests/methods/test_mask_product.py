@@ -44,6 +44,7 @@ from mimkit.methods.simmim import SimMIM, SimMIMConfig
 from mimkit.model.build import EncoderConfig
 from mimkit.model.decoder import DecoderConfig
 from mimkit.model.patches import patchify
+from mimkit.model.reader import CrossDecoderConfig
 from mimkit.train.checkpoint import checkpoints, load_checkpoint
 from mimkit.train.machine import Engine
 from mimkit.train.prepare import Prepared
@@ -64,6 +65,8 @@ CASES = {name: kind() for name, kind in maskers().items()} | {
     "mixture, curriculum": MixtureMasker(one=GridMasker(), other=SelfGuidedMasker(start=0.3), fraction=(0.2, 0.9)),
     "mixture, attention": MixtureMasker(other=AttMaskMasker(refresh=1, rounded="up")),
     "partition, independent": PartitionMasker(parts=2, mode="independent"),
+    "partition, thrown": PartitionMasker(parts=4, throw=0.3),
+    "random, thrown": RandomMasker(ratio=0.25, throw=0.5),
 }
 WITH_CLASS, WITHOUT = "vit_tiny_patch16_224", "vit_base_patch16_siglip_224"
 CLASSES = {"class token": WITH_CLASS, "none": WITHOUT, "registers": "vit_small_patch14_reg4_dinov2"}
@@ -92,10 +95,12 @@ def teacher() -> str:
 
 
 def settings_of(method: str, masker: Masker) -> MethodConfig:
-    decoder = DecoderConfig(width=16, depth=1, heads=2)
+    decoder, crossed = DecoderConfig(width=16, depth=1, heads=2), CrossDecoderConfig(width=16, depth=2, heads=2)
     return {
         "mae": lambda: MAEConfig(masker=masker, decoder=decoder),
         "emae": lambda: EMAEConfig(masker=masker, decoder=decoder),
+        "crossmae": lambda: MAEConfig(masker=masker, decoder=crossed),
+        "cross emae": lambda: EMAEConfig(masker=masker, decoder=crossed),
         "simmim": lambda: SimMIMConfig(masker=masker),
         "maskalign": lambda: MaskAlignConfig(masker=masker, teacher=teacher(), layers=2),
     }[method]()
@@ -118,11 +123,13 @@ def refusal(method: str, masker: Masker, tokens: str) -> str | None:
     attends = getattr(guide, "signal", None) is Signal.ATTENTION
     if method in ("simmim", "maskalign") and getattr(guide, "trigger", "") == "exploitation":
         return f"{name} is to start by the exploitation of a decoder and (SimMIM|MaskAlign) has no decoder"
-    if method == "emae" and isinstance(masker, ComplementaryMasker):
+    if "cross" in method and getattr(guide, "trigger", "") == "exploitation":
+        return f"{name} is to start by the exploitation of a decoder and CrossMAE's decoder reads visible tokens alone"
+    if "emae" in method and isinstance(masker, ComplementaryMasker):
         return "two views of ComplementaryMasker hide no patch in common, so nothing can agree"
     if attends and tokens == "none" and not (method == "maskalign" and guide.scorer == "online"):  # asks the teacher
         return f"{name} reads the class token's attention and this encoder has none"
-    if method == "emae" and not isinstance(masker, PartitionMasker):
+    if "emae" in method and not isinstance(masker, PartitionMasker):
         return f"EMAE compares several views of a picture and {type(masker).__name__} makes one"
     return None
 
@@ -148,6 +155,10 @@ def dataset_of(images: Tensor) -> DatasetView:
         ("mae", "registers", "rectangle", "bfloat16"),
         ("emae", "class token", "rectangle", "bfloat16"),
         ("emae", "none", "square", "float32"),
+        ("crossmae", "class token", "rectangle", "bfloat16"),
+        ("crossmae", "none", "square", "float32"),
+        ("crossmae", "registers", "rectangle", "float32"),
+        ("cross emae", "class token", "rectangle", "bfloat16"),
         ("simmim", "class token", "rectangle", "float32"),
         ("simmim", "none", "square", "bfloat16"),
         ("maskalign", "class token", "rectangle", "bfloat16"),
@@ -222,7 +233,7 @@ def leaks_nothing(method: Method, batch: Batch, progress: float) -> None:
         (MixtureMasker(other=SalienceMasker(spread=0.1, start=0.5)), "do not hide equally many patches"),
     ],
 )
-@pytest.mark.parametrize("name", ["mae", "emae", "simmim", "maskalign"])
+@pytest.mark.parametrize("name", ["mae", "emae", "crossmae", "simmim", "maskalign"])
 def test_what_does_not_fit_is_refused_with_the_reason(masker, reason, name):
     with pytest.raises(UserError, match=f"{type(masker).__name__}: .*{reason}"):
         method_of(masker, size=(12, 20), method=name)
@@ -273,7 +284,7 @@ def test_views_folded_into_the_batch_are_as_good_as_alone(name):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["mae", "simmim", "maskalign"])
+@pytest.mark.parametrize("name", ["mae", "crossmae", "simmim", "maskalign"])
 def test_a_ragged_batch_is_the_mean_of_its_pictures(name):
     method = method_of(SalienceMasker(spread=0.2, threshold=0.3, pooled=False, scale="cosine"), method=name)
     batch = batch_of((16, 16))
@@ -327,8 +338,9 @@ def test_changing_shapes_are_not_compiled(case):
         engine.wrap(method_of(CASES[case]))
 
 
-FEW = ["mae/salience", "emae/partition", "simmim/simmim", "maskalign/multinomial"]
+FEW = ["mae/salience", "emae/partition", "crossmae/random, thrown", "simmim/simmim", "maskalign/multinomial"]
 COMPILED = [f"mae/{case}" for case in (*maskers(), "adaptive", "self-guided, cached", "attmask, hints")]
+COMPILED += ["crossmae/adaptive", "cross emae/partition, thrown", "mae/random, thrown"]
 COMPILED += ["mae/mixture, curriculum", "emae/partition, independent", "maskalign/random"]
 COMPILED += [
     f"{name}/{case}"
@@ -428,7 +440,10 @@ def test_killed_in_the_middle_of_epochs_equals_straight(forty, tmp_path):
 NOTHING, PATCHES = RandomMasker(), SalienceMasker(spread=0.1, threshold=0.3, trigger="saturation", start=0.5)
 FEATURES = SelfGuidedMasker(refresh=1, start=0.25, scorer="ema", momentum=0.9)
 ATTENTION = {"mae": AttMaskMasker(scorer="ema", momentum=0.9), "maskalign": MultinomialMasker(refresh=1)}
-RUNS = {"emae, nothing": ("emae", PartitionMasker(parts=3))} | {
+RUNS = {
+    "emae, nothing": ("emae", PartitionMasker(parts=3)),
+    "crossmae, nothing": ("crossmae", RandomMasker(ratio=0.3, throw=0.4)),
+} | {
     f"{name}, {signal}": (name, masker)
     for name in ("mae", "simmim", "maskalign")
     for signal, masker in {

@@ -41,6 +41,8 @@ FAST = [
     "simmim_mini_32_tokens",
     "maskfeat_mini_32",
     "emae_mini_32",
+    "crossmae_mini_32",
+    "emae_mini_32_cross",
     "maskalign_mini_32",
     "simclr_mini_32",
     "moco_v2_mini_32",

@@ -49,6 +49,7 @@ ROOMS = {
     "model.build": "EncoderConfig",
     "model.decoder": "DecoderConfig",
     "model.detection": "MaskRCNNConfig",
+    "model.reader": "CrossDecoderConfig",
     "model.tokenizer": "TokenizerConfig",
     "train.images": "Images",
     "train.machine": "Machine",

@@ -15,6 +15,7 @@ METHODS = (
     "mae",
     "simmim",
     "maskfeat",
+    "crossmae",
     "emae",
     "maskalign",
     "simclr",
