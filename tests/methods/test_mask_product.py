@@ -37,12 +37,15 @@ from mimkit.masks import (
 )
 from mimkit.masks.informed import InformedMasker
 from mimkit.methods.base import Method, MethodConfig
+from mimkit.methods.data2vec import Data2Vec, Data2VecConfig
 from mimkit.methods.emae import EMAEConfig
 from mimkit.methods.mae import MAE, MAEConfig
 from mimkit.methods.maskalign import MaskAlign, MaskAlignConfig
 from mimkit.methods.simmim import SimMIM, SimMIMConfig
 from mimkit.model.build import EncoderConfig
 from mimkit.model.decoder import DecoderConfig
+from mimkit.model.grid_decoder import GridDecoderConfig
+from mimkit.model.latents import LatentTargetConfig
 from mimkit.model.patches import patchify
 from mimkit.model.reader import CrossDecoderConfig
 from mimkit.train.checkpoint import checkpoints, load_checkpoint
@@ -103,6 +106,10 @@ def settings_of(method: str, masker: Masker) -> MethodConfig:
         "cross emae": lambda: EMAEConfig(masker=masker, decoder=crossed),
         "simmim": lambda: SimMIMConfig(masker=masker),
         "maskalign": lambda: MaskAlignConfig(masker=masker, teacher=teacher(), layers=2),
+        "data2vec": lambda: Data2VecConfig(masker=masker, target=LatentTargetConfig(layers=1)),
+        "data2vec2": lambda: Data2VecConfig(
+            masker=masker, target=LatentTargetConfig(layers=1), decoder=GridDecoderConfig(layers=1, groups=4), loss="l2"
+        ),
     }[method]()
 
 
@@ -121,10 +128,10 @@ def refusal(method: str, masker: Masker, tokens: str) -> str | None:
     """All that does not work, and the reason a person is given."""
     guide, name = masker.guide, type(masker.guide).__name__
     attends = getattr(guide, "signal", None) is Signal.ATTENTION
-    if method in ("simmim", "maskalign") and getattr(guide, "trigger", "") == "exploitation":
-        return f"{name} is to start by the exploitation of a decoder and (SimMIM|MaskAlign) has no decoder"
     if "cross" in method and getattr(guide, "trigger", "") == "exploitation":
         return f"{name} is to start by the exploitation of a decoder and CrossMAE's decoder reads visible tokens alone"
+    if method not in ("mae", "emae") and getattr(guide, "trigger", "") == "exploitation":
+        return f"{name} is to start by the exploitation of a decoder and (SimMIM|MaskAlign|data2vec) has no decoder"
     if "emae" in method and isinstance(masker, ComplementaryMasker):
         return "two views of ComplementaryMasker hide no patch in common, so nothing can agree"
     if attends and tokens == "none" and not (method == "maskalign" and guide.scorer == "online"):  # asks the teacher
@@ -163,6 +170,10 @@ def dataset_of(images: Tensor) -> DatasetView:
         ("simmim", "none", "square", "bfloat16"),
         ("maskalign", "class token", "rectangle", "bfloat16"),
         ("maskalign", "none", "square", "float32"),
+        ("data2vec", "class token", "rectangle", "bfloat16"),
+        ("data2vec", "none", "square", "float32"),
+        ("data2vec2", "class token", "square", "float32"),
+        ("data2vec2", "none", "rectangle", "bfloat16"),
     ],
 )
 @pytest.mark.parametrize("case", CASES)
@@ -190,14 +201,14 @@ def test_every_masker_trains_or_is_refused(case, name, tokens, shape, precision)
             leaks_nothing(method, batch, progress)
 
 
-def observed(method: Method) -> MAE | SimMIM | MaskAlign:
+def observed(method: Method) -> MAE | SimMIM | MaskAlign | Data2Vec:
     """The method that holds the mask sampler."""
     return getattr(method, "mae", method)
 
 
 def seen(method: Method, patches: Tensor, mask: Mask) -> list[Tensor]:
     """What the student makes of a batch: a row for each view; nothing in surplus slots."""
-    if isinstance(method, SimMIM):
+    if isinstance(method, SimMIM | Data2Vec):
         return [method.predict(patches, mask)]
     encoder, real = method.encoder, ~mask.padding.unsqueeze(2)
     blocks = encoder.by_block(encoder.embed(patches, mask), mask)
@@ -253,7 +264,7 @@ def test_windows_take_what_looks_at_nothing(case):
     assert all(p.grad.isfinite().all() for p in method.parameters() if p.requires_grad)
 
 
-@pytest.mark.parametrize("name", ["mae", "emae", "maskalign"])
+@pytest.mark.parametrize("name", ["mae", "emae", "maskalign", "data2vec"])
 def test_methods_that_leave_patches_out_take_no_windows(name, forty):
     run = tiny(forty)
     run.encoder, run.images.size, run.method = SWIN, 32, settings_of(name, PartitionMasker())
@@ -272,7 +283,7 @@ class Given(Masker):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["simmim", "maskalign"])
+@pytest.mark.parametrize("name", ["simmim", "maskalign", "data2vec", "data2vec2"])
 def test_views_folded_into_the_batch_are_as_good_as_alone(name):
     method, batch = method_of(PartitionMasker(), method=name), batch_of((16, 16))
     mask = PartitionMasker()(batch.images.new_zeros(4, 16, 0), batch.rng_keys, 0.5, (4, 4))
@@ -339,12 +350,13 @@ def test_changing_shapes_are_not_compiled(case):
 
 
 FEW = ["mae/salience", "emae/partition", "crossmae/random, thrown", "simmim/simmim", "maskalign/multinomial"]
+FEW += ["data2vec/block", "data2vec2/partition, independent"]
 COMPILED = [f"mae/{case}" for case in (*maskers(), "adaptive", "self-guided, cached", "attmask, hints")]
 COMPILED += ["crossmae/adaptive", "cross emae/partition, thrown", "mae/random, thrown"]
 COMPILED += ["mae/mixture, curriculum", "emae/partition, independent", "maskalign/random"]
 COMPILED += [
     f"{name}/{case}"
-    for name in ("simmim", "maskalign")
+    for name in ("simmim", "maskalign", "data2vec", "data2vec2")
     for case in ("partition", "salience", "adaptive", "self-guided, average", "attmask, hints", "amt, cached")
 ]
 
@@ -443,6 +455,8 @@ ATTENTION = {"mae": AttMaskMasker(scorer="ema", momentum=0.9), "maskalign": Mult
 RUNS = {
     "emae, nothing": ("emae", PartitionMasker(parts=3)),
     "crossmae, nothing": ("crossmae", RandomMasker(ratio=0.3, throw=0.4)),
+    "data2vec, features": ("data2vec", FEATURES),
+    "data2vec2, nothing": ("data2vec2", PartitionMasker(parts=3)),
 } | {
     f"{name}, {signal}": (name, masker)
     for name in ("mae", "simmim", "maskalign")

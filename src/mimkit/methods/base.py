@@ -60,7 +60,9 @@ class Method(Task):
         return None
 
     def agreement(self, batch: Batch, progress: float) -> tuple[Float[Tensor, "BK N"], Mask] | None:
-        """For a method that draws no pictures: how far, 0 to 1, each patch is as it should be, and the masks."""
+        """For a method that draws no pictures: how far, 0 to 1, each patch is as it should be, and the masks.
+
+        NaN where nothing is compared."""
         return None
 
 

@@ -21,6 +21,8 @@ METHODS = (
     "simclr",
     "moco",
     "dino",
+    "data2vec",
+    "data2vec2",
 )  # in this order stand their recipes
 LABELED = ("finetune_", "segment_", "detect_", "depth_", "keypoints_")
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mimkit.core.batch import Batch
 from mimkit.core.display import Display, hatched
-from mimkit.core.grids import colorize, mask_to_pixels, masked, pasted, patches_to_pixels, titled_grid
+from mimkit.core.grids import agreement_map, colorize, mask_to_pixels, masked, pasted, patches_to_pixels, titled_grid
 from mimkit.data.values import Values
 from mimkit.masks import Mask
 from mimkit.methods.base import Method
@@ -56,9 +56,8 @@ def prediction_grid(method: Method, encoder: Backbone, batch: Batch, display: Di
         return None
     values, mask = agreement
     hidden, thrown = one_view(mask, encoder)
-    heat = colorize(patches_to_pixels(values[:: mask.views], encoder.grid, encoder.patch), (0, 1))
-    columns = [("original", originals), ("masked", masked(originals, hidden, thrown))]
-    columns.append(("agreement", masked(heat, hidden, thrown)))
+    heat = agreement_map(values[:: mask.views], encoder.grid, encoder.patch)
+    columns = [("original", originals), ("masked", masked(originals, hidden, thrown)), ("agreement", heat)]
     return titled_grid(with_holes(columns, holes), sets=2 if mask.views == 1 else 1)
 
 
