@@ -142,6 +142,24 @@ def hidden_places(mask: Mask) -> Int64[Tensor, "BK M"]:
     return (~mask.hidden).byte().argsort(dim=1, stable=True)[:, :count]
 
 
+class Predictor(nn.Module):
+    """As wide as the encoder, whose normalized output queries read to say what hidden patches are (CAPI)."""
+
+    def __init__(self, encoder: Encoder, depth: int, heads: int) -> None:
+        super().__init__()
+        self.queries = Queries(encoder.grid, encoder.width)
+        self.reader = Reader(encoder.width, depth, heads, encoder.width)
+        initialize(self.reader)
+
+    def forward(
+        self, encoder: Encoder, patches: Float[Tensor, "B N P"], mask: Mask
+    ) -> tuple[Float[Tensor, "BK M D"], Int64[Tensor, "BK M"]]:
+        """What it reads for each hidden patch, and where that is (`hidden_places`)."""
+        keys = torch.cat(encoder.encode(encoder.embed(patches, mask), mask), dim=1)
+        places, bias = hidden_places(mask), encoder.surplus(keys, mask)
+        return self.reader(self.queries(places), [keys] * len(self.reader.blocks), bias), places
+
+
 def put_at(x: Float[Tensor, "B M O"], places: Int64[Tensor, "B M"], n: int) -> Float[Tensor, "B N O"]:
     """Rows of `x` at their places of `n`, and zeros elsewhere."""
     full = x.new_zeros(x.shape[0], n, x.shape[2])

@@ -18,6 +18,7 @@ METHODS = (
     "crossmae",
     "emae",
     "maskalign",
+    "capi",
     "simclr",
     "moco",
     "dino",
