@@ -44,6 +44,7 @@ def test_a_recipe_says_what_it_is(name):
 
 WARM = {  # epochs, as the papers have them
     "mae_vit_b16": 40, "mae_vit_l16": 40, "mae_vit_h14": 40, "emae_vit_b16": 40, "mae_vit_b16_amt": 40,
+    "crossmae_vit_b16": 40, "emae_vit_b16_cross": 40,
     "mae_vit_b16_sbam": 40, "mae_vit_b16_amr": 40, "mae_vit_b16_self_guided": 40, "mae_vit_b16_attmask": 40,
     "simmim_vit_b16": 10, "simmim_swin_b": 10, "simmim_swinv2_b": 10, "maskalign_vit_b16": 20, "dino_vit_s16": 10,
     "ibot_vit_s16": 10, "ibot_vit_b16": 10, "cmae_vit_b16": 40, "msn_vit_s16": 15, "data2vec_vit_b16": 10,
@@ -77,7 +78,7 @@ def test_settings_are_those_of_the_released_code():
     for name in ("simclr_resnet50", "simclr_resnet18_32"):
         assert (find_recipe(name).images.mean, find_recipe(name).images.std) == ((0.0,) * 3, (1.0,) * 3)
     for name in NAMES:
-        run, papers = find_recipe(name), name.startswith(("mae_vit", "emae_vit", "maskalign_vit"))
+        run, papers = find_recipe(name), name.startswith(("mae_vit", "emae_vit", "crossmae_vit", "maskalign_vit"))
         expected = "mae-code" if papers else "simmim" if name in BEIT_LIKE else "mae"
         assert run.encoder.initialization == expected
         assert not isinstance(run.method, MaskAlignConfig) or run.method.antialias == ("_mini_" in name)
@@ -96,7 +97,7 @@ def test_a_recipe_survives_json_and_the_command_line(name):
     run = find_recipe(name)
     assert find_recipe(name) is not run
     assert from_dict(to_dict(run)) == run
-    setting, value = ("ratio", 0.5) if run.method.masker.ratio is not None else ("parts", 2)
+    setting, value = ("ratio", 0.4) if run.method.masker.ratio is not None else ("parts", 3)
     flags = [
         "--data",
         "a",

@@ -1,6 +1,7 @@
 """Masks: maskers (settings) make Masks (values); nothing here holds weights or sees a model."""
 
 from mimkit.masks.attentive import AMTMasker, AttMaskMasker, MultinomialMasker
+from mimkit.masks.inverse import InverseBlockMasker
 from mimkit.masks.mask import Mask
 from mimkit.masks.masker import Masker, Signal
 from mimkit.masks.mixture import MixtureMasker
@@ -18,6 +19,7 @@ __all__ = [
     "BlockMasker",
     "ComplementaryMasker",
     "GridMasker",
+    "InverseBlockMasker",
     "Mask",
     "Masker",
     "MixtureMasker",
@@ -42,6 +44,7 @@ def maskers() -> dict[str, type[Masker]]:
         "simmim": SimMIMMasker,
         "square": SquareMasker,
         "block": BlockMasker,
+        "inverse-block": InverseBlockMasker,
         "grid": GridMasker,
         "multi-block": MultiBlockMasker,
         "partition": PartitionMasker,

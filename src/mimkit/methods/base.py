@@ -14,6 +14,7 @@ from mimkit.masks import Mask, Masker, RandomMasker
 from mimkit.model.backbone import Backbone
 from mimkit.model.decoder import Decoder
 from mimkit.model.patches import patchify
+from mimkit.model.reader import CrossDecoder
 from mimkit.model.teacher import Teacher
 
 
@@ -42,7 +43,7 @@ class Method(Task):
     """A task that trains an encoder."""
 
     encoder: Backbone
-    decoder: Decoder | None
+    decoder: Decoder | CrossDecoder | None
     """What predicts patches from latents, of a method that has one; released weights may fill it."""
 
     def __init__(self) -> None:

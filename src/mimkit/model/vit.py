@@ -145,7 +145,7 @@ class Encoder(Backbone):
     def encode(self, tokens: Tokens, mask: Mask | None = None) -> Tokens:
         """Run the blocks and the final norm; a ragged mask's surplus slots are hidden from attention."""
         x = self.timm.norm_pre(torch.cat(tokens, dim=1))
-        bias = self._surplus(x, mask)
+        bias = self.surplus(x, mask)
         if bias is None:  # the whole sequence: timm's own way, which it may checkpoint or compile as one
             x = self.timm.blocks(x)
         else:
@@ -156,13 +156,13 @@ class Encoder(Backbone):
     def by_block(self, tokens: Tokens, mask: Mask | None = None) -> list[Tokens]:
         """What each block gives out, in their order: the residual stream, before the final norm."""
         x, outputs = self.timm.norm_pre(torch.cat(tokens, dim=1)), []
-        bias = self._surplus(x, mask)
+        bias = self.surplus(x, mask)
         for block in self.timm.blocks:
             x = block(x) if bias is None else block(x, attn_mask=bias)
             outputs.append(self._split(x))
         return outputs
 
-    def _surplus(self, x: Float[Tensor, "B T D"], mask: Mask | None) -> Float[Tensor, "B 1 1 T"] | None:
+    def surplus(self, x: Float[Tensor, "B T D"], mask: Mask | None) -> Float[Tensor, "B 1 1 T"] | None:
         """What hides the surplus slots of a ragged mask from attention."""
         if mask is None or not mask.ragged:
             return None

@@ -26,6 +26,7 @@ from mimkit.methods.base import Method, MethodConfig
 from mimkit.methods.mae import MAEConfig
 from mimkit.model.backbone import Backbone
 from mimkit.model.build import EncoderConfig, is_convolutional
+from mimkit.model.decoder import Decoder
 from mimkit.model.vit import refuse_unsuitable
 from mimkit.train.footprint import kept_bytes
 from mimkit.train.images import Images
@@ -250,7 +251,8 @@ class Prepared:
             encoder.mean, encoder.std = self.statistics
             task = self.config.method.build(encoder)
         if self.config.encoder.weights and not self.begun:
-            report = load_weights(self.config.encoder.weights, encoder, task.decoder, name=self.config.encoder.name)
+            decoder = task.decoder if isinstance(task.decoder, Decoder) else None  # of MAE, which others release too
+            report = load_weights(self.config.encoder.weights, encoder, decoder, name=self.config.encoder.name)
             self._report = report.summary()
         return task
 
