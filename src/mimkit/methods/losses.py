@@ -202,11 +202,6 @@ def cross_entropy(target: Float[Tensor, "*B K"], scores: Float[Tensor, "*B K"]) 
     return -(target * scores.float().log_softmax(dim=-1)).sum(dim=-1)
 
 
-def entropy(shares: Float[Tensor, "*B K"]) -> Float[Tensor, "*B"]:
-    """Of distributions: ln K where all shares are alike, 0 where one is all."""
-    return -torch.xlogy(shares, shares).sum(dim=-1)
-
-
 def _contrast(
     cosines: Float[Tensor, "B M"],
     twin: Int64[Tensor, " B"],
