@@ -28,7 +28,9 @@ from mimkit.model.frozen import Frozen
 
 Sharding = Literal["none", "full", "hybrid"]
 
-register_dataclass(Step)  # or FSDP would not see the loss, whose backward pass it prepares
+# FSDP prepares the backward pass of the tensors that a task returns, and before pytorch#174692 found those alone that
+# pytrees know: weights of a head over a frozen encoder would have stayed as they are, silently.
+register_dataclass(Step)
 
 
 def resolve(sharding: Sharding) -> Sharding:
