@@ -24,11 +24,12 @@ from mimkit.core import distributed
 from mimkit.core.batch import Step
 from mimkit.core.errors import UserError
 from mimkit.methods.base import Method
-from mimkit.model.frozen import Frozen
 
 Sharding = Literal["none", "full", "hybrid"]
 
-register_dataclass(Step)  # or FSDP would not see the loss, whose backward pass it prepares
+# FSDP prepares the backward pass of the tensors that a task returns, and before pytorch#174692 found those alone that
+# pytrees know: weights of a head over a frozen encoder would have stayed as they are, silently.
+register_dataclass(Step)
 
 
 def resolve(sharding: Sharding) -> Sharding:
@@ -145,8 +146,7 @@ class Whole:
         self.task, self.sharding, self.device = task, sharding, device
         self.copy: Method | None = None
         if sharding != "none" and distributed.is_main():
-            frozen = {id(module.network): module.network for module in task.modules() if isinstance(module, Frozen)}
-            self.copy = copy.deepcopy(task, memo=frozen)
+            self.copy = copy.deepcopy(task)  # frozen networks too: they go with it to the device and back
 
     @contextmanager
     def gathered(self) -> Generator[Method]:
