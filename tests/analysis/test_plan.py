@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from mimkit.analysis.footprint import Footprint
+from mimkit.analysis.counts import Counts
 from mimkit.analysis.plan import (
     GPUS,
     Cluster,
@@ -19,7 +19,7 @@ from mimkit.analysis.plan_text import rows
 from mimkit.core.errors import UserError
 
 # ViTs with MAE's decoder, masked by 75 %: FLOPs of a picture and step, and weights.
-B = Footprint(
+B = Counts(
     flops=58e9,
     trained=112_000_000,
     frozen=0,
@@ -36,7 +36,7 @@ BILLIONS = replace(H, flops=3e12, trained=8_000_000_000, kept=300_000_000, large
 FILES = {"count": 64, "size": 110e3, "per_second": 500.0, "small_size": 29e3, "small_per_second": 1800.0}
 
 
-def planned(taken: Footprint, gpus: int, batch: int = 4096, **settings) -> dict:
+def planned(taken: Counts, gpus: int, batch: int = 4096, **settings) -> dict:
     cluster = {key: settings.pop(key) for key in ("gpu", "network", "per_host") if key in settings}
     given = {"pictures": 1_281_167, "epochs": 800, "utilization": 0.3} | settings
     return plan(taken, Cluster(gpus=gpus, **cluster), batch_size=batch, **given)

@@ -1,16 +1,15 @@
-"""Footprint: a recipe enters; what a step of it computes and keeps leaves, counted on tensors that have no memory.
+"""Counts: a recipe enters; what a step of it computes and keeps leaves, counted on tensors that have no memory.
 
 The method is the real one, with its masks, views and losses; only numbers are missing, so that a ViT-H is counted in
 seconds and in little memory.
 """
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
-from timm.models import ResNet
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -25,13 +24,14 @@ from mimkit.model.frozen import Frozen
 from mimkit.train.cost import PROGRESS_POINTS, cached_fraction, compute_score_maps
 from mimkit.train.machine import Engine
 from mimkit.train.prepare import Prepared
+from mimkit.train.sharding import blocks
 
 _COUNTED = 8  # pictures of the counted step
 _LATE = PROGRESS_POINTS[-1]  # when whatever a method begins later has begun
 
 
 @dataclass(frozen=True, kw_only=True)
-class Footprint:
+class Counts:
     """What a step takes. Bytes of activations are those of bfloat16 with fused attention, not compiled."""
 
     flops: float
@@ -53,7 +53,7 @@ class Footprint:
     """Numbers in the weights of the largest block."""
 
 
-def footprint(prepared: Prepared) -> Footprint:
+def count_step(prepared: Prepared) -> Counts:
     """Count a recipe on these pictures.
 
     Raises:
@@ -77,7 +77,7 @@ def footprint(prepared: Prepared) -> Footprint:
     trained = sum(weight.numel() for weight in task.parameters() if weight.requires_grad)
     frozen = {id(module.network): module.network for module in task.modules() if isinstance(module, Frozen)}
     everything = [*task.parameters(), *task.buffers()]
-    return Footprint(
+    return Counts(
         flops=flops,
         trained=trained,
         frozen=sum(weight.numel() for weight in everything) - trained,
@@ -87,15 +87,6 @@ def footprint(prepared: Prepared) -> Footprint:
         recomputed=None if _has_batch_norm(task) else (larger.recomputed - smaller.recomputed) // more,
         largest_block=max((sum(w.numel() for w in block.parameters()) for block in blocks(task)), default=trained),
     )
-
-
-def blocks(task: nn.Module) -> Iterator[nn.Module]:
-    """Blocks of ViTs, Swins and ResNets, and of slow copies."""
-    for module in task.modules():
-        for name, child in module.named_children():
-            stage = isinstance(module, ResNet) and name.startswith("layer")
-            if (name == "blocks" or stage) and isinstance(child, nn.Sequential | nn.ModuleList):
-                yield from child.children()
 
 
 def _has_batch_norm(task: Method) -> bool:
