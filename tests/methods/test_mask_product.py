@@ -45,6 +45,7 @@ from mimkit.methods.mae import MAEConfig
 from mimkit.methods.maskalign import MaskAlign, MaskAlignConfig
 from mimkit.methods.masked_dino import MaskedDINO
 from mimkit.methods.msn import MSN, MSNConfig
+from mimkit.methods.mst import MSTConfig
 from mimkit.methods.simmim import SimMIM, SimMIMConfig
 from mimkit.model.build import EncoderConfig
 from mimkit.model.decoder import DecoderConfig
@@ -81,7 +82,7 @@ SWIN = EncoderConfig(
     model_args={"embed_dim": 8, "depths": [2, 1], "num_heads": [2, 2], "window_size": 4},
 )
 HEAD = {"prototypes": 12, "hidden": 16, "bottleneck": 8, "freeze_last": 0.0}
-TWO_VIEWS = {"ibot": "IBOT"}
+TWO_VIEWS = {"ibot": "IBOT", "mst": "MST"}
 WITH_SLOW_COPY = TWO_VIEWS | {"cmae": "CMAE", "msn": "MSN"}
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
@@ -108,6 +109,7 @@ def settings_of(method: str, masker: Masker) -> MethodConfig:
         "simmim": lambda: SimMIMConfig(masker=masker),
         "maskalign": lambda: MaskAlignConfig(masker=masker, teacher=teacher(), layers=2),
         "ibot": lambda: IBOTConfig(masker=masker, **HEAD),
+        "mst": lambda: MSTConfig(masker=masker, decoder=decoder, **HEAD),
         "msn": lambda: MSNConfig(masker=masker, prototypes=12, hidden=16, outputs=8, weight=5.0),
         "cmae": lambda: CMAEConfig(masker=masker, decoder=decoder, feature_decoder=decoder, hidden=8, outputs=4),
     }[method]()
@@ -131,7 +133,7 @@ def refusal(method: str, masker: Masker, tokens: str) -> str | None:
     if method in WITH_SLOW_COPY and attends and tokens == "none" and guide.scorer in ("online", "ema"):
         return f"{name} reads the class token's attention and this encoder has none"
     if method in ("simmim", "maskalign", "msn", *TWO_VIEWS) and getattr(guide, "trigger", "") == "exploitation":
-        return f"{name} is to start by the exploitation of a decoder and (SimMIM|MaskAlign|IBOT|MSN) has no decoder"
+        return f"{name} is to start by the exploitation of a decoder and (SimMIM|MaskAlign|IBOT|MST|MSN) has no decoder"
     if method in WITH_SLOW_COPY and isinstance(masker, PartitionMasker | ComplementaryMasker):
         return f"{WITH_SLOW_COPY[method]} hides patches of a view once and {name} does so [24] times"
     if method in WITH_SLOW_COPY and getattr(masker, "throw", 0):
@@ -178,6 +180,8 @@ def dataset_of(images: Tensor) -> DatasetView:
         ("maskalign", "none", "square", "float32"),
         ("ibot", "class token", "rectangle", "bfloat16"),
         ("ibot", "none", "square", "float32"),
+        ("mst", "class token", "square", "bfloat16"),
+        ("mst", "none", "rectangle", "float32"),
         ("msn", "class token", "rectangle", "bfloat16"),
         ("msn", "none", "square", "float32"),
         ("cmae", "class token", "square", "bfloat16"),

@@ -49,6 +49,7 @@ FAST = [
     "ibot_mini_32",
     "cmae_mini_32",
     "msn_mini_32",
+    "mst_mini_32",
     "ibot_mini_32_attmask",
     "tokenizer_mini_32",
     "segment_mini",

@@ -41,6 +41,7 @@ ROOMS = {
     "methods.moco": "MoCoConfig",
     "methods.moco_v3": "MoCoV3Config",
     "methods.msn": "MSNConfig",
+    "methods.mst": "MSTConfig",
     "methods.segment": "SegmentConfig",
     "methods.simclr": "SimCLRConfig",
     "methods.simmim": "SimMIMConfig",

@@ -23,6 +23,7 @@ METHODS = (
     "ibot",
     "cmae",
     "msn",
+    "mst",
 )  # in this order stand their recipes
 LABELED = ("finetune_", "segment_", "detect_", "depth_", "keypoints_")
 
