@@ -86,6 +86,7 @@ def test_bash_completes(script):
     assert complete(script, "ev") == ["evaluate"]
     assert set(COMMANDS) <= set(complete(script, ""))
     assert complete(script, "evaluate", "kn") == ["knn"]
+    assert complete(script, "shards", "p") == ["pack"]
     assert complete(script, "evaluate", "knn", "run", "--li") == ["--limit-test", "--limit-train"]
     assert complete(script, "evaluate", "knn", "run", "--pool", "b") == ["both", "blocks"]
     assert complete(script, "evaluate", "knn", "run", "--pool", "=", "b") == ["both", "blocks"]

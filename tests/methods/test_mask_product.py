@@ -369,6 +369,8 @@ FEW = [
     "maskalign/multinomial",
     "ibot/block, by picture",
     "cmae/adaptive",
+    "msn/random",
+    "mst/attmask",
 ]
 COMPILED = [f"mae/{case}" for case in (*maskers(), "adaptive", "self-guided, cached", "attmask, hints")]
 COMPILED += ["mae/mixture, curriculum", "emae/partition, independent", "maskalign/random"]

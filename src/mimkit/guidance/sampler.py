@@ -169,6 +169,11 @@ class MaskSampler(nn.Module):
         if self.slow is not None and isinstance(self.guide, ModelMasker):
             torch._foreach_lerp_([*self.slow.parameters()], [*encoder.parameters()], 1 - self.guide.momentum)
 
+    def begin(self, encoder: Backbone) -> None:
+        """Before the first step of a run: the average starts from the encoder as it is now."""
+        if self.slow is not None:  # released weights were loaded after the copy was made
+            self.slow.load_state_dict(encoder.state_dict())
+
     @torch.no_grad()
     def before_epoch(
         self,
@@ -182,8 +187,6 @@ class MaskSampler(nn.Module):
 
         `exploitation` measures how far the method's decoder draws on mask tokens; see `SampleEvidence.measure`.
         """
-        if self.slow is not None and progress == 0:  # released weights were loaded after the copy was made
-            self.slow.load_state_dict(encoder.state_dict())
         evidence = SampleEvidence(encoder, dataset.sample, exploitation or no_decoder)
         memory, logs = self.configured.learn(self.memory, evidence, progress)
         if self.memory is not None and memory is not None:
@@ -208,6 +211,8 @@ class MaskSampler(nn.Module):
         cache = None
         for images, index in dataset.batches():
             signal = self.signal(self.masker.reads(progress), encoder, patchify(images, encoder.patch))
+            if not len(images):  # seen with the others, whose encoder may be sharded
+                continue
             maps = self.masker.score_maps(signal, encoder.grid)
             if cache is None:
                 cache = torch.zeros(dataset.count, *maps.shape[1:], device=maps.device)

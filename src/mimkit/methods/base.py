@@ -50,9 +50,7 @@ class Method(Task):
         self.decoder = None
 
     def setup(self, dataset: DatasetView, resumed: bool) -> None:
-        """Called before the first step of a process, to take labels or statistics of the pictures.
-
-        `resumed`: a checkpoint will be loaded, and with it what is kept in buffers."""
+        """Called before the first step of a process; `resumed`: buffers will come from a checkpoint."""
 
     def reconstruct(self, batch: Batch, progress: float) -> tuple[Float[Tensor, "BK C H W"], Mask] | None:
         """Pictures of what it learned, in the normalization of its input, and their masks; None if it draws none."""
@@ -64,18 +62,10 @@ class Method(Task):
 
 
 class MaskedMethod(Method):
-    """A method that hides patches: it holds an encoder and the sampler of its masks.
-
-    A subclass defines `forward`, in which `self.sample` makes the mask of a batch.
-    """
+    """Holds an encoder and the sampler of its masks; a subclass defines `forward`, which calls `self.sample`."""
 
     def __init__(
-        self,
-        encoder: Backbone,
-        masker: Masker,
-        teacher: Teacher | None = None,
-        *,
-        average: Backbone | None = None,
+        self, encoder: Backbone, masker: Masker, teacher: Teacher | None = None, *, average: Backbone | None = None
     ) -> None:
         """`average`: the method's own moving average of the encoder, which a masker may ask instead of its own."""
         super().__init__()
@@ -96,12 +86,12 @@ class MaskedMethod(Method):
         return patches, mask, {"hidden": mask.hidden.float().mean()} | logs
 
     def exploitation(self, images: Float[Tensor, "B C H W"]) -> Exploitation:
-        """How far the decoder draws on visible and on mask tokens.
-
-        Raises:
-            UserError: the method has no decoder of which that could be said.
-        """
+        """How far the decoder draws on visible and on mask tokens. Raises UserError where there is no decoder."""
         return no_decoder(images)
+
+    def setup(self, dataset: DatasetView, resumed: bool) -> None:
+        if not resumed:
+            self.mask_sampler.begin(self.encoder)
 
     def after_step(self, progress: float) -> None:
         self.mask_sampler.update(self.encoder)

@@ -64,6 +64,7 @@ class SimMIM(MaskedMethod):
         self.head = build_head(config.head, encoder, target.outputs(encoder.channels), target.cell)
 
     def setup(self, dataset: DatasetView, resumed: bool) -> None:
+        super().setup(dataset, resumed)
         self.target.setup(dataset, resumed)
 
     def predict(self, patches: Float[Tensor, "B N P"], mask: Mask) -> Float[Tensor, "BK O h w"]:
