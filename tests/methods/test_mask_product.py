@@ -50,6 +50,7 @@ from mimkit.methods.mae import MAEConfig
 from mimkit.methods.maskalign import MaskAlign, MaskAlignConfig
 from mimkit.methods.masked_dino import MaskedDINO
 from mimkit.methods.msn import MSN, MSNConfig
+from mimkit.methods.mst import MSTConfig
 from mimkit.methods.simmim import SimMIM, SimMIMConfig
 from mimkit.model.build import EncoderConfig
 from mimkit.model.decoder import DecoderConfig
@@ -92,7 +93,7 @@ SWIN = EncoderConfig(
     model_args={"embed_dim": 8, "depths": [2, 1], "num_heads": [2, 2], "window_size": 4},
 )
 HEAD = {"prototypes": 12, "hidden": 16, "bottleneck": 8, "freeze_last": 0.0}
-TWO_VIEWS = {"ibot": "IBOT"}
+TWO_VIEWS = {"ibot": "IBOT", "mst": "MST"}
 WITH_SLOW_COPY = TWO_VIEWS | {"cmae": "CMAE", "msn": "MSN"}
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
@@ -121,6 +122,7 @@ def settings_of(method: str, masker: Masker) -> MethodConfig:
         "simmim": lambda: SimMIMConfig(masker=masker),
         "maskalign": lambda: MaskAlignConfig(masker=masker, teacher=teacher(), layers=2),
         "ibot": lambda: IBOTConfig(masker=masker, **HEAD),
+        "mst": lambda: MSTConfig(masker=masker, decoder=decoder, **HEAD),
         "msn": lambda: MSNConfig(masker=masker, prototypes=12, hidden=16, outputs=8, weight=5.0),
         "cmae": lambda: CMAEConfig(masker=masker, decoder=decoder, feature_decoder=decoder, hidden=8, outputs=4),
         "ijepa": lambda: IJEPAConfig(masker=masker, predictor=PredictorConfig(width=16, depth=1)),
@@ -153,7 +155,7 @@ def refusal(method: str, masker: Masker, tokens: str) -> str | None:
         return f"{name} is to start by the exploitation of a decoder and CrossMAE's decoder reads visible tokens alone"
     if method not in ("mae", "emae", "cmae") and getattr(guide, "trigger", "") == "exploitation":
         reason = "is to start by the exploitation of a decoder and"
-        return f"{name} {reason} (SimMIM|MaskAlign|IBOT|MSN|data2vec|I-JEPA|CAPI) has no decoder"
+        return f"{name} {reason} (SimMIM|MaskAlign|IBOT|MST|MSN|data2vec|I-JEPA|CAPI) has no decoder"
     if method in WITH_SLOW_COPY and isinstance(masker, PartitionMasker | ComplementaryMasker):
         return f"{WITH_SLOW_COPY[method]} hides patches of a view once and {name} does so [24] times"
     if method in WITH_SLOW_COPY and getattr(masker, "throw", 0):
@@ -204,6 +206,8 @@ def dataset_of(images: Tensor) -> DatasetView:
         ("maskalign", "none", "square", "float32"),
         ("ibot", "class token", "rectangle", "bfloat16"),
         ("ibot", "none", "square", "float32"),
+        ("mst", "class token", "square", "bfloat16"),
+        ("mst", "none", "rectangle", "float32"),
         ("msn", "class token", "rectangle", "bfloat16"),
         ("msn", "none", "square", "float32"),
         ("cmae", "class token", "square", "bfloat16"),
@@ -400,7 +404,7 @@ def test_changing_shapes_are_not_compiled(case):
 
 FEW = ["mae/salience", "emae/partition", "crossmae/random, thrown", "simmim/simmim", "maskalign/multinomial"]
 FEW += ["capi/inverse-block", "data2vec/block", "data2vec2/partition, independent"]
-FEW += ["ijepa/multi-block", "ibot/block, by picture", "cmae/adaptive"]
+FEW += ["ijepa/multi-block", "ibot/block, by picture", "cmae/adaptive", "msn/random", "mst/attmask"]
 COMPILED = [f"mae/{case}" for case in (*maskers(), "adaptive", "self-guided, cached", "attmask, hints")]
 COMPILED += ["crossmae/adaptive", "cross emae/partition, thrown", "mae/random, thrown"]
 COMPILED += ["mae/mixture, curriculum", "emae/partition, independent", "maskalign/random"]

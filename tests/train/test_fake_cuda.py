@@ -51,6 +51,7 @@ FAST = [
     "ibot_mini_32",
     "cmae_mini_32",
     "msn_mini_32",
+    "mst_mini_32",
     "ibot_mini_32_attmask",
     "capi_mini_32",
     "data2vec_mini_32",

@@ -47,6 +47,7 @@ ROOMS = {
     "methods.moco_v3": "MoCoV3Config",
     "methods.msn": "MSNConfig",
     "methods.momentum": "Momentum",
+    "methods.mst": "MSTConfig",
     "methods.segment": "SegmentConfig",
     "methods.simclr": "SimCLRConfig",
     "methods.simmim": "SimMIMConfig",

@@ -13,7 +13,7 @@ from mimkit.masks import BlockMasker, Mask, Masker
 from mimkit.methods.base import MaskedConfig
 from mimkit.methods.dino import moment
 from mimkit.methods.distillation import DistillationSettings
-from mimkit.methods.losses import distil, distil_patches, feature_spread
+from mimkit.methods.losses import distil_patches, feature_spread
 from mimkit.methods.masked_dino import MaskedDINO
 from mimkit.model.projector import Embedder
 from mimkit.model.vit import Encoder
@@ -63,15 +63,11 @@ class IBOT(MaskedDINO):
         whole, crops = [batch.images, batch.other_views[0]], batch.other_views[1:]
         patches, mask, logs = self.sample(whole, batch, progress)
         tokens, head, config = self.student(patches, mask.hidden), self.embedder.projector, self.config
-        features = torch.cat([self.embedder.pooled(tokens), *([self.features(crops)] if crops else [])])
-        student = head(features).unflatten(0, (2 + len(crops), -1))
+        features = self.all_features(tokens, crops)
         teacher, taught = self.teach(torch.cat(whole))
-        self.seen.add_(teacher.mean(dim=0))
+        views = self.distill(features, teacher, batch, progress)
         self.patch_seen.add_(taught.mean(dim=(0, 1)))
-        self.passes.add_(1)
-        now = moment(batch, progress)
-        sharp, patch_sharp = self.teacher_temperature(now), config.warmed(config.patch_temperature, now)
-        views = distil(student, teacher.unflatten(0, (2, -1)), self.center, config.temperature, sharp)
+        patch_sharp = config.warmed(config.patch_temperature, moment(batch, progress))
         hidden = distil_patches(
             head(tokens.patches), taught, mask.hidden, self.patch_center, config.temperature, patch_sharp
         )

@@ -12,8 +12,9 @@ from mimkit.core.randomness import following, integer
 from mimkit.guidance.sampler import MaskSampler, refuse_exploitation, refuse_several
 from mimkit.masks import Mask, Masker
 from mimkit.masks.informed import ModelMasker
-from mimkit.methods.dino import DINO
+from mimkit.methods.dino import DINO, moment
 from mimkit.methods.distillation import DistillationSettings
+from mimkit.methods.losses import Distillation, distil
 from mimkit.model.backbone import Tokens
 from mimkit.model.patches import patchify
 from mimkit.model.projector import Embedder
@@ -49,6 +50,21 @@ class MaskedDINO(DINO):
         """What the student makes of whole views; nothing of hidden patches gets in."""
         encoder = self.embedder.encoder
         return encoder.encode(encoder.fill(patches, hidden, self.mask_token[0]))
+
+    def distill(
+        self, features: Float[Tensor, "VB D"], teacher: Float[Tensor, "TB K"], batch: Batch, progress: float
+    ) -> Distillation:
+        """DINO's loss of what the student says of all views; the teacher's numbers go into the next center."""
+        views = features.shape[0] // len(batch.images)
+        student = self.embedder.projector(features).unflatten(0, (views, -1))
+        self.seen.add_(teacher.mean(dim=0))
+        self.passes.add_(1)
+        sharp = self.teacher_temperature(moment(batch, progress))
+        return distil(student, teacher.unflatten(0, (2, -1)), self.center, self.config.temperature, sharp)
+
+    def all_features(self, tokens: Tokens, crops: Sequence[Float[Tensor, "B C _ _"]]) -> Float[Tensor, "VB D"]:
+        """What the student says of the masked whole views, and of crops."""
+        return torch.cat([self.embedder.pooled(tokens), *([self.features(crops)] if crops else [])])
 
     def after_step(self, progress: float) -> None:
         super().after_step(progress)

@@ -28,6 +28,7 @@ METHODS = (
     "data2vec",
     "data2vec2",
     "ijepa",
+    "mst",
 )  # in this order stand their recipes
 LABELED = ("finetune_", "segment_", "detect_", "depth_", "keypoints_")
 
