@@ -15,6 +15,7 @@ METHODS = (
     "mae",
     "simmim",
     "maskfeat",
+    "beit",
     "emae",
     "maskalign",
     "simclr",
