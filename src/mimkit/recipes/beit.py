@@ -37,9 +37,8 @@ def beit_vit_b16() -> Pretrain:
 def beit_mini_32() -> Pretrain:
     """BEiT for 32 px (CIFAR) with ids of your tokenizer: `--method.target.tokenizer RUN`.
 
-    24 epochs with 256 pictures a step; AdamW, rate 1.5e-3, clipping at 3, blocks over 24 of 64 patches or fewer, the plain
-    encoder of `mae_mini_32`. RUN is a
-    run of `tokenizer_mini_32`. Not measured by us.
+    24 epochs with 256 pictures a step; AdamW, rate 1.5e-3, clipping at 3, blocks over 24 of 64 patches or fewer, the
+    plain encoder of `mae_mini_32`. RUN is a run of `tokenizer_mini_32`. Not measured by us.
     """
     run = simmim_mini_32()
     run.method = SimMIMConfig(masker=BlockMasker(ratio=0.375, exact=False), target=TokenIds(), weigh="token")
