@@ -114,6 +114,7 @@ class MethodConfig:
     """Base of the settings of a method."""
 
     windows = False  # whether the encoder may be one that leaves no patch out, as a Swin
+    beits = False  # whether the encoder may be a Beit, whose relative positions belong to the full grid
     convolutions = False  # whether the encoder may be a ResNet, which has no patches at all
     supervised = False  # learns the train split alone, and what is known of its pictures
     learns: ClassVar[str] = ""  # what that is: `classes`, of which it takes a `label_fraction`, or a `DenseTask`

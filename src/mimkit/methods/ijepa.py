@@ -62,7 +62,7 @@ class IJEPA(MaskedMethod):
     @property
     def encoder(self) -> Encoder:  # type: ignore[override]
         """The teacher's, which the authors evaluate."""
-        return self.slow.module
+        return self.slow.module  # type: ignore[bad-return]
 
     def setup(self, dataset: DatasetView, resumed: bool) -> None:
         if not resumed:

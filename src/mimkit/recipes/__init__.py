@@ -16,6 +16,7 @@ METHODS = (
     "simmim",
     "maskfeat",
     "crossmae",
+    "beit",
     "emae",
     "maskalign",
     "capi",
