@@ -34,10 +34,12 @@ from mimkit.masks import (
     SelfGuidedMasker,
     Signal,
     SimMIMMasker,
+    ToppedBlockMasker,
     maskers,
 )
 from mimkit.masks.informed import InformedMasker
 from mimkit.methods.base import Method, MethodConfig
+from mimkit.methods.bootmae import BootMAE, BootMAEConfig
 from mimkit.methods.capi import CAPI, CAPIConfig
 from mimkit.methods.data2vec import Data2Vec, Data2VecConfig
 from mimkit.methods.emae import EMAEConfig
@@ -108,6 +110,7 @@ def settings_of(method: str, masker: Masker) -> MethodConfig:
         "cross emae": lambda: EMAEConfig(masker=masker, decoder=crossed),
         "simmim": lambda: SimMIMConfig(masker=masker),
         "maskalign": lambda: MaskAlignConfig(masker=masker, teacher=teacher(), layers=2),
+        "bootmae": lambda: BootMAEConfig(masker=masker, width=16, depth=1, ramp=0.0),
         "capi": lambda: CAPIConfig(masker=masker, clusters=12, depth=1, heads=2),
         "data2vec": lambda: Data2VecConfig(masker=masker, target=LatentTargetConfig(layers=1)),
         "data2vec2": lambda: Data2VecConfig(
@@ -134,9 +137,8 @@ def refusal(method: str, masker: Masker, tokens: str) -> str | None:
     if "cross" in method and getattr(guide, "trigger", "") == "exploitation":
         return f"{name} is to start by the exploitation of a decoder and CrossMAE's decoder reads visible tokens alone"
     if method not in ("mae", "emae") and getattr(guide, "trigger", "") == "exploitation":
-        return (
-            f"{name} is to start by the exploitation of a decoder and (SimMIM|MaskAlign|data2vec|CAPI) has no decoder"
-        )
+        names = "(SimMIM|MaskAlign|data2vec|CAPI|BootMAE)"
+        return f"{name} is to start by the exploitation of a decoder and {names} has no decoder"
     if "emae" in method and isinstance(masker, ComplementaryMasker):
         return "two views of ComplementaryMasker hide no patch in common, so nothing can agree"
     if attends and tokens == "none" and not (method == "maskalign" and guide.scorer == "online"):  # asks the teacher
@@ -175,6 +177,8 @@ def dataset_of(images: Tensor) -> DatasetView:
         ("simmim", "none", "square", "bfloat16"),
         ("maskalign", "class token", "rectangle", "bfloat16"),
         ("maskalign", "none", "square", "float32"),
+        ("bootmae", "class token", "rectangle", "bfloat16"),
+        ("bootmae", "none", "square", "float32"),
         ("capi", "class token", "rectangle", "bfloat16"),
         ("capi", "none", "square", "float32"),
         ("capi", "registers", "square", "float32"),
@@ -216,6 +220,8 @@ def observed(method: Method) -> MAE | SimMIM | MaskAlign | Data2Vec:
 
 def seen(method: Method, patches: Tensor, mask: Mask) -> list[Tensor]:
     """What the student makes of a batch: a row for each view; nothing in surplus slots."""
+    if isinstance(method, BootMAE):
+        return [*method.predict(patches, mask)]
     if isinstance(method, CAPI):
         read, places = method.predict(patches, mask)
         return [read * mask.hidden.gather(1, places).unsqueeze(2)]
@@ -275,7 +281,7 @@ def test_windows_take_what_looks_at_nothing(case):
     assert all(p.grad.isfinite().all() for p in method.parameters() if p.requires_grad)
 
 
-@pytest.mark.parametrize("name", ["mae", "emae", "maskalign", "capi", "data2vec"])
+@pytest.mark.parametrize("name", ["mae", "emae", "maskalign", "bootmae", "capi", "data2vec"])
 def test_methods_that_leave_patches_out_take_no_windows(name, forty):
     run = tiny(forty)
     run.encoder, run.images.size, run.method = SWIN, 32, settings_of(name, PartitionMasker())
@@ -361,13 +367,13 @@ def test_changing_shapes_are_not_compiled(case):
 
 
 FEW = ["mae/salience", "emae/partition", "crossmae/random, thrown", "simmim/simmim", "maskalign/multinomial"]
-FEW += ["capi/inverse-block", "data2vec/block", "data2vec2/partition, independent"]
+FEW += ["bootmae/topped-block", "capi/inverse-block", "data2vec/block", "data2vec2/partition, independent"]
 COMPILED = [f"mae/{case}" for case in (*maskers(), "adaptive", "self-guided, cached", "attmask, hints")]
 COMPILED += ["crossmae/adaptive", "cross emae/partition, thrown", "mae/random, thrown"]
 COMPILED += ["mae/mixture, curriculum", "emae/partition, independent", "maskalign/random"]
 COMPILED += [
     f"{name}/{case}"
-    for name in ("simmim", "maskalign", "capi", "data2vec", "data2vec2")
+    for name in ("simmim", "maskalign", "bootmae", "capi", "data2vec", "data2vec2")
     for case in ("partition", "salience", "adaptive", "self-guided, average", "attmask, hints", "amt, cached")
 ]
 
@@ -466,6 +472,7 @@ ATTENTION = {"mae": AttMaskMasker(scorer="ema", momentum=0.9), "maskalign": Mult
 RUNS = {
     "emae, nothing": ("emae", PartitionMasker(parts=3)),
     "crossmae, nothing": ("crossmae", RandomMasker(ratio=0.3, throw=0.4)),
+    "bootmae, nothing": ("bootmae", ToppedBlockMasker(blocks=0.6)),
     "capi, nothing": ("capi", InverseBlockMasker(predict=0.4)),
     "data2vec, features": ("data2vec", FEATURES),
     "data2vec2, nothing": ("data2vec2", PartitionMasker(parts=3)),

@@ -29,6 +29,8 @@ ROOMS = {
     "masks.salience": "SalienceMasker",
     "masks.self_guided": "SelfGuidedMasker",
     "masks.structured": "BlockMasker GridMasker SimMIMMasker SquareMasker",
+    "masks.topped": "ToppedBlockMasker",
+    "methods.bootmae": "BootMAEConfig",
     "methods.capi": "CAPIConfig",
     "methods.data2vec": "Data2VecConfig",
     "methods.depth": "DepthConfig",

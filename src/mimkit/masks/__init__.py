@@ -11,6 +11,7 @@ from mimkit.masks.random import RandomMasker
 from mimkit.masks.salience import SalienceMasker
 from mimkit.masks.self_guided import SelfGuidedMasker
 from mimkit.masks.structured import BlockMasker, GridMasker, SimMIMMasker, SquareMasker
+from mimkit.masks.topped import ToppedBlockMasker
 
 __all__ = [
     "AMTMasker",
@@ -30,6 +31,7 @@ __all__ = [
     "Signal",
     "SimMIMMasker",
     "SquareMasker",
+    "ToppedBlockMasker",
     "maskers",
     "ncut",
 ]
@@ -42,6 +44,7 @@ def maskers() -> dict[str, type[Masker]]:
         "simmim": SimMIMMasker,
         "square": SquareMasker,
         "block": BlockMasker,
+        "topped-block": ToppedBlockMasker,
         "inverse-block": InverseBlockMasker,
         "grid": GridMasker,
         "partition": PartitionMasker,

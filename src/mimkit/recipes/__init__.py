@@ -17,6 +17,7 @@ METHODS = (
     "maskfeat",
     "crossmae",
     "emae",
+    "bootmae",
     "maskalign",
     "capi",
     "simclr",
