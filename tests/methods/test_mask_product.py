@@ -36,10 +36,12 @@ from mimkit.masks import (
     SelfGuidedMasker,
     Signal,
     SimMIMMasker,
+    ToppedBlockMasker,
     maskers,
 )
 from mimkit.masks.informed import InformedMasker
 from mimkit.methods.base import Method, MethodConfig
+from mimkit.methods.bootmae import BootMAE, BootMAEConfig
 from mimkit.methods.capi import CAPI, CAPIConfig
 from mimkit.methods.cmae import CMAEConfig
 from mimkit.methods.data2vec import Data2Vec, Data2VecConfig
@@ -126,6 +128,7 @@ def settings_of(method: str, masker: Masker) -> MethodConfig:
         "msn": lambda: MSNConfig(masker=masker, prototypes=12, hidden=16, outputs=8, weight=5.0),
         "cmae": lambda: CMAEConfig(masker=masker, decoder=decoder, feature_decoder=decoder, hidden=8, outputs=4),
         "ijepa": lambda: IJEPAConfig(masker=masker, predictor=PredictorConfig(width=16, depth=1)),
+        "bootmae": lambda: BootMAEConfig(masker=masker, width=16, depth=1, ramp=0.0),
         "capi": lambda: CAPIConfig(masker=masker, clusters=12, depth=1, heads=2),
         "data2vec": lambda: Data2VecConfig(masker=masker, target=LatentTargetConfig(layers=1)),
         "data2vec2": lambda: Data2VecConfig(
@@ -155,7 +158,7 @@ def refusal(method: str, masker: Masker, tokens: str) -> str | None:
         return f"{name} is to start by the exploitation of a decoder and CrossMAE's decoder reads visible tokens alone"
     if method not in ("mae", "emae", "cmae") and getattr(guide, "trigger", "") == "exploitation":
         reason = "is to start by the exploitation of a decoder and"
-        return f"{name} {reason} (SimMIM|MaskAlign|IBOT|MST|MSN|data2vec|I-JEPA|CAPI) has no decoder"
+        return f"{name} {reason} (SimMIM|MaskAlign|IBOT|MST|MSN|data2vec|I-JEPA|CAPI|BootMAE) has no decoder"
     if method in WITH_SLOW_COPY and isinstance(masker, PartitionMasker | ComplementaryMasker):
         return f"{WITH_SLOW_COPY[method]} hides patches of a view once and {name} does so [24] times"
     if method in WITH_SLOW_COPY and getattr(masker, "throw", 0):
@@ -212,6 +215,8 @@ def dataset_of(images: Tensor) -> DatasetView:
         ("msn", "none", "square", "float32"),
         ("cmae", "class token", "square", "bfloat16"),
         ("cmae", "none", "rectangle", "float32"),
+        ("bootmae", "class token", "rectangle", "bfloat16"),
+        ("bootmae", "none", "square", "float32"),
         ("capi", "class token", "rectangle", "bfloat16"),
         ("capi", "none", "square", "float32"),
         ("capi", "registers", "square", "float32"),
@@ -250,6 +255,8 @@ def test_every_masker_trains_or_is_refused(case, name, tokens, shape, precision)
 
 def seen(method: Method, patches: Tensor, mask: Mask) -> list[Tensor]:
     """What the student makes of a batch: a row for each view; nothing in surplus slots."""
+    if isinstance(method, BootMAE):
+        return [*method.predict(patches, mask)]
     if isinstance(method, CAPI):
         read, places = method.predict(patches, mask)
         return [read * mask.hidden.gather(1, places).unsqueeze(2)]
@@ -317,7 +324,7 @@ def test_windows_take_what_looks_at_nothing(case):
     assert all(p.grad.isfinite().all() for p in method.parameters() if p.requires_grad)
 
 
-@pytest.mark.parametrize("name", ["mae", "emae", "maskalign", "capi", "data2vec", "ijepa"])
+@pytest.mark.parametrize("name", ["mae", "emae", "maskalign", "bootmae", "capi", "data2vec", "ijepa"])
 def test_methods_that_leave_patches_out_take_no_windows(name, forty):
     run = tiny(forty)
     run.encoder, run.images.size, run.method = SWIN, 32, settings_of(name, PartitionMasker())
@@ -403,7 +410,7 @@ def test_changing_shapes_are_not_compiled(case):
 
 
 FEW = ["mae/salience", "emae/partition", "crossmae/random, thrown", "simmim/simmim", "maskalign/multinomial"]
-FEW += ["capi/inverse-block", "data2vec/block", "data2vec2/partition, independent"]
+FEW += ["bootmae/topped-block", "capi/inverse-block", "data2vec/block", "data2vec2/partition, independent"]
 FEW += ["ijepa/multi-block", "ibot/block, by picture", "cmae/adaptive", "msn/random", "mst/attmask"]
 COMPILED = [f"mae/{case}" for case in (*maskers(), "adaptive", "self-guided, cached", "attmask, hints")]
 COMPILED += ["crossmae/adaptive", "cross emae/partition, thrown", "mae/random, thrown"]
@@ -411,7 +418,7 @@ COMPILED += ["mae/mixture, curriculum", "emae/partition, independent", "maskalig
 COMPILED += [f"ibot/{case}" for case in ("random", "salience", "adaptive", "attmask")]
 COMPILED += [
     f"{name}/{case}"
-    for name in ("simmim", "maskalign", "capi", "data2vec", "data2vec2", "ijepa")
+    for name in ("simmim", "maskalign", "bootmae", "capi", "data2vec", "data2vec2", "ijepa")
     for case in ("partition", "salience", "adaptive", "self-guided, average", "attmask, hints", "amt, cached")
 ]
 
@@ -510,6 +517,7 @@ ATTENTION = {"mae": AttMaskMasker(scorer="ema", momentum=0.9), "maskalign": Mult
 RUNS = {
     "emae, nothing": ("emae", PartitionMasker(parts=3)),
     "crossmae, nothing": ("crossmae", RandomMasker(ratio=0.3, throw=0.4)),
+    "bootmae, nothing": ("bootmae", ToppedBlockMasker(blocks=0.6)),
     "capi, nothing": ("capi", InverseBlockMasker(predict=0.4)),
     "data2vec, features": ("data2vec", FEATURES),
     "data2vec2, nothing": ("data2vec2", PartitionMasker(parts=3)),

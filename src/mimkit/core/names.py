@@ -31,6 +31,8 @@ ROOMS = {
     "masks.self_guided": "SelfGuidedMasker",
     "masks.structured": "BlockMasker GridMasker SimMIMMasker SquareMasker",
     "methods.cmae": "CMAEConfig",
+    "masks.topped": "ToppedBlockMasker",
+    "methods.bootmae": "BootMAEConfig",
     "methods.capi": "CAPIConfig",
     "methods.data2vec": "Data2VecConfig",
     "methods.depth": "DepthConfig",

@@ -12,6 +12,7 @@ from mimkit.masks.random import RandomMasker
 from mimkit.masks.salience import SalienceMasker
 from mimkit.masks.self_guided import SelfGuidedMasker
 from mimkit.masks.structured import BlockMasker, GridMasker, SimMIMMasker, SquareMasker
+from mimkit.masks.topped import ToppedBlockMasker
 
 __all__ = [
     "AMTMasker",
@@ -32,6 +33,7 @@ __all__ = [
     "Signal",
     "SimMIMMasker",
     "SquareMasker",
+    "ToppedBlockMasker",
     "maskers",
     "ncut",
 ]
@@ -44,6 +46,7 @@ def maskers() -> dict[str, type[Masker]]:
         "simmim": SimMIMMasker,
         "square": SquareMasker,
         "block": BlockMasker,
+        "topped-block": ToppedBlockMasker,
         "inverse-block": InverseBlockMasker,
         "grid": GridMasker,
         "multi-block": MultiBlockMasker,

@@ -197,6 +197,11 @@ def distil_patches(
         return Distillation(mean_where(cross, hidden, per_picture=True), entropy.mean())
 
 
+def hidden_around(hidden: Float[Tensor, "B N"], grid: tuple[int, int]) -> Float[Tensor, "B N"]:
+    """Share of hidden patches among each patch and its eight neighbors; beyond the edge all is visible (BootMAE)."""
+    return F.avg_pool2d(hidden.unflatten(1, grid).unsqueeze(1), 3, stride=1, padding=1).flatten(1)
+
+
 def cross_entropy(target: Float[Tensor, "*B K"], scores: Float[Tensor, "*B K"]) -> Float[Tensor, "*B"]:
     """Of distributions and the softmax of scores."""
     return -(target * scores.float().log_softmax(dim=-1)).sum(dim=-1)

@@ -160,6 +160,38 @@ class Predictor(nn.Module):
         return self.reader(self.queries(places), [keys] * len(self.reader.blocks), bias), places
 
 
+class Restorer(nn.Module):
+    """A decoder over all places, which also reads other tokens of the encoder than it begins with (BootMAE).
+
+    Mask tokens have positions, latents have them already.
+    """
+
+    positions: Float[Tensor, "1 N W"]
+
+    def __init__(self, encoder: Encoder, width: int, depth: int, heads: int, outputs: int) -> None:
+        super().__init__()
+        self.embed = nn.Linear(encoder.width, width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.register_buffer("positions", sincos_positions(encoder.grid, width).unsqueeze(0))
+        self.reader = Reader(width, depth, heads, encoder.width, self_attention=True, norm_keys=True)
+        self.head = nn.Linear(width, outputs)
+        initialize(self)
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+
+    def forward(
+        self,
+        latents: Tokens,
+        features: Float[Tensor, "BK T D"],
+        mask: Mask,
+        bias: Float[Tensor, "BK 1 1 T"] | None = None,
+    ) -> Float[Tensor, "BK N O"]:
+        """Predictions for all patches, zeros for thrown ones. `features`: what is read, class token included."""
+        prefix, visible = self.embed(torch.cat(latents, dim=1)).split([x.shape[1] for x in latents], dim=1)
+        patches = mask.take_decoded(mask.put(visible, self.mask_token + self.positions))
+        x = self.reader(torch.cat([prefix, patches], dim=1), [features] * len(self.reader.blocks), bias)
+        return mask.put_decoded(self.head(x[:, prefix.shape[1] :]))
+
+
 def put_at(x: Float[Tensor, "B M O"], places: Int64[Tensor, "B M"], n: int) -> Float[Tensor, "B N O"]:
     """Rows of `x` at their places of `n`, and zeros elsewhere."""
     full = x.new_zeros(x.shape[0], n, x.shape[2])

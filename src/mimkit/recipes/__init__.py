@@ -18,6 +18,7 @@ METHODS = (
     "crossmae",
     "beit",
     "emae",
+    "bootmae",
     "maskalign",
     "capi",
     "simclr",
