@@ -132,7 +132,8 @@ def is_good(path: Path) -> bool:
 
 def _read(path: Path, device: torch.device | str, like: Mapping[str, DTensor] = MappingProxyType({})) -> dict[str, Any]:
     try:
-        state = read_state(path, device, like) if path.is_dir() else _read_file(path, device)
+        # Of a whole file each process takes its shares to the device alone: all of it may not fit there.
+        state = read_state(path, device, like) if path.is_dir() else _read_file(path, "cpu" if like else device)
     except Damaged as error:
         raise BadCheckpoint(f"checkpoint {path} is damaged ({error})") from error
     except Exception as error:
