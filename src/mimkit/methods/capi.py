@@ -11,9 +11,9 @@ from mimkit.core.errors import UserError, at_least
 from mimkit.guidance.sampler import refuse_exploitation
 from mimkit.masks import Mask, Masker
 from mimkit.masks.inverse import InverseBlockMasker
-from mimkit.methods.assignment import sinkhorn
+from mimkit.methods.assignment import cross_entropy, entropy, sinkhorn
 from mimkit.methods.base import MaskedConfig, MaskedMethod
-from mimkit.methods.losses import cross_entropy, entropy, feature_spread, mean_where
+from mimkit.methods.losses import feature_spread, mean_where
 from mimkit.methods.momentum import Momentum
 from mimkit.model.latents import LatentTarget, LatentTargetConfig
 from mimkit.model.projector import Clusters, Prototypes
@@ -82,6 +82,7 @@ class CAPI(MaskedMethod):
     @property
     def encoder(self) -> Encoder:  # type: ignore[override]
         """The teacher's: it is ahead of the student's, and what the authors evaluate."""
+        assert isinstance(self.slow.module, Encoder)
         return self.slow.module
 
     def setup(self, dataset: DatasetView, resumed: bool) -> None:

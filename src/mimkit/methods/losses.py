@@ -202,11 +202,6 @@ def hidden_around(hidden: Float[Tensor, "B N"], grid: tuple[int, int]) -> Float[
     return F.avg_pool2d(hidden.unflatten(1, grid).unsqueeze(1), 3, stride=1, padding=1).flatten(1)
 
 
-def cross_entropy(target: Float[Tensor, "*B K"], scores: Float[Tensor, "*B K"]) -> Float[Tensor, "*B"]:
-    """Of distributions and the softmax of scores."""
-    return -(target * scores.float().log_softmax(dim=-1)).sum(dim=-1)
-
-
 def _contrast(
     cosines: Float[Tensor, "B M"],
     twin: Int64[Tensor, " B"],
@@ -238,8 +233,3 @@ def feature_spread(points: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
     """
     unit = F.normalize(points.detach().float(), dim=1)
     return unit.std(dim=0, correction=0).mean() * unit.shape[1] ** 0.5
-
-
-def entropy(shares: Float[Tensor, "*B K"]) -> Float[Tensor, "*B"]:
-    """Of distributions, in nats; where a share is 0 it adds nothing."""
-    return -(shares * shares.clamp_min(torch.finfo(shares.dtype).tiny).log()).sum(dim=-1)
