@@ -231,6 +231,21 @@ def test_two_processes_train_one_run_in_a_store(forty, store, tmp_path):  # noqa
     assert "Signature" not in first.stdout + first.stderr + second.stdout + second.stderr
 
 
+def test_complete_checkpoints_alone_are_sent(tmp_path):
+    for path in (
+        *("checkpoints/step-000000002.pt", "checkpoints/step-000000004/shard-00001.safetensors"),
+        *("checkpoints/step-000000004/state.json", "checkpoints/step-000000006/shard-00001.safetensors"),
+        *("checkpoints/step-000000008.tmp/state.json", "checkpoints/step-000000009.pt.tmp", "config.json", ".lock"),
+        *("export/model.safetensors", ".export.partial/model.safetensors", "checkpoints/step-000000001.pt.bad"),
+    ):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text("{}")
+    assert mirror.contents(tmp_path) == [
+        *("checkpoints/step-000000002.pt", "checkpoints/step-000000004/shard-00001.safetensors"),
+        *("checkpoints/step-000000004/state.json", "config.json", "export/model.safetensors"),
+    ]
+
+
 def test_a_folder_on_a_disk_is_mirrored_nowhere(tmp_path):
     lone = Mirror.of(tmp_path / "run", print)
     assert lone.url == "" and local_run(tmp_path / "run", train=True) == tmp_path / "run"
