@@ -239,6 +239,10 @@ def test_a_plan_for_gpus(tmp_path):
     ):
         assert words in answer.out, answer.out
     assert "seconds" not in json.loads((tmp_path / "plan.json").read_text()), "nothing is timed here"
+    settings = re.search(r"settings +(--.*)", answer.out)[1].split()
+    manual = mimkit("pretrain mae_mini_28 --help").out
+    assert settings[::2] == ["--machine.sharding", "--machine.recompute", "--machine.micro-batch"]
+    assert all(flag in manual for flag in settings[::2])
 
 
 @pytest.mark.parametrize(
