@@ -5,8 +5,8 @@
 Makes N tiny JPEG files in class folders, packs them, indexes the shards by their headers, opens the set, draws an
 epoch's order and reads all pictures: at random and in order from the shards, at random from the plain files, and in
 order with webdataset's own reader, where it is installed. Each step runs in a process of its own, whose growth of
-private memory is noted; CPU time counts, since other work on the machine lengthens wall time alone. Files are in the
-system's cache.
+private memory is noted; CPU time counts, since other work on the machine lengthens wall time alone. Files were
+written just before, so that many are in the system's cache.
 """
 
 import argparse
