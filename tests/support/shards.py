@@ -7,7 +7,7 @@ from typing import Any
 
 from contrastive_ranks import RESNET
 from drills import tiny
-from mimkit.masks import AMTMasker, AttMaskMasker, MultinomialMasker, SalienceMasker, SelfGuidedMasker
+from mimkit.masks import AMTMasker, AttMaskMasker, MultinomialMasker, RandomMasker, SalienceMasker, SelfGuidedMasker
 from mimkit.methods.emae import EMAEConfig
 from mimkit.methods.finetune import FineTuneConfig
 from mimkit.methods.mae import MAEConfig
@@ -98,6 +98,12 @@ KINDS: dict[str, Callable[[Any], Pretrain]] = {
     "moco_v2": lambda data: of_recipe("moco_v2_mini_32", data, queue=32),
     "moco_v3": lambda data: of_recipe("moco_v3_mini_32", data, hidden=16, outputs=8),
     "dino": lambda data: of_recipe("dino_mini_32", data, prototypes=24, hidden=16, bottleneck=8),
+    "ibot": lambda data: of_recipe("ibot_mini_32", data, prototypes=24, hidden=16, bottleneck=8),
+    "cmae": lambda data: of_recipe(
+        "cmae_mini_32", data, decoder=DECODER, feature_decoder=DECODER, hidden=16, outputs=8
+    ),
+    "msn": lambda data: of_recipe("msn_mini_32", data, masker=RandomMasker(), prototypes=24, hidden=16, outputs=8),
+    "mst": lambda data: of_recipe("mst_mini_32", data, decoder=DECODER, prototypes=24, hidden=16, bottleneck=8),
     "tokenizer": tokenizer,
     "sbam": lambda data: mae(data, masker=SalienceMasker(start=0.25)),
     "amr": lambda data: mae(data, masker=SalienceMasker(start=0.25, spread=0.1)),

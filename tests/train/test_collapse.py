@@ -161,9 +161,13 @@ START = {"feature_spread": 0.75, "effective_rank": 27.0}
 def test_the_advice_names_settings_that_the_method_has(recipe):
     method = find_recipe(recipe).method
     line = collapse({"step": 9} | FALLEN, START, 192, method.against_collapse)
-    flags = re.findall(r"--method\.([\w-]+)", line)
+    flags = re.findall(r"--method\.([\w.-]+)", line)
     assert [flag.replace("-", "_") for flag in flags] == list(method.against_collapse)
-    assert set(method.against_collapse) <= {field.name for field in fields(method)}
+    for name in method.against_collapse:
+        part, parts = method, name.split(".")
+        for part_name in parts:
+            assert part_name in {field.name for field in fields(part)}
+            part = getattr(part, part_name)
     assert "target" not in line and ("temperature" in line) == hasattr(method, "temperature")
 
 

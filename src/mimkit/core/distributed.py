@@ -219,3 +219,10 @@ def total(x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
     if world() > 1:
         dist.all_reduce(x)
     return x
+
+
+def maximum(x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+    """The largest of what every process has, element by element, in place; without gradient."""
+    if world() > 1:
+        dist.all_reduce(x, op=dist.ReduceOp.MAX)
+    return x

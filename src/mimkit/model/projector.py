@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mimkit.core.distributed import gather_with_gradient, world
 from mimkit.core.errors import UserError
-from mimkit.model.backbone import Backbone
+from mimkit.model.backbone import Backbone, Tokens
 
 Pool = Literal["class", "mean"]
 Last = Literal["none", "plain", "scale"]
@@ -111,6 +111,21 @@ class Prototypes(nn.Module):
             return F.linear(F.normalize(points.float(), dim=-1), directions)
 
 
+class Clusters(nn.Linear):
+    """CAPI's clustering head: scores of the directions of points with each cluster, in float32.
+
+    Weights are Normal(0, 1) at first (facebookresearch/capi:model.py).
+    """
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, input: Float[Tensor, "*B D"]) -> Float[Tensor, "*B K"]:
+        with torch.autocast(input.device.type, enabled=False):
+            return super().forward(F.normalize(input.float(), dim=-1, eps=1e-7))
+
+
 def prototype_head(widths: Sequence[int], count: int, *, unit: bool) -> nn.Sequential:
     """DINO's head: `layers` of these widths with GELU between them, then `count` `prototypes`."""
     layers = mlp(widths, norm=False, between=nn.GELU)
@@ -150,8 +165,11 @@ class Embedder(nn.Module):
 
     def features(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
         """What the encoder says about each image, before the projector."""
-        prefix, patches = self.encoder(images)
-        return prefix[:, 0] if self.takes_class else patches.mean(dim=1)
+        return self.pooled(self.encoder(images))
+
+    def pooled(self, tokens: Tokens) -> Float[Tensor, "B D"]:
+        """Of what the encoder gives out, what is projected."""
+        return tokens.prefix[:, 0] if self.takes_class else tokens.patches.mean(dim=1)
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B P"]:
         return self.projector(self.features(images))

@@ -15,11 +15,22 @@ METHODS = (
     "mae",
     "simmim",
     "maskfeat",
+    "crossmae",
+    "beit",
     "emae",
+    "bootmae",
     "maskalign",
+    "capi",
     "simclr",
     "moco",
     "dino",
+    "ibot",
+    "cmae",
+    "msn",
+    "data2vec",
+    "data2vec2",
+    "ijepa",
+    "mst",
 )  # in this order stand their recipes
 LABELED = ("finetune_", "segment_", "detect_", "depth_", "keypoints_")
 

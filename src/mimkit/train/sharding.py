@@ -191,8 +191,10 @@ def shared_tensors(task: nn.Module, optimizer: torch.optim.Optimizer) -> dict[st
 
 def share(whole: Tensor, like: Tensor) -> Tensor:
     """The share of a whole tensor that `like` is of another: each process takes it from its own."""
-    if not isinstance(like, DTensor) or isinstance(whole, DTensor) or whole.shape != like.shape:
+    if not isinstance(like, DTensor) or isinstance(whole, DTensor):
         return whole
+    if whole.shape != like.shape:
+        return whole.clone()  # it would hold the file from which it is mapped
     return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
 
 
