@@ -100,7 +100,7 @@ class MaskedMethod(Method):
 
     def setup(self, dataset: DatasetView, resumed: bool) -> None:
         if not resumed:
-            self.mask_sampler.begin(self.encoder)
+            self.mask_sampler.begin(self.student)
 
     def after_step(self, progress: float) -> None:
         self.mask_sampler.update(self.student)
