@@ -181,7 +181,7 @@ def batch_of(size: tuple[int, int], rows: int = 4, progress: float | None = None
     images = torch.randn(rows, 3, *size, generator=generator)
     crop = torch.tensor([[0.1, 0.2, 0.8, 0.7]]).repeat(rows, 1)
     moment = None if progress is None else torch.tensor(progress)
-    views = (images.flip(3),)
+    views = (images.flip(3), images[:, :, :8, :8])
     keys = rng_keys("test", order)
     return Batch(images, keys, order, crop=crop, flip=order % 2 == 0, progress=moment, other_views=views)
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import torch
 from jaxtyping import Float, Int64
@@ -82,8 +81,7 @@ class DINO(Method):
 
     def features(self, views: Sequence[Float[Tensor, "B C _ _"]]) -> Float[Tensor, "VB D"]:
         """What the student says of whole views and crops; those of one size, side by side, pass at once."""
-        alike = [torch.cat([*group]) for _, group in groupby(views, lambda view: view.shape)]
-        return torch.cat([self.embedder.features(images) for images in alike])
+        return torch.cat([self.embedder.features(images) for images in by_size(views)])
 
     def teacher_temperature(self, moment: float | Float[Tensor, ""]) -> float | Float[Tensor, ""]:
         """The teacher's temperature when so much of training is over."""
@@ -99,6 +97,17 @@ class DINO(Method):
         self.center.lerp_(total(self.seen) / (world() * self.passes), 1 - self.config.center_momentum)
         self.seen.zero_()
         self.passes.zero_()
+
+
+def by_size(views: Sequence[Float[Tensor, "B C _ _"]]) -> list[Float[Tensor, "VB C _ _"]]:
+    """Views of one size, side by side, in one batch."""
+    groups: list[list[Tensor]] = []
+    for view in views:  # not itertools.groupby, which torch.compile does not follow
+        if groups and groups[-1][0].shape == view.shape:
+            groups[-1].append(view)
+        else:
+            groups.append([view])
+    return [torch.cat(group) for group in groups]
 
 
 def moment(batch: Batch, progress: float) -> float | Float[Tensor, ""]:

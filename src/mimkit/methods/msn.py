@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass, field
-from itertools import groupby
 
 import torch
 from jaxtyping import Float
@@ -15,6 +14,7 @@ from mimkit.guidance.sampler import MaskSampler, refuse_exploitation, refuse_sev
 from mimkit.masks import Masker, RandomMasker
 from mimkit.methods.assignment import entropy, sinkhorn
 from mimkit.methods.base import MaskedConfig, Method
+from mimkit.methods.dino import by_size
 from mimkit.methods.losses import feature_spread
 from mimkit.methods.momentum import Momentum
 from mimkit.methods.simclr import second_view
@@ -95,9 +95,7 @@ class MSN(Method):
         patches = patchify(batch.images, self.encoder.patch)
         mask, logs = self.mask_sampler(encoder, patches, batch, progress)
         features = self.embedder.pooled(encoder.encode(encoder.embed(patches, mask), mask))
-        points = [self.embedder.projector(features)]
-        for _, group in groupby(crops, lambda view: view.shape):
-            points.append(self.embedder(torch.cat([*group])))
+        points = [self.embedder.projector(features), *(self.embedder(images) for images in by_size(crops))]
         with torch.no_grad():
             targets = self.balanced(self.prototypes(self.slow(second_view(batch))))
         cross_entropy, mean = self.assign(self.prototypes(torch.cat(points)), targets)
