@@ -26,7 +26,7 @@ from timm.layers import set_fused_attn
 
 from mimkit.core.batch import Batch
 from mimkit.core.randomness import rng_keys
-from mimkit.masks import PartitionMasker, SimMIMMasker
+from mimkit.masks import PartitionMasker, RandomMasker, SimMIMMasker
 from mimkit.methods.base import MethodConfig
 from mimkit.methods.emae import EMAEConfig
 from mimkit.methods.mae import MAEConfig
@@ -34,6 +34,7 @@ from mimkit.methods.maskalign import MaskAlignConfig
 from mimkit.methods.simmim import SimMIMConfig
 from mimkit.model.build import EncoderConfig
 from mimkit.model.decoder import DecoderConfig
+from mimkit.model.reader import CrossDecoderConfig
 from mimkit.train.machine import keep_freed_memory
 from mimkit.weights.timm import export_timm
 
@@ -59,6 +60,8 @@ def methods(config: tuple, teacher: str) -> dict[str, tuple[str, MethodConfig]]:
     def emae(parts: int, weight: float = 1.0) -> MethodConfig:
         return EMAEConfig(masker=PartitionMasker(parts=parts), decoder=decoder, weight=weight)
 
+    crossed = CrossDecoderConfig(width=decoder.width, depth=decoder.depth, heads=decoder.heads)
+    quarter, parts = RandomMasker(ratio=0.25, throw=0.5), PartitionMasker(throw=0.5)
     found: dict[str, tuple[str, MethodConfig]] = {
         "mae": ("vit", MAEConfig(decoder=decoder)),
         "mae again": ("vit", MAEConfig(decoder=decoder)),  # what the measurement makes of no difference
@@ -66,6 +69,10 @@ def methods(config: tuple, teacher: str) -> dict[str, tuple[str, MethodConfig]]:
         "emae, 4 parts": ("vit", emae(4)),
         "emae, 4 parts, no consistency": ("vit", emae(4, 0.0)),
         "emae, 8 parts": ("vit", emae(8)),
+        "crossmae, a quarter": ("vit", MAEConfig(masker=quarter, decoder=crossed)),
+        "crossmae, all": ("vit", MAEConfig(decoder=crossed)),
+        "emae, 4 parts, crossmae, a quarter": ("vit", EMAEConfig(masker=parts, decoder=crossed)),
+        "emae, 4 parts, crossmae, all": ("vit", EMAEConfig(decoder=crossed)),
         "maskalign": ("vit", MaskAlignConfig(teacher=teacher, layers=min(5, config[1][2]))),
         "simmim": ("vit", SimMIMConfig(masker=SimMIMMasker(unit=2))),
     }

@@ -1,6 +1,6 @@
 """What one million pictures cost in shards: packing, indexing, opening, shuffling and reading, beside plain files.
 
-    python benchmarks/shards.py [--pictures N] [--decoded N] [--json FILE] [--place DIR]
+    python benchmarks/shards.py [--pictures N] [--decoded N] [--workers N] [--json FILE] [--place DIR]
 
 Makes N tiny JPEG files in class folders, packs them, indexes the shards by their headers, opens the set, draws an
 epoch's order and reads all pictures: at random and in order from the shards, at random from the plain files, and in
@@ -34,12 +34,13 @@ from mimkit.data.shards.index import open_index, write_index
 from mimkit.data.shards.others import index_tars
 from mimkit.data.shards.pack import Packing, pack, splits_of
 from mimkit.data.sources import open_pictures
+from mimkit.data.stream import stream
 from mimkit.data.values import Storage
 
 SIDE, PER_FOLDER, DIFFERENT = 32, 1000, 2000
 
 
-def make(root: Path, pictures: int) -> None:
+def make(root: Path, pictures: int, workers: int) -> None:
     """JPEG files of a few thousand different pictures, each with its number in a comment."""
     rng = np.random.default_rng(0)
     bodies = []
@@ -48,13 +49,17 @@ def make(root: Path, pictures: int) -> None:
         data = io.BytesIO()
         Image.fromarray(coarse).resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(data, "JPEG", quality=85)
         bodies.append(data.getvalue())
-    for start in range(0, pictures, PER_FOLDER):
+
+    def fill(start: int) -> None:
         folder = root / f"class{start // PER_FOLDER:04}"
         folder.mkdir()
         for number in range(start, min(start + PER_FOLDER, pictures)):
             comment = b"\xff\xfe" + (2 + 8).to_bytes(2, "big") + number.to_bytes(8, "big")
             body = bodies[number % DIFFERENT]
             (folder / f"{number:08}.jpg").write_bytes(body[:2] + comment + body[2:])
+
+    for _ in stream(lambda i: fill(i * PER_FOLDER), -(-pictures // PER_FOLDER), workers):
+        pass
 
 
 def private() -> int:
@@ -63,14 +68,19 @@ def private() -> int:
         return next(int(line.split()[1]) * 1000 for line in file if line.startswith("RssAnon"))
 
 
+def cpu_seconds() -> float:
+    """Of this process and of its workers that have ended."""
+    return sum(os.times()[:4])
+
+
 def measured(what: str, do: Callable[[], Any], count: int) -> dict[str, Any]:
     """Time and memory of a call in a process of its own."""
 
     def inside(answers: Any) -> None:
         torch.set_num_threads(1)
-        memory, wall, cpu = private(), time.perf_counter(), time.process_time()
+        memory, wall, cpu = private(), time.perf_counter(), cpu_seconds()
         content = do()
-        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        wall, cpu = time.perf_counter() - wall, cpu_seconds() - cpu
         answers.put((wall, cpu, private() - memory))
         del content
 
@@ -117,11 +127,14 @@ def size_of(folder: Path, pattern: str) -> int:
     return sum(file.stat().st_size for file in folder.rglob(pattern) if file.is_file())
 
 
-def run(place: Path, n: int, few: int) -> list[dict[str, Any]]:
+def run(place: Path, n: int, few: int, workers: int) -> list[dict[str, Any]]:
     plain, packed = place / "plain", place / "packed"
     plain.mkdir()
-    rows = [measured("making the files", lambda: make(plain, n), n)]
-    pack_all = lambda: pack(splits_of(lambda split: open_pictures([str(plain)], split)), packed, Packing())  # noqa: E731
+    rows = [measured("making the files", lambda: make(plain, n, workers), n)]
+
+    def pack_all() -> None:
+        pack(splits_of(lambda split: open_pictures([str(plain)], split)), packed, Packing(), workers=workers)
+
     rows.append(measured("pack: decode, check, write, read back", pack_all, n))
     shards = sorted(map(str, packed.glob("*.tar")))
     own = place / "own.index.npz"
@@ -167,13 +180,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=1_000_000)
     parser.add_argument("--decoded", type=int, default=100_000, help="how many are decoded, where that is measured")
+    parser.add_argument("--workers", type=int, default=2, help="processes that make files and pack; others are one")
     parser.add_argument("--place", help="a folder with room for 6 GB and as many files; by default a temporary one")
     parser.add_argument("--json", help="a file")
     args = parser.parse_args()
     place = Path(tempfile.mkdtemp(dir=args.place))
     os.environ["XDG_CACHE_HOME"] = str(place / "cache")
     try:
-        rows = run(place, args.pictures, min(args.decoded, args.pictures))
+        rows = run(place, args.pictures, min(args.decoded, args.pictures), args.workers)
     finally:
         shutil.rmtree(place)
     table = Table(

@@ -26,6 +26,7 @@ ORDER = [
 KNOW_TYRO = {"core/declaration.py", "core/flags.py", "recipes/overrides.py"}  # and the commands
 FILES = sorted(SOURCE.rglob("*.py"))
 BUDGETS = {
+    "methods/base.py": 160,
     "methods/losses.py": 240,
     "methods/targets/": 240,
     "methods/": 130,

@@ -20,7 +20,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 
 def test_every_recipe_stands_in_its_page_with_its_first_line():
     page = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")
-    listed = dict(re.findall(r"^\| `([a-z]+_\w+)` \| (.+) \|$", page, flags=re.MULTILINE))
+    listed = dict(re.findall(r"^\| `([a-z][a-z0-9]*_\w+)` \| (.+) \|$", page, flags=re.MULTILINE))
     every = recipes() | recipes(finetuning=True)
     assert listed == {name: doc.splitlines()[0] for name, (_, doc) in every.items()}
 

@@ -231,9 +231,18 @@ def test_a_plan_for_gpus(tmp_path):
     assert plan["steps"] == 235 and plan["network_bytes_per_second"] == 10e9 and plan["dollars"] > 0
     sizes = [path.stat().st_size for path in tmp_path.glob("*.png")]
     assert plan["files"]["size"] == pytest.approx(sum(sizes) / 12) and plan["files"]["small_size"] < 40_000
-    for words in ("16 a100 on 2 hosts", "20 % of 312 TFLOP/s", "re-encoded to 256 px", "--machine.sharding none"):
+    for words in (
+        "16 a100 on 2 hosts",
+        "20 % of 312 TFLOP/s",
+        "re-encoded (shards pack --shorter-side 256",
+        "--machine.sharding none",
+    ):
         assert words in answer.out, answer.out
     assert "seconds" not in json.loads((tmp_path / "plan.json").read_text()), "nothing is timed here"
+    settings = re.search(r"settings +(--.*)", answer.out)[1].split()
+    manual = mimkit("pretrain mae_mini_28 --help").out
+    assert settings[::2] == ["--machine.sharding", "--machine.recompute", "--machine.micro-batch"]
+    assert all(flag in manual for flag in settings[::2])
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,17 @@ def test_small_files_gain_nothing(tmp_path):
     assert files.small_size is None and files.small_per_second is None and files.per_second > 0
 
 
+def test_several_folders(tmp_path):
+    folders = [tmp_path / name for name in "ab"]
+    for folder in folders:
+        folder.mkdir()
+        for number in range(4):
+            Image.fromarray(structured(number, 40)).save(folder / f"{number}.png")
+    sizes = [path.stat().st_size for folder in folders for path in folder.iterdir()]
+    pictures = open_pictures([str(folder) for folder in folders], "all")
+    assert measure_files(pictures, [RandomResizedCrop()], (32, 32)).size == pytest.approx(sum(sizes) / 8)
+
+
 def test_pixels_in_memory_are_no_files():
     files = measure_files(Decoded("x", torch.zeros(9, 3, 32, 32, dtype=torch.uint8)), [RandomResizedCrop()], (32, 32))
     assert files.size is None and files.small_size is None and files.per_second > 100

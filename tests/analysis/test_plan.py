@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from mimkit.analysis.footprint import Footprint
+from mimkit.analysis.counts import Counts
 from mimkit.analysis.plan import (
     GPUS,
     Cluster,
@@ -19,10 +19,11 @@ from mimkit.analysis.plan_text import rows
 from mimkit.core.errors import UserError
 
 # ViTs with MAE's decoder, masked by 75 %: FLOPs of a picture and step, and weights.
-B = Footprint(
+B = Counts(
     flops=58e9,
     trained=112_000_000,
     frozen=0,
+    teachers=0,
     copies=224_000_000,
     kept=47_000_000,
     recomputed=10_000_000,
@@ -35,7 +36,7 @@ BILLIONS = replace(H, flops=3e12, trained=8_000_000_000, kept=300_000_000, large
 FILES = {"count": 64, "size": 110e3, "per_second": 500.0, "small_size": 29e3, "small_per_second": 1800.0}
 
 
-def planned(taken: Footprint, gpus: int, batch: int = 4096, **settings) -> dict:
+def planned(taken: Counts, gpus: int, batch: int = 4096, **settings) -> dict:
     cluster = {key: settings.pop(key) for key in ("gpu", "network", "per_host") if key in settings}
     given = {"pictures": 1_281_167, "epochs": 800, "utilization": 0.3} | settings
     return plan(taken, Cluster(gpus=gpus, **cluster), batch_size=batch, **given)
@@ -73,11 +74,13 @@ def test_milliseconds_of_an_all_reduce(taken, fast, slow):
         assert 1000 * travel == pytest.approx(milliseconds, abs=0.6)
 
 
-def test_sharding_moves_as_much_and_hybrid_little_across_hosts():
+def test_sharding_moves_as_much_and_hybrid_gathers_within_hosts():
     cluster = Cluster(gpus=64, network=10.0)
     assert reduction(H, cluster, "full") == reduction(H, cluster, "none")
-    within_host, across = 8 * 657e6 / 300e9, 657e6 / 10e9
+    within_host, across = 8 * 657e6 / 300e9, 8 * 657e6 / 10e9
     assert reduction(H, cluster, "hybrid") == pytest.approx(within_host + across)
+    more = reduction(H, cluster, "hybrid", 3) - reduction(H, cluster, "hybrid")
+    assert more == pytest.approx(8 * 657e6 / 300e9)
     # Weights are gathered for each of three micro batches, in bfloat16 and twice.
     assert reduction(H, cluster, "full", 3) == pytest.approx((8 + 2 * 4) * 657e6 / 10e9)
     assert reduction(H, cluster, "none", 3) == reduction(H, cluster, "none")
@@ -97,6 +100,7 @@ def test_what_a_gpu_holds():
     assert states(H, eight, "full") == pytest.approx(16 * 657e6 / 64 + 12 * 19.7e6)
     assert states(H, eight, "hybrid") == pytest.approx(16 * 657e6 / 8 + 12 * 19.7e6)
     assert states(replace(H, frozen=1000), Cluster(gpus=1), "none") == 16 * 657e6 + 4000 + H.copies
+    assert states(replace(H, teachers=10**9), eight, "full") == pytest.approx(4e9 + 16 * 657e6 / 64 + 12 * 19.7e6)
 
 
 def test_the_cheapest_layout_that_keeps_a_gpu_busy():
@@ -144,7 +148,7 @@ def test_the_text_says_all_of_it():
         "24 % of the speed remains",
         "larger --batch-size, which changes results",
         "as they are: 110 kB each",
-        "re-encoded to 256 px, quality 90: 29 kB each, 37.2 GB in all",
+        "re-encoded (shards pack --shorter-side 256 --quality 90): 29 kB each, 37.2 GB in all",
         "dollars",
         "which is an assumption",
     ):

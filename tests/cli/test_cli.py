@@ -35,6 +35,7 @@ COMMAND_LINES = [
     "doctor",
     "diff",
     "check",
+    "shards",
 ]
 
 

@@ -11,8 +11,9 @@ from encoded import encoded
 from mimkit.core.randomness import rng_keys
 from mimkit.data import jpeg
 from mimkit.data.decode import BadPicture, decode
-from mimkit.data.jpeg import decode_usual_jpeg
+from mimkit.data.jpeg import decode_usual_jpeg, usual_size
 from mimkit.data.photos import photograph
+from mimkit.data.reading import Reading
 from mimkit.data.resize import crop_resize_one
 from mimkit.data.values import Storage
 from mimkit.data.views import RandomResizedCrop
@@ -60,6 +61,42 @@ def test_what_is_damaged_inside_is_the_same_with_and_without_the_extra(monkeypat
     assert torch.equal(fast, decode_usual_jpeg(data, 3))
     with pytest.raises(BadPicture):
         decode(b"\xff\xd8\xff\xe0" + bytes(200) + b"\xff\xd9", Storage(3))
+
+
+def test_which_are_usual(monkeypatch):
+    pytest.importorskip("simplejpeg")
+    picture = photo(5).crop((0, 0, 60, 40))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    assert usual_size(encoded(picture, "JPEG")) == usual_size(encoded(picture.convert("L"), "JPEG")) == (40, 60)
+    unusual = [
+        encoded(picture, "JPEG", exif=turned),
+        encoded(picture.convert("CMYK"), "JPEG"),
+        encoded(picture, "PNG"),
+        encoded(picture, "JPEG")[:60],
+        b"",
+    ]
+    assert [usual_size(data) for data in unusual] == [None] * 5
+    assert decode(unusual[0], Storage(3)).shape == (3, 60, 40)
+    monkeypatch.setattr(jpeg, "_MOST", 60 * 40 - 1)
+    assert usual_size(encoded(picture, "JPEG")) is None
+    without_extra(monkeypatch)
+    assert usual_size(encoded(picture, "JPEG")) is None
+
+
+def test_what_is_usual_is_refused_as_ever(monkeypatch):
+    pytest.importorskip("simplejpeg")
+    small, whole = encoded(photo(5).crop((0, 0, 60, 7)), "JPEG"), encoded(photo(5), "JPEG")
+    for data, reading, line in (
+        (small, Reading(), "60x7: smaller than 8"),
+        (whole[: len(whole) // 2], Reading(), "truncated"),
+        (whole, Reading(plane=2), "has 1 plane"),
+    ):
+        with pytest.raises(BadPicture, match=line):
+            decode(data, Storage(3), reading)
+    opened = []
+    monkeypatch.setattr("mimkit.data.decode._open", lambda data: opened.append(data))
+    assert decode(whole, Storage(3)).dtype == torch.uint8 and not opened, "Pillow is not asked"
 
 
 def test_crops_are_those_of_pillow_to_a_level():

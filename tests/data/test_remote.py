@@ -131,6 +131,18 @@ def test_errors_and_cut_connections_are_borne(store, noise):  # noqa: F811
     assert file.read(1 << 16, 1 << 16) == NOISE[1 << 16 : 2 << 16]
 
 
+def test_fewer_bytes_than_asked_for_are_no_answer(store, noise, monkeypatch):  # noqa: F811
+    file, system = open_stored(noise), remote.filesystem(noise)
+    answers, cat_file = list[int](), system.cat_file
+
+    def short(*args, **extent) -> bytes:
+        answers.append(1)
+        return cat_file(*args, **extent)[: -1 if len(answers) == 1 else None]
+
+    monkeypatch.setattr(system, "cat_file", short)
+    assert file.read(0, 1 << 16) == NOISE[: 1 << 16] and len(answers) == 2
+
+
 @pytest.mark.slow
 def test_slow_answers_are_waited_for_and_dead_ones_not(store, noise, monkeypatch):  # noqa: F811
     file, store.faults.pause = open_stored(noise), 1.5

@@ -24,9 +24,11 @@ from mimkit.masks import (
     BlockMasker,
     ComplementaryMasker,
     GridMasker,
+    InverseBlockMasker,
     Mask,
     Masker,
     MixtureMasker,
+    MultiBlockMasker,
     MultinomialMasker,
     PartitionMasker,
     RandomMasker,
@@ -34,13 +36,18 @@ from mimkit.masks import (
     SelfGuidedMasker,
     Signal,
     SimMIMMasker,
+    ToppedBlockMasker,
     maskers,
 )
 from mimkit.masks.informed import InformedMasker
 from mimkit.methods.base import Method, MethodConfig
+from mimkit.methods.bootmae import BootMAE, BootMAEConfig
+from mimkit.methods.capi import CAPI, CAPIConfig
 from mimkit.methods.cmae import CMAEConfig
+from mimkit.methods.data2vec import Data2Vec, Data2VecConfig
 from mimkit.methods.emae import EMAEConfig
 from mimkit.methods.ibot import IBOTConfig
+from mimkit.methods.ijepa import IJEPA, IJEPAConfig
 from mimkit.methods.mae import MAEConfig
 from mimkit.methods.maskalign import MaskAlign, MaskAlignConfig
 from mimkit.methods.masked_dino import MaskedDINO
@@ -49,7 +56,11 @@ from mimkit.methods.mst import MSTConfig
 from mimkit.methods.simmim import SimMIM, SimMIMConfig
 from mimkit.model.build import EncoderConfig
 from mimkit.model.decoder import DecoderConfig
+from mimkit.model.grid_decoder import GridDecoderConfig
+from mimkit.model.latents import LatentTargetConfig
 from mimkit.model.patches import patchify
+from mimkit.model.predictor import PredictorConfig
+from mimkit.model.reader import CrossDecoderConfig
 from mimkit.train.checkpoint import checkpoints, load_checkpoint
 from mimkit.train.machine import Engine
 from mimkit.train.prepare import Prepared
@@ -71,6 +82,8 @@ CASES = {name: kind() for name, kind in maskers().items()} | {
     "mixture, curriculum": MixtureMasker(one=GridMasker(), other=SelfGuidedMasker(start=0.3), fraction=(0.2, 0.9)),
     "mixture, attention": MixtureMasker(other=AttMaskMasker(refresh=1, rounded="up")),
     "partition, independent": PartitionMasker(parts=2, mode="independent"),
+    "partition, thrown": PartitionMasker(parts=4, throw=0.3),
+    "random, thrown": RandomMasker(ratio=0.25, throw=0.5),
 }
 WITH_CLASS, WITHOUT = "vit_tiny_patch16_224", "vit_base_patch16_siglip_224"
 CLASSES = {"class token": WITH_CLASS, "none": WITHOUT, "registers": "vit_small_patch14_reg4_dinov2"}
@@ -102,16 +115,25 @@ def teacher() -> str:
 
 
 def settings_of(method: str, masker: Masker) -> MethodConfig:
-    decoder = DecoderConfig(width=16, depth=1, heads=2)
+    decoder, crossed = DecoderConfig(width=16, depth=1, heads=2), CrossDecoderConfig(width=16, depth=2, heads=2)
     return {
         "mae": lambda: MAEConfig(masker=masker, decoder=decoder),
         "emae": lambda: EMAEConfig(masker=masker, decoder=decoder),
+        "crossmae": lambda: MAEConfig(masker=masker, decoder=crossed),
+        "cross emae": lambda: EMAEConfig(masker=masker, decoder=crossed),
         "simmim": lambda: SimMIMConfig(masker=masker),
         "maskalign": lambda: MaskAlignConfig(masker=masker, teacher=teacher(), layers=2),
         "ibot": lambda: IBOTConfig(masker=masker, **HEAD),
         "mst": lambda: MSTConfig(masker=masker, decoder=decoder, **HEAD),
         "msn": lambda: MSNConfig(masker=masker, prototypes=12, hidden=16, outputs=8, weight=5.0),
         "cmae": lambda: CMAEConfig(masker=masker, decoder=decoder, feature_decoder=decoder, hidden=8, outputs=4),
+        "ijepa": lambda: IJEPAConfig(masker=masker, predictor=PredictorConfig(width=16, depth=1)),
+        "bootmae": lambda: BootMAEConfig(masker=masker, width=16, depth=1, ramp=0.0),
+        "capi": lambda: CAPIConfig(masker=masker, clusters=12, depth=1, heads=2),
+        "data2vec": lambda: Data2VecConfig(masker=masker, target=LatentTargetConfig(layers=1)),
+        "data2vec2": lambda: Data2VecConfig(
+            masker=masker, target=LatentTargetConfig(layers=1), decoder=GridDecoderConfig(layers=1, groups=4), loss="l2"
+        ),
     }[method]()
 
 
@@ -132,8 +154,11 @@ def refusal(method: str, masker: Masker, tokens: str) -> str | None:
     attends = getattr(guide, "signal", None) is Signal.ATTENTION
     if method in WITH_SLOW_COPY and attends and tokens == "none" and guide.scorer in ("online", "ema"):
         return f"{name} reads the class token's attention and this encoder has none"
-    if method in ("simmim", "maskalign", "msn", *TWO_VIEWS) and getattr(guide, "trigger", "") == "exploitation":
-        return f"{name} is to start by the exploitation of a decoder and (SimMIM|MaskAlign|IBOT|MST|MSN) has no decoder"
+    if "cross" in method and getattr(guide, "trigger", "") == "exploitation":
+        return f"{name} is to start by the exploitation of a decoder and CrossMAE's decoder reads visible tokens alone"
+    if method not in ("mae", "emae", "cmae") and getattr(guide, "trigger", "") == "exploitation":
+        reason = "is to start by the exploitation of a decoder and"
+        return f"{name} {reason} (SimMIM|MaskAlign|IBOT|MST|MSN|data2vec|I-JEPA|CAPI|BootMAE) has no decoder"
     if method in WITH_SLOW_COPY and isinstance(masker, PartitionMasker | ComplementaryMasker):
         return f"{WITH_SLOW_COPY[method]} hides patches of a view once and {name} does so [24] times"
     if method in WITH_SLOW_COPY and getattr(masker, "throw", 0):
@@ -142,11 +167,11 @@ def refusal(method: str, masker: Masker, tokens: str) -> str | None:
         return f"MSN hides as many patches in each picture and {name} does not"
     if method in TWO_VIEWS and getattr(guide, "refresh", 0):
         return f"{TWO_VIEWS[method]} masks two views and cached maps follow the first alone"
-    if method == "emae" and isinstance(masker, ComplementaryMasker):
+    if "emae" in method and isinstance(masker, ComplementaryMasker):
         return "two views of ComplementaryMasker hide no patch in common, so nothing can agree"
     if attends and tokens == "none" and not (method == "maskalign" and guide.scorer == "online"):  # asks the teacher
         return f"{name} reads the class token's attention and this encoder has none"
-    if method == "emae" and not isinstance(masker, PartitionMasker):
+    if "emae" in method and not isinstance(masker, PartitionMasker):
         return f"EMAE compares several views of a picture and {type(masker).__name__} makes one"
     return None
 
@@ -174,6 +199,10 @@ def dataset_of(images: Tensor) -> DatasetView:
         ("mae", "registers", "rectangle", "bfloat16"),
         ("emae", "class token", "rectangle", "bfloat16"),
         ("emae", "none", "square", "float32"),
+        ("crossmae", "class token", "rectangle", "bfloat16"),
+        ("crossmae", "none", "square", "float32"),
+        ("crossmae", "registers", "rectangle", "float32"),
+        ("cross emae", "class token", "rectangle", "bfloat16"),
         ("simmim", "class token", "rectangle", "float32"),
         ("simmim", "none", "square", "bfloat16"),
         ("maskalign", "class token", "rectangle", "bfloat16"),
@@ -186,6 +215,17 @@ def dataset_of(images: Tensor) -> DatasetView:
         ("msn", "none", "square", "float32"),
         ("cmae", "class token", "square", "bfloat16"),
         ("cmae", "none", "rectangle", "float32"),
+        ("bootmae", "class token", "rectangle", "bfloat16"),
+        ("bootmae", "none", "square", "float32"),
+        ("capi", "class token", "rectangle", "bfloat16"),
+        ("capi", "none", "square", "float32"),
+        ("capi", "registers", "square", "float32"),
+        ("data2vec", "class token", "rectangle", "bfloat16"),
+        ("data2vec", "none", "square", "float32"),
+        ("ijepa", "class token", "square", "float32"),
+        ("ijepa", "none", "rectangle", "bfloat16"),
+        ("data2vec2", "class token", "square", "float32"),
+        ("data2vec2", "none", "rectangle", "bfloat16"),
     ],
 )
 @pytest.mark.parametrize("case", CASES)
@@ -215,7 +255,12 @@ def test_every_masker_trains_or_is_refused(case, name, tokens, shape, precision)
 
 def seen(method: Method, patches: Tensor, mask: Mask) -> list[Tensor]:
     """What the student makes of a batch: a row for each view; nothing in surplus slots."""
-    if isinstance(method, SimMIM):
+    if isinstance(method, BootMAE):
+        return [*method.predict(patches, mask)]
+    if isinstance(method, CAPI):
+        read, places = method.predict(patches, mask)
+        return [read * mask.hidden.gather(1, places).unsqueeze(2)]
+    if isinstance(method, SimMIM | Data2Vec):
         return [method.predict(patches, mask)]
     if isinstance(method, MaskedDINO):
         tokens = method.student(patches, mask.hidden)
@@ -223,6 +268,8 @@ def seen(method: Method, patches: Tensor, mask: Mask) -> list[Tensor]:
     if isinstance(method, MSN):
         encoder = method.embedder.encoder
         return [*encoder.encode(encoder.embed(patches, mask), mask)]
+    if isinstance(method, IJEPA):
+        return [method.predict(patches, mask) * mask.at_blocks(mask.hidden).unsqueeze(3)]
     encoder, real = method.encoder, ~mask.padding.unsqueeze(2)
     blocks = encoder.by_block(encoder.embed(patches, mask), mask)
     found = [blocks[-1].prefix, blocks[-1].patches * real]
@@ -257,7 +304,7 @@ def leaks_nothing(method: Method, batch: Batch, progress: float) -> None:
         (MixtureMasker(other=SalienceMasker(spread=0.1, start=0.5)), "do not hide equally many patches"),
     ],
 )
-@pytest.mark.parametrize("name", ["mae", "emae", "simmim", "maskalign"])
+@pytest.mark.parametrize("name", ["mae", "emae", "crossmae", "simmim", "maskalign"])
 def test_what_does_not_fit_is_refused_with_the_reason(masker, reason, name):
     with pytest.raises(UserError, match=f"{type(masker).__name__}: .*{reason}"):
         method_of(masker, size=(12, 20), method=name)
@@ -277,7 +324,7 @@ def test_windows_take_what_looks_at_nothing(case):
     assert all(p.grad.isfinite().all() for p in method.parameters() if p.requires_grad)
 
 
-@pytest.mark.parametrize("name", ["mae", "emae", "maskalign"])
+@pytest.mark.parametrize("name", ["mae", "emae", "maskalign", "bootmae", "capi", "data2vec", "ijepa"])
 def test_methods_that_leave_patches_out_take_no_windows(name, forty):
     run = tiny(forty)
     run.encoder, run.images.size, run.method = SWIN, 32, settings_of(name, PartitionMasker())
@@ -296,7 +343,7 @@ class Given(Masker):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["simmim", "maskalign"])
+@pytest.mark.parametrize("name", ["simmim", "maskalign", "data2vec", "data2vec2", "ijepa"])
 def test_views_folded_into_the_batch_are_as_good_as_alone(name):
     method, batch = method_of(PartitionMasker(), method=name), batch_of((16, 16))
     mask = PartitionMasker()(batch.images.new_zeros(4, 16, 0), batch.rng_keys, 0.5, (4, 4))
@@ -308,7 +355,7 @@ def test_views_folded_into_the_batch_are_as_good_as_alone(name):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["mae", "simmim", "maskalign"])
+@pytest.mark.parametrize("name", ["mae", "crossmae", "simmim", "maskalign", "ijepa"])
 def test_a_ragged_batch_is_the_mean_of_its_pictures(name):
     method = method_of(SalienceMasker(spread=0.2, threshold=0.3, pooled=False, scale="cosine"), method=name)
     batch = batch_of((16, 16))
@@ -362,22 +409,16 @@ def test_changing_shapes_are_not_compiled(case):
         engine.wrap(method_of(CASES[case]))
 
 
-FEW = [
-    "mae/salience",
-    "emae/partition",
-    "simmim/simmim",
-    "maskalign/multinomial",
-    "ibot/block, by picture",
-    "cmae/adaptive",
-    "msn/random",
-    "mst/attmask",
-]
+FEW = ["mae/salience", "emae/partition", "crossmae/random, thrown", "simmim/simmim", "maskalign/multinomial"]
+FEW += ["bootmae/topped-block", "capi/inverse-block", "data2vec/block", "data2vec2/partition, independent"]
+FEW += ["ijepa/multi-block", "ibot/block, by picture", "cmae/adaptive", "msn/random", "mst/attmask"]
 COMPILED = [f"mae/{case}" for case in (*maskers(), "adaptive", "self-guided, cached", "attmask, hints")]
+COMPILED += ["crossmae/adaptive", "cross emae/partition, thrown", "mae/random, thrown"]
 COMPILED += ["mae/mixture, curriculum", "emae/partition, independent", "maskalign/random"]
 COMPILED += [f"ibot/{case}" for case in ("random", "salience", "adaptive", "attmask")]
 COMPILED += [
     f"{name}/{case}"
-    for name in ("simmim", "maskalign")
+    for name in ("simmim", "maskalign", "bootmae", "capi", "data2vec", "data2vec2", "ijepa")
     for case in ("partition", "salience", "adaptive", "self-guided, average", "attmask, hints", "amt, cached")
 ]
 
@@ -473,7 +514,16 @@ def test_killed_in_the_middle_of_epochs_equals_straight(forty, tmp_path):
 NOTHING, PATCHES = RandomMasker(), SalienceMasker(spread=0.1, threshold=0.3, trigger="saturation", start=0.5)
 FEATURES = SelfGuidedMasker(refresh=1, start=0.25, scorer="ema", momentum=0.9)
 ATTENTION = {"mae": AttMaskMasker(scorer="ema", momentum=0.9), "maskalign": MultinomialMasker(refresh=1)}
-RUNS = {"emae, nothing": ("emae", PartitionMasker(parts=3))} | {
+RUNS = {
+    "emae, nothing": ("emae", PartitionMasker(parts=3)),
+    "crossmae, nothing": ("crossmae", RandomMasker(ratio=0.3, throw=0.4)),
+    "bootmae, nothing": ("bootmae", ToppedBlockMasker(blocks=0.6)),
+    "capi, nothing": ("capi", InverseBlockMasker(predict=0.4)),
+    "data2vec, features": ("data2vec", FEATURES),
+    "data2vec2, nothing": ("data2vec2", PartitionMasker(parts=3)),
+    "ijepa, nothing": ("ijepa", MultiBlockMasker()),
+    "ijepa, patches": ("ijepa", PATCHES),
+} | {
     f"{name}, {signal}": (name, masker)
     for name in ("mae", "simmim", "maskalign")
     for signal, masker in {

@@ -26,7 +26,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 def test_names_stand_by_family():
     families = [name.split("_")[:2] for name in NAMES]
     assert len(set(map(tuple, families))) == sum(a != b for a, b in zip(families, [None, *families], strict=False))
-    assert len(NAMES) == len(set(NAMES)) >= 10 and all(re.fullmatch(r"[a-z]+_\w+", name) for name in NAMES)
+    assert len(NAMES) == len(set(NAMES)) >= 10 and all(re.fullmatch(r"[a-z][a-z0-9]*_\w+", name) for name in NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -44,9 +44,11 @@ def test_a_recipe_says_what_it_is(name):
 
 WARM = {  # epochs, as the papers have them
     "mae_vit_b16": 40, "mae_vit_l16": 40, "mae_vit_h14": 40, "emae_vit_b16": 40, "mae_vit_b16_amt": 40,
+    "crossmae_vit_b16": 40, "emae_vit_b16_cross": 40, "bootmae_vit_b16": 40,
     "mae_vit_b16_sbam": 40, "mae_vit_b16_amr": 40, "mae_vit_b16_self_guided": 40, "mae_vit_b16_attmask": 40,
     "simmim_vit_b16": 10, "simmim_swin_b": 10, "simmim_swinv2_b": 10, "maskalign_vit_b16": 20, "dino_vit_s16": 10,
-    "ibot_vit_s16": 10, "ibot_vit_b16": 10, "cmae_vit_b16": 40, "msn_vit_s16": 15,
+    "ibot_vit_s16": 10, "ibot_vit_b16": 10, "cmae_vit_b16": 40, "msn_vit_s16": 15, "data2vec_vit_b16": 10,
+    "ijepa_vit_h14": 40, "beit_vit_b16": 10,
     "moco_v3_vit_b16": 40, "moco_v3_resnet50": 10, "simclr_resnet50": 10, "simclr_resnet18_32": 10,
 }  # fmt: skip
 
@@ -76,12 +78,13 @@ def test_settings_are_those_of_the_released_code():
     for name in ("simclr_resnet50", "simclr_resnet18_32"):
         assert (find_recipe(name).images.mean, find_recipe(name).images.std) == ((0.0,) * 3, (1.0,) * 3)
     for name in NAMES:
-        run, papers = find_recipe(name), name.startswith(("mae_vit", "emae_vit", "maskalign_vit"))
-        expected = "mae-code" if papers else "simmim" if name == "simmim_vit_b16" else "mae"
+        run, papers = find_recipe(name), name.startswith(("mae_vit", "emae_vit", "crossmae_vit", "maskalign_vit"))
+        expected = "mae-code" if papers else "simmim" if name in BEIT_LIKE else "mae"
         assert run.encoder.initialization == expected
         assert not isinstance(run.method, MaskAlignConfig) or run.method.antialias == ("_mini_" in name)
 
 
+BEIT_LIKE = ("simmim_vit_b16", "data2vec_vit_b16", "beit_vit_b16")  # start as BEiT
 MASKED = [name for name in NAMES if hasattr(find_recipe(name).method, "masker")]
 
 
@@ -94,7 +97,7 @@ def test_a_recipe_survives_json_and_the_command_line(name):
     run = find_recipe(name)
     assert find_recipe(name) is not run
     assert from_dict(to_dict(run)) == run
-    setting, value = ("ratio", 0.5) if run.method.masker.ratio is not None else ("parts", 2)
+    setting, value = ("ratio", 0.4) if run.method.masker.ratio is not None else ("parts", 3)
     flags = [
         "--data",
         "a",
@@ -113,7 +116,7 @@ def test_a_recipe_survives_json_and_the_command_line(name):
     assert replace(changed, data=(), epochs=run.epochs, machine=run.machine, method=method) == run
 
 
-NEEDY = ("maskalign", "simmim_mini_32_tokens")  # a teacher, a tokenizer
+NEEDY = ("maskalign", "simmim_mini_32_tokens", "beit_")  # a teacher, a tokenizer
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith(NEEDY)])

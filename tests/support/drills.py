@@ -37,6 +37,7 @@ from mimkit.train import prepare as preparing
 from mimkit.train import pretrain as pretraining
 from mimkit.train.checkpoint import checkpoints
 from mimkit.train.machine import Engine, Machine
+from mimkit.train.mirror import Mirror
 from mimkit.train.optimizer import AdamWConfig
 from mimkit.train.prepare import Images, Pretrain
 from mimkit.train.run_folder import RunFolder
@@ -219,6 +220,26 @@ def kill_in_folder(step: int, at: str) -> None:
         "prune": ("prune", lambda folder, *rest: checkpoints(folder)[-1].name == f"step-{step:09d}" and die()),
     }
     _before(saver, *at_place[at])
+
+
+def write_elsewhere(folder: str) -> None:
+    """Shards go to a disk of this host alone."""
+    _instead(saver, "write_pieces", lambda real, path, pieces: real(Path(folder) / path.name, pieces))
+
+
+def short_patience() -> None:
+    """Files of other hosts are not waited for."""
+    saver.PATIENCE = 0.1
+
+
+def slow_disk() -> None:
+    """A shard takes longer than a step and an export."""
+    _before(saver, "write_pieces", lambda *args: time.sleep(1))
+
+
+def say_published() -> None:
+    """What is sent to where the run is mirrored: the step, and the newest checkpoint."""
+    _before(Mirror, "save", lambda mirror, step: print("SENT", step, checkpoints(mirror.folder)[-1].name, flush=True))
 
 
 def full_in_folder(step: int) -> None:

@@ -17,6 +17,9 @@ from mimkit.methods.targets.color import ColorClusters
 from mimkit.methods.tokenizer import VQVAEConfig
 from mimkit.model.build import EncoderConfig
 from mimkit.model.decoder import DecoderConfig
+from mimkit.model.grid_decoder import GridDecoderConfig
+from mimkit.model.latents import LatentTargetConfig
+from mimkit.model.predictor import PredictorConfig
 from mimkit.model.tokenizer import TokenizerConfig
 from mimkit.recipes import find_recipe
 from mimkit.train.optimizer import AdamWConfig, LarsConfig, SGDConfig
@@ -83,6 +86,15 @@ def tokenizer(data: Any) -> Pretrain:
 
 RESNET18 = EncoderConfig(name="resnet18", model_args=RESNET)
 WINDOWS = EncoderConfig(name="swin_tiny_patch4_window7_224", patch=2, model_args=SWIN)
+BEIT = EncoderConfig(
+    name="beit_base_patch16_224",
+    patch=4,
+    width=32,
+    depth=2,
+    heads=2,
+    model_args={"use_rel_pos_bias": False, "use_shared_rel_pos_bias": True},
+)
+ONE_BLOCK = {"target": LatentTargetConfig(standardize="both")}
 KINDS: dict[str, Callable[[Any], Pretrain]] = {
     "mae": mae,
     "clip": lambda data: with_optimizer(mae(data), AdamWConfig(base_lr=0.05, clip=0.3)),
@@ -104,6 +116,10 @@ KINDS: dict[str, Callable[[Any], Pretrain]] = {
     ),
     "msn": lambda data: of_recipe("msn_mini_32", data, masker=RandomMasker(), prototypes=24, hidden=16, outputs=8),
     "mst": lambda data: of_recipe("mst_mini_32", data, decoder=DECODER, prototypes=24, hidden=16, bottleneck=8),
+    "data2vec": lambda data: of_recipe("data2vec_mini_32", data, **ONE_BLOCK, masker=RandomMasker(ratio=0.6)),
+    "data2vec2": lambda data: of_recipe("data2vec2_mini_32", data, **ONE_BLOCK, decoder=GridDecoderConfig(groups=4)),
+    "ijepa": lambda data: of_recipe("ijepa_mini_32", data, predictor=PredictorConfig(width=16, depth=1)),
+    "beit": lambda data: with_encoder(simmim(data), BEIT),
     "tokenizer": tokenizer,
     "sbam": lambda data: mae(data, masker=SalienceMasker(start=0.25)),
     "amr": lambda data: mae(data, masker=SalienceMasker(start=0.25, spread=0.1)),

@@ -22,6 +22,7 @@ from mimkit.train.monitor import Monitor
 from mimkit.train.online import OnlineEvaluation
 from mimkit.train.pretrain import pretrain
 from mimkit.train.run_folder import RunFolder
+from mimkit.train.sharding import Whole
 
 FAST = (
     "--machine.device cpu --machine.precision float32 --machine.attention fused --machine.threads 1 "
@@ -160,9 +161,13 @@ START = {"feature_spread": 0.75, "effective_rank": 27.0}
 def test_the_advice_names_settings_that_the_method_has(recipe):
     method = find_recipe(recipe).method
     line = collapse({"step": 9} | FALLEN, START, 192, method.against_collapse)
-    flags = re.findall(r"--method\.([\w-]+)", line)
+    flags = re.findall(r"--method\.([\w.-]+)", line)
     assert [flag.replace("-", "_") for flag in flags] == list(method.against_collapse)
-    assert set(method.against_collapse) <= {field.name for field in fields(method)}
+    for name in method.against_collapse:
+        part, parts = method, name.split(".")
+        for part_name in parts:
+            assert part_name in {field.name for field in fields(part)}
+            part = getattr(part, part_name)
     assert "target" not in line and ("temperature" in line) == hasattr(method, "temperature")
 
 
@@ -179,9 +184,9 @@ class Measured(Monitor):
 def warned(spreads: list[float], *, warmup: float = 0.0) -> list[bool]:
     """Whether evaluations at steps 1, 2, ... of the whole schedule, with these spreads, are warned of."""
     task = MAEConfig().build(tiny().encoder.build((12, 12), 3))
-    run = RunFolder(Path("nowhere"))
+    run, whole = RunFolder(Path("nowhere")), Whole(task, "none", torch.device("cpu"))
     online = OnlineEvaluation(
-        Measured(), task, run, torch.device("cpu"), warmup=warmup, total=len(spreads), settings=()
+        Measured(), whole, run, torch.device("cpu"), warmup=warmup, total=len(spreads), settings=()
     )
     online.start = START
     records = [{"step": i + 1, "feature_spread": s, "effective_rank": 27 * s} for i, s in enumerate(spreads)]

@@ -2,14 +2,17 @@
 
 import json
 import os
+import shlex
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from commandline import mimkit, refused
+from commandline import TINY, mimkit, refused
 from drills import tiny
 from mimkit.core.errors import UserError
 from mimkit.data import remote
@@ -18,6 +21,7 @@ from mimkit.train.checkpoint import checkpoints, load_checkpoint
 from mimkit.train.mirror import Mirror, local_run, read_marker
 from mimkit.train.prepare import Pretrain
 from mimkit.train.pretrain import pretrain
+from places import ROOT
 from sets import packed
 from stores import Store, store  # noqa: F401  a fixture
 
@@ -82,6 +86,8 @@ def test_a_run_goes_on_from_a_store_on_another_machine(forty, store, tmp_path, m
     copy = local_run(URL)
     for path in mirror.contents(there):
         assert (copy / path).read_bytes() == (there / path).read_bytes(), path
+    with pytest.raises(UserError, match=f"is a copy of {URL}, to be read alone"):
+        Mirror.of(copy, print)
     assert {key.removeprefix("runs/first/") for key in store.names()} == {*mirror.contents(there), mirror.MARKER}
     with pytest.raises(UserError, match="holds a finished run"):
         train(tiny(forty), local_run(URL, train=True))
@@ -200,6 +206,44 @@ def test_commands_take_urls_and_tell_no_secrets(forty, store, tmp_path, capfd): 
         assert not any(secret.encode() in text for text in texts), secret
     assert "not s3://bucket/out" in refused(f"export {URL} --out s3://bucket/out")
     assert "takes a path on this machine" in refused(f"evaluate finetune {URL} --data {forty} --run s3://bucket/tuned")
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_run_in_a_store(forty, store, tmp_path):  # noqa: F811
+    """From a signed URL that both read; on a machine without the first one's cache it goes on."""
+    store.put("set.zip", packed(forty, tmp_path / "set.zip"))
+    signed = store.client().generate_presigned_url("get_object", Params={"Bucket": "bucket", "Key": "set.zip"})
+    small = shlex.split(TINY.replace("--batch-size 8", "--batch-size 8 --machine.save-every 2"))
+
+    def launch(*words: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "mimkit.cli", "launch", "--processes", "2", "pretrain", "mae_mini_28"]
+        env = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+        words = (*words, "--data", signed, *small)
+        return subprocess.run([*command, *words], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=280)
+
+    first = launch("--run", URL, "--max-steps", "3")
+    assert first.returncode == 0, first.stderr
+    shutil.rmtree(Path(os.environ["XDG_CACHE_HOME"]) / "mimkit" / "runs")
+    second = launch("--run", URL)
+    assert second.returncode == 0 and f"in the store   {URL}" in second.stdout, second.stderr
+    assert launch("--run", str(tmp_path / "near")).returncode == 0
+    same_weights(tmp_path / "near", local_run(URL))
+    assert "Signature" not in first.stdout + first.stderr + second.stdout + second.stderr
+
+
+def test_complete_checkpoints_alone_are_sent(tmp_path):
+    for path in (
+        *("checkpoints/step-000000002.pt", "checkpoints/step-000000004/shard-00001.safetensors"),
+        *("checkpoints/step-000000004/state.json", "checkpoints/step-000000006/shard-00001.safetensors"),
+        *("checkpoints/step-000000008.tmp/state.json", "checkpoints/step-000000009.pt.tmp", "config.json", ".lock"),
+        *("export/model.safetensors", ".export.partial/model.safetensors", "checkpoints/step-000000001.pt.bad"),
+    ):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text("{}")
+    assert mirror.contents(tmp_path) == [
+        *("checkpoints/step-000000002.pt", "checkpoints/step-000000004/shard-00001.safetensors"),
+        *("checkpoints/step-000000004/state.json", "config.json", "export/model.safetensors"),
+    ]
 
 
 def test_a_folder_on_a_disk_is_mirrored_nowhere(tmp_path):

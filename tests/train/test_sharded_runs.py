@@ -14,6 +14,7 @@ from drills import ranks, the_line, tiny
 from mimkit.core.errors import UserError
 from mimkit.train.check import check_run
 from mimkit.train.checkpoint import checkpoints, load_checkpoint, set_bad_aside
+from mimkit.train.mirror import contents
 from mimkit.train.pretrain import pretrain
 from mimkit.train.run_folder import RunFolder
 
@@ -181,6 +182,17 @@ def test_a_kill_of_the_first_process_at_any_moment_of_a_save(at, last, alone, fo
     equal(folder, alone)
 
 
+@pytest.mark.slow
+def test_a_kill_before_the_last_export_leaves_it_to_the_next_start(alone, forty, tmp_path):
+    folder = tmp_path / "run"
+    killed(tmp_path / "log", config(forty), folder, ("on_rank", 0, "kill_in_folder", 7, "prune"))
+    assert json.loads((folder / "export" / "identity.json").read_text())["step"] == 6
+    go_on(tmp_path / "log", config(forty), folder, 2)
+    assert json.loads((folder / "export" / "identity.json").read_text())["step"] == 7
+    assert RunFolder(folder).finished
+    equal(folder, alone)
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_full_disk_is_one_line_with_the_last_good_folder(rank, forty, tmp_path):
     folder, run = tmp_path / "run", config(forty, save_every=3)
@@ -192,6 +204,24 @@ def test_a_full_disk_is_one_line_with_the_last_good_folder(rank, forty, tmp_path
     assert 6 <= len(curve(folder)) < 9, "it is noticed before the next save"
     run.machine.sharding = "none"
     assert pretrain(run, folder, log=lambda line: None)["finished"]
+
+
+def test_a_disk_that_hosts_do_not_share_is_said_at_the_first_save(forty, tmp_path):
+    fault = ("on_rank", 1, "write_elsewhere", str(tmp_path))
+    line = the_line(ranks(tmp_path / "log", config(forty), tmp_path / "run", ("short_patience",), fault))
+    assert "shard-00002.safetensors, which another process has written, cannot be seen here" in line
+    assert "disk that all hosts share" in line and "free some space" not in line and not checkpoints(tmp_path / "run")
+
+
+def test_a_mirror_is_sent_complete_checkpoints_alone(forty, tmp_path):
+    faults = ("say_published",), ("slow_disk",)
+    (status, text), _ = ranks(tmp_path / "log", config(forty), tmp_path / "run", *faults)
+    assert status == 0, text
+    sent = [line.split()[1:] for line in text.splitlines() if line.startswith("SENT")]
+    assert sent[-1] == ["7", "step-000000007"]
+    assert all(name == f"step-{int(step):09d}" for step, name in sent)
+    paths = contents(tmp_path / "run")
+    assert {f"checkpoints/step-000000007/{name}" for name in ("shard-00002.safetensors", "state.json")} <= {*paths}
 
 
 def test_a_full_disk_in_the_last_save_is_no_finished_run(forty, tmp_path):

@@ -19,12 +19,13 @@ from mimkit.data.pictures import Subset
 from mimkit.data.sources import open_pictures
 from mimkit.methods.mae import MAEConfig
 from mimkit.methods.targets.tokens import TokenIds
+from mimkit.model.frozen import Frozen
 from mimkit.train import dataset_view
 from mimkit.train.machine import Engine, Machine
 from mimkit.train.prepare import Prepared, Pretrain
 from mimkit.train.pretrain import pretrain
 from mimkit.train.run_folder import RunFolder
-from mimkit.train.sharding import blocks, recompute, resolve, shard
+from mimkit.train.sharding import Whole, blocks, recompute, resolve, shard
 from shards import DENSE, DRAWS_BY_RANK, KINDS, VIT, dense, finetune, mae, maskalign, simmim, tokenizer
 from transfers import write
 
@@ -249,6 +250,15 @@ def test_what_cannot_be_shared_or_recomputed_is_refused():
     machine.sharding = "half"
     with pytest.raises(UserError, match="there is no sharding 'half'"):
         machine.check()
+
+
+def test_a_whole_copy_comes_and_goes_without_what_trains():
+    task = MAEConfig().build(VIT.build((16, 16), 3))
+    task.teacher = Frozen(nn.Linear(2, 2))
+    theirs = Whole(task, "full", CPU).copy
+    theirs.to("meta")
+    assert theirs.teacher.network.weight.device.type == "meta"
+    assert not any(value.is_meta for value in [task.teacher.network.weight, *task.state_dict().values()])
 
 
 def test_one_process_keeps_plain_classes():

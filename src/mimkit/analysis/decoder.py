@@ -14,7 +14,8 @@ from mimkit.guidance.exploitation import decoder_attention, exploitation_rate
 from mimkit.masks import PartitionMasker, RandomMasker
 from mimkit.masks.statistics import average_distance
 from mimkit.methods.base import Method
-from mimkit.methods.mae import MAE
+from mimkit.methods.mae import MAE, READS
+from mimkit.model.decoder import Decoder
 from mimkit.model.patches import patchify
 
 LATE = 0.999  # masks are measured as at the end of training
@@ -23,7 +24,7 @@ LATE = 0.999  # masks are measured as at the end of training
 def refusal(task: Method) -> str | None:
     """Why this method has no measures of a decoder; None if it has them."""
     if isinstance(task, MAE):
-        return None
+        return None if isinstance(task.decoder, Decoder) else READS
     return f"{type(task).__name__} has no decoder with mask tokens"
 
 
@@ -39,6 +40,7 @@ def decoder_measures(
     mae = task
     assert isinstance(mae, MAE)
     encoder, decoder, grid = mae.encoder, mae.decoder, mae.encoder.grid
+    assert isinstance(decoder, Decoder)
     patches = patchify(images, encoder.patch)
     # By picture alone: a picture has the same mask in every run and whatever batch it comes in.
     address = rng_keys("analysis", index).to(images.device)

@@ -10,7 +10,7 @@ from PIL import Image
 from torch.nn.functional import interpolate
 
 from mimkit.data.decode import BadPicture
-from mimkit.data.encoded import Encoded
+from mimkit.data.encoded import Encoded, encoded_bytes
 from mimkit.data.pictures import Pictures, Subset, sample
 from mimkit.data.stream import MicroBatches
 from mimkit.data.stream import Plan as Order
@@ -64,7 +64,7 @@ def measure_files(pictures: Pictures, views: Sequence[View], size: tuple[int, in
     """
     index = sample(len(pictures), _READ)
     few = Subset(pictures, torch.tensor(index))
-    sizes = [] if not isinstance(pictures, Encoded) else [len(pictures.data(i)) for i in index]
+    sizes = [len(data) for i in index if (data := _data(pictures, i)) is not None]
     result = Files(
         count=len(index), size=sum(sizes) / len(sizes) if sizes else None, per_second=_per_second(few, views, size)
     )
@@ -79,6 +79,14 @@ def measure_files(pictures: Pictures, views: Sequence[View], size: tuple[int, in
         small_size=small,
         small_per_second=_per_second(_Held(pictures, files), views, size),
     )
+
+
+def _data(pictures: Pictures, i: int) -> bytes | None:
+    """The bytes of a file; None where there is none, or it cannot be read."""
+    try:
+        return encoded_bytes(pictures, i)
+    except BadPicture:
+        return None
 
 
 def _per_second(pictures: Pictures, views: Sequence[View], size: tuple[int, int]) -> float:

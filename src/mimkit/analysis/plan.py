@@ -1,18 +1,18 @@
 """Plan: what a step takes and which GPUs there are enter; memory, settings, speed, traffic, time and dollars leave.
 
-All of it is arithmetic on numbers that are counted (`analysis.footprint`) or given. Times are in seconds, rates a
+All of it is arithmetic on numbers that are counted (`analysis.counts`) or given. Times are in seconds, rates a
 second, sizes in bytes.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from mimkit.analysis.footprint import Footprint
+from mimkit.analysis.counts import Counts
 from mimkit.core.errors import UserError, at_least, unknown, within
+from mimkit.train.sharding import Sharding
 
-Sharding = Literal["none", "full", "hybrid"]
 STATE = 16  # bytes of a trained weight: itself, its gradient and AdamW's two averages, in float32
 _BUCKET = 4  # bytes more of each under DDP: gradients are copied into buckets to be summed
 _GATHERED = 2 * (2 + 4)  # bytes of a weight of a gathered block, of two at once: in bfloat16, its gradient in float32
@@ -89,16 +89,16 @@ class Cluster:
         return self.kind.link if self.network is None else min(self.kind.link, 1e9 * self.network)
 
 
-def states(taken: Footprint, cluster: Cluster, sharding: Sharding) -> float:
+def states(taken: Counts, cluster: Cluster, sharding: Sharding) -> float:
     """Bytes that a GPU holds whatever pictures it sees: weights, gradients, averages, and what moves them."""
-    held = STATE * taken.trained + 4 * taken.frozen
+    shared, whole = STATE * taken.trained + 4 * taken.frozen, 4 * taken.teachers
     if sharding == "none":
-        return held + taken.copies + (_BUCKET * taken.trained if cluster.gpus > 1 else 0)
+        return shared + whole + taken.copies + (_BUCKET * taken.trained if cluster.gpus > 1 else 0)
     holders = cluster.gpus if sharding == "full" else min(cluster.gpus, cluster.per_host)
-    return held / holders + _GATHERED * taken.largest_block
+    return shared / holders + whole + _GATHERED * taken.largest_block
 
 
-def reduction(taken: Footprint, cluster: Cluster, sharding: Sharding, micro_batches: int = 1) -> float:
+def reduction(taken: Counts, cluster: Cluster, sharding: Sharding, micro_batches: int = 1) -> float:
     """Seconds that weights and gradients travel in a step, if nothing else is in their way.
 
     Sharded weights are gathered for each micro batch; gradients travel with the last one alone.
@@ -107,8 +107,8 @@ def reduction(taken: Footprint, cluster: Cluster, sharding: Sharding, micro_batc
         return 0.0
     again = 4 * (micro_batches - 1) if sharding != "none" else 0
     if sharding == "hybrid" and cluster.hosts > 1:
-        shared = _BY_BLOCKS / min(cluster.gpus, cluster.per_host)  # of its share of the gradients, each GPU's
-        return taken.trained * ((_BY_BLOCKS + again) / cluster.kind.link + shared / cluster.across)
+        # Each GPU sums its share of the gradients across hosts, but all GPUs of a host do so over the same cards.
+        return taken.trained * ((_BY_BLOCKS + again) / cluster.kind.link + _BY_BLOCKS / cluster.across)
     return taken.trained * (_BY_BLOCKS + again) / cluster.across
 
 
@@ -137,7 +137,7 @@ class Layout:
     """Bytes of one picture."""
 
 
-def layouts(taken: Footprint, cluster: Cluster, per_gpu: int) -> list[Layout]:
+def layouts(taken: Counts, cluster: Cluster, per_gpu: int) -> list[Layout]:
     """All ways to lay a run over GPUs, the cheapest first: sharding waits for the network, recomputing for itself."""
     shardings: list[Sharding] = ["none"] if cluster.gpus == 1 else ["none", "full"]
     if cluster.hosts > 1:
@@ -161,7 +161,7 @@ def layouts(taken: Footprint, cluster: Cluster, per_gpu: int) -> list[Layout]:
     return ways
 
 
-def choose(taken: Footprint, cluster: Cluster, per_gpu: int, *, whole_batch: bool) -> tuple[Layout, str]:
+def choose(taken: Counts, cluster: Cluster, per_gpu: int, *, whole_batch: bool) -> tuple[Layout, str]:
     """The cheapest layout with which a GPU is busy, and why; raises UserError where nothing fits.
 
     Args:
@@ -196,7 +196,7 @@ def _why(way: Layout, plain: Layout, enough: int, cluster: Cluster) -> str:
 
 
 def plan(
-    taken: Footprint,
+    taken: Counts,
     cluster: Cluster,
     *,
     batch_size: int,
@@ -249,7 +249,7 @@ def plan(
     return _about(taken, cluster) | _laid(layout, layouts(taken, cluster, per_gpu)) | result
 
 
-def _about(taken: Footprint, cluster: Cluster) -> dict[str, Any]:
+def _about(taken: Counts, cluster: Cluster) -> dict[str, Any]:
     """What is known before any choice."""
     return {
         "gpu": cluster.gpu,
@@ -261,7 +261,8 @@ def _about(taken: Footprint, cluster: Cluster) -> dict[str, Any]:
         "flops_per_picture": taken.flops,
         "trained": taken.trained,
         "frozen": taken.frozen,
-        "state_bytes": STATE * taken.trained + 4 * taken.frozen,
+        "teachers": taken.teachers,
+        "state_bytes": STATE * taken.trained + 4 * (taken.frozen + taken.teachers),
         "kept_bytes_per_picture": taken.kept,
         "recomputed_bytes_per_picture": taken.recomputed,
     }

@@ -59,7 +59,11 @@ def _file_rows(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
     files, lines = plan["files"], []
     for name, size, per_second in (
         ("as they are", files["size"], files["per_second"]),
-        (f"re-encoded to {SHORTER_SIDE} px, quality {QUALITY}", files["small_size"], files["small_per_second"]),
+        (
+            f"re-encoded (shards pack --shorter-side {SHORTER_SIDE} --quality {QUALITY})",
+            files["small_size"],
+            files["small_per_second"],
+        ),
     ):
         if per_second is None:
             continue

@@ -3,8 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from mimkit.analysis.counts import count_step
 from mimkit.analysis.files import measure_files
-from mimkit.analysis.footprint import footprint
 from mimkit.analysis.plan import Cluster, plan
 from mimkit.core.errors import UserError, at_least
 from mimkit.train.prepare import Prepared
@@ -37,7 +37,7 @@ def plan_recipe(prepared: Prepared, request: Request) -> dict[str, Any]:
     """
     config = prepared.config
     result = plan(
-        footprint(prepared),
+        count_step(prepared),
         request.cluster,
         batch_size=config.batch_size,
         pictures=request.pictures or prepared.count,

@@ -60,6 +60,14 @@ def colorize(maps: Float[Tensor, "B 1 H W"], bounds: tuple[float, float] | None 
     return torch.lerp(ramp[below], ramp[below + 1], (place - below).unsqueeze(-1)).permute(0, 3, 1, 2)
 
 
+def agreement_map(
+    values: Float[Tensor, "B N"], grid: tuple[int, int], patch: tuple[int, int]
+) -> Float[Tensor, "B 3 H W"]:
+    """Numbers of 0 to 1 for each patch as colors, gray where they are NaN."""
+    nothing = patches_to_pixels(values.isnan().float(), grid, patch)
+    return masked(colorize(patches_to_pixels(values.nan_to_num(0.0), grid, patch), (0, 1)), nothing)
+
+
 def pasted(
     images: Float[Tensor, "B 3 H W"], predicted: Float[Tensor, "B 3 H W"], hidden: Float[Tensor, "B 1 H W"]
 ) -> Float[Tensor, "B 3 H W"]:

@@ -31,6 +31,7 @@ PACKED = (".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".tar.zst",
 """What can be read from its beginning alone."""
 MANY = 10_000  # members of an archive whose list is kept in the cache
 _LOCAL = struct.Struct("<4s22xHH")  # a member's header in a zip: signature, lengths of its name and extra field
+_NAME = 256  # bytes that name and extra field of a member seldom exceed
 _PLAIN, _STORED, _DEFLATED = -1, zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
 
 
@@ -79,10 +80,15 @@ def read_member(file: StoredFile, place: np.ndarray) -> bytes:
     offset, packed, size, checksum, kind = place.tolist()
     if kind == _PLAIN:
         return file.read(offset, size)
-    signature, name, extra = _LOCAL.unpack(file.read(offset, _LOCAL.size))
+    # Header and bytes at once: in a store each look has a price.
+    ahead = file.read(offset, max(_LOCAL.size, min(_LOCAL.size + _NAME + packed, file.size - offset)))
+    signature, name, extra = _LOCAL.unpack_from(ahead)
     if signature != b"PK\x03\x04":
         raise OSError(0, "damaged in the archive")
-    data = file.read(offset + _LOCAL.size + name + extra, packed)
+    start = _LOCAL.size + name + extra
+    data = ahead[start : start + packed]
+    if len(data) < packed:
+        data += file.read(offset + start + len(data), packed - len(data))
     if kind == _DEFLATED:
         try:
             data = zlib.decompressobj(-15).decompress(data, size + 1)  # no more than it says, whatever is in it

@@ -69,7 +69,7 @@ class Blocks:
         """Keep a block: beside and renamed. A full disk loses its oldest blocks, and is no error."""
         if self._written >= self.limit // 32:
             self._make_room(self.limit * 3 // 4 - len(data))  # the rest is for what others write meanwhile
-        if len(data) > self.limit // 4:
+        if not self.keeps(len(data)):
             return
         for _ in range(2):
             try:
@@ -78,6 +78,10 @@ class Blocks:
                 return
             except OSError:
                 self._make_room(self.total() // 2)
+
+    def keeps(self, size: int) -> bool:
+        """Whether there is room for several blocks of this size."""
+        return 4 * size <= self.limit
 
     def _write(self, path: str, data: bytes) -> None:
         folder = os.path.dirname(path)

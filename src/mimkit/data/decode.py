@@ -19,7 +19,7 @@ from torchvision.io import ImageReadMode, decode_png
 from mimkit.core.errors import UserError
 from mimkit.data.dicom import START, dicom_header, is_dicom, opened_dicom
 from mimkit.data.header import LARGEST, BadPicture, Header, check_size
-from mimkit.data.jpeg import decode_usual_jpeg
+from mimkit.data.jpeg import decode_usual_jpeg, usual_size
 from mimkit.data.reading import Reading
 from mimkit.data.tiff import GDAL_NODATA, Box, is_tiff, opened, tiff_header
 from mimkit.data.values import DEPTHS, STORED, Storage
@@ -127,6 +127,10 @@ def _decode(data: bytes, storage: Storage, reading: Reading) -> Tensor:
     if is_dicom(data):
         frame = opened_dicom(data, reading)
         return _stored(_as_set(frame.values(), storage.dtype), storage, reading, frame.nodata)
+    eight = plain and storage.dtype == torch.uint8
+    if eight and storage.nodata is None and not reading.plane and (size := usual_size(data)) and _ended(data):
+        check_size(size[1], size[0])
+        return decode_usual_jpeg(data, storage.channels)
     tiff = is_tiff(data)
     try:
         picture = _open(data)
@@ -145,7 +149,7 @@ def _decode(data: bytes, storage: Storage, reading: Reading) -> Tensor:
     orientation = _orientation(picture)
     # Others are faster than Pillow for the usual JPEG; whatever is unusual about one goes Pillow's way.
     usual = picture.format == "JPEG" and picture.mode in ("L", "RGB") and orientation == 1 and _ended(data)
-    if usual and plain and storage.dtype == torch.uint8:
+    if usual and eight:
         pixels = decode_usual_jpeg(data, storage.channels)
         return pixels if storage.nodata is None else _stored(pixels.numpy(), storage, reading)
     if picture.format == "PNG" and data[24] == 16:  # bit depth: Pillow would cut color to its high bytes

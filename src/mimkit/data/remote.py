@@ -69,7 +69,7 @@ class RemoteFile(StoredFile):
         """The bytes of several (offset, size), fetched at the same time where they are not in the cache."""
         if any(offset < 0 or offset + size > self._size for offset, size in ranges):
             raise OSError(0, "the file ends before it")
-        if not blocks().limit:
+        if not blocks().keeps(BLOCK):
             return in_parallel(lambda extent: self._fetch(*extent), ranges)
         cuts = [list(_cut(offset, size)) for offset, size in ranges]
         pieces = iter(in_parallel(lambda cut: self._piece(*cut), [cut for entry in cuts for cut in entry]))

@@ -15,13 +15,15 @@ from mimkit.core.errors import UserError
 from mimkit.core.randomness import rng_keys, uniform
 from mimkit.guidance.exploitation import Exploitation
 from mimkit.guidance.signals import compute_signal, warp_to_view
-from mimkit.masks.informed import ModelMasker
+from mimkit.masks.informed import InformedMasker, ModelMasker
 from mimkit.masks.mask import Mask
 from mimkit.masks.masker import Masker, Signal
 from mimkit.model.backbone import Backbone
+from mimkit.model.beit import BeitEncoder
 from mimkit.model.frozen import Frozen
 from mimkit.model.patches import patchify, unpatchify
 from mimkit.model.teacher import Teacher
+from mimkit.model.vit import Encoder
 
 LATE = 0.999  # progress at which every masker is tried as if its start had come
 
@@ -286,3 +288,17 @@ def refuse_several(sampler: MaskSampler, method: str, *, ragged: bool = True) ->
         )
     if sampler.ragged and not ragged:
         raise UserError(f"{method} hides as many patches in each picture and {name} does not: use another masker")
+
+
+def refuse_reading_maskers(masker: Masker, encoder: Backbone) -> None:
+    """Refuse a masker that looks at the encoder, ever, where that is no plain ViT."""
+    evals = any(masker.reads(moment / 64) is not Signal.NONE for moment in range(64))
+    if isinstance(encoder, Encoder) or not (evals or isinstance(masker.guide, InformedMasker)):
+        return
+    reason = "an encoder with windows merges its patches and has no class token"
+    if isinstance(encoder, BeitEncoder):
+        reason = "a Beit's attention has biases by position that it does not know"
+    raise UserError(
+        f"{type(masker.guide).__name__} reads a value for each patch from the encoder, and {reason}: use a masker that "
+        "reads nothing, or a vit_* encoder"
+    )

@@ -1,15 +1,18 @@
 """Masks: maskers (settings) make Masks (values); nothing here holds weights or sees a model."""
 
 from mimkit.masks.attentive import AMTMasker, AttMaskMasker, MultinomialMasker
+from mimkit.masks.inverse import InverseBlockMasker
 from mimkit.masks.mask import Mask
 from mimkit.masks.masker import Masker, Signal
 from mimkit.masks.mixture import MixtureMasker
+from mimkit.masks.multiblock import MultiBlockMasker
 from mimkit.masks.ncut import ncut
 from mimkit.masks.partition import ComplementaryMasker, PartitionMasker
 from mimkit.masks.random import RandomMasker
 from mimkit.masks.salience import SalienceMasker
 from mimkit.masks.self_guided import SelfGuidedMasker
 from mimkit.masks.structured import BlockMasker, GridMasker, SimMIMMasker, SquareMasker
+from mimkit.masks.topped import ToppedBlockMasker
 
 __all__ = [
     "AMTMasker",
@@ -17,9 +20,11 @@ __all__ = [
     "BlockMasker",
     "ComplementaryMasker",
     "GridMasker",
+    "InverseBlockMasker",
     "Mask",
     "Masker",
     "MixtureMasker",
+    "MultiBlockMasker",
     "MultinomialMasker",
     "PartitionMasker",
     "RandomMasker",
@@ -28,6 +33,7 @@ __all__ = [
     "Signal",
     "SimMIMMasker",
     "SquareMasker",
+    "ToppedBlockMasker",
     "maskers",
     "ncut",
 ]
@@ -40,7 +46,10 @@ def maskers() -> dict[str, type[Masker]]:
         "simmim": SimMIMMasker,
         "square": SquareMasker,
         "block": BlockMasker,
+        "topped-block": ToppedBlockMasker,
+        "inverse-block": InverseBlockMasker,
         "grid": GridMasker,
+        "multi-block": MultiBlockMasker,
         "partition": PartitionMasker,
         "complementary": ComplementaryMasker,
         "salience": SalienceMasker,

@@ -29,10 +29,20 @@ class PartitionMasker(Masker):
     """Views K of each picture; each hides a share of 1 - 1 / K."""
     mode: str = "parallel"
     """How views relate: `parallel` (they partition the patches) or `independent`."""
+    throw: float = 0.0
+    """Share of patches that each parallel view throws away, about: it neither sees nor predicts them. Views that hide a
+    patch predict it all or none, so that as many as possible can be compared."""
 
     def __post_init__(self) -> None:
         at_least(2, **{"masker.parts": self.parts})
         choice("mode", self.mode, ("parallel", "independent"))
+        if not 0 <= self.throw < 1 - 1 / self.parts:
+            raise UserError(
+                f"masker.throw {self.throw} of {self.parts} parts, which hide {1 - 1 / self.parts:.3g}, must leave "
+                "patches to predict"
+            )
+        if self.throw and self.mode == "independent":
+            raise UserError("masker.throw is of parallel parts: leave it, or masker.mode independent, out")
 
     def __call__(
         self,
@@ -49,7 +59,15 @@ class PartitionMasker(Masker):
         # One permutation cut into K pieces is K rows of a matrix: no patch can be in two of them.
         visible = uniform(rng_keys, n).argsort(dim=1, stable=True).reshape(-1, n // parts)
         hidden = torch.ones(len(visible), n, dtype=torch.bool, device=rng_keys.device).scatter(1, visible, False)
-        return Mask(hidden, visible, parts)
+        if not self.throw:
+            return Mask(hidden, visible, parts)
+        # Of each part the same few patches are predicted by all views but the one that sees it.
+        each = max(1, int(n * (1 - 1 / parts - self.throw)) // (parts - 1))
+        few = visible.unflatten(0, (-1, parts))[..., :each]  # (B, K, each)
+        others = [few[:, [k for k in range(parts) if k != view]].flatten(1) for view in range(parts)]
+        predicted = torch.stack(others, dim=1).flatten(0, 1)
+        hidden = torch.zeros_like(hidden).scatter(1, predicted, True)
+        return Mask(hidden, visible, parts, decoded=torch.cat([visible, predicted], dim=1))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,12 +33,19 @@ class RandomMasker(Masker):
 
     ratio: Curve = 0.75  # type: ignore[bad-override]
     """Share of hidden patches, 0 < ratio < 1; two numbers: from the first at the start to the second at the end."""
+    throw: float = 0.0
+    """Share of patches that is thrown away, neither seen nor predicted, rounded down (CrossMAE: 0.5, ratio 0.25)."""
 
     same: bool = False
     """All pictures that a process sees at once hide the same patches, drawn by the key of the first (MSN)."""
 
     def __post_init__(self) -> None:
         check_ratio(self.ratio)
+        most = max(self.ratio) if isinstance(self.ratio, tuple) else self.ratio
+        if not 0 <= self.throw < 1 - most:
+            raise UserError(
+                f"masker.throw {self.throw} and masker.ratio {most} must leave visible patches: sum below 1"
+            )
 
     def __call__(
         self,
@@ -49,4 +56,5 @@ class RandomMasker(Masker):
     ) -> Mask:
         n = score_maps.shape[1]
         noise = uniform(rng_keys[:1], n).expand(len(rng_keys), n) if self.same else uniform(rng_keys, n)
-        return Mask.from_scores(noise, hidden_count(n, float(at(self.ratio, progress))))
+        hide = hidden_count(n, float(at(self.ratio, progress)))
+        return Mask.from_scores(noise, hide, throw=min(int(n * self.throw), n - hide - 1))

@@ -14,6 +14,7 @@ from mimkit.masks import Mask, Masker, RandomMasker
 from mimkit.model.backbone import Backbone
 from mimkit.model.decoder import Decoder
 from mimkit.model.patches import patchify
+from mimkit.model.reader import CrossDecoder
 from mimkit.model.teacher import Teacher
 
 
@@ -42,7 +43,7 @@ class Method(Task):
     """A task that trains an encoder."""
 
     encoder: Backbone
-    decoder: Decoder | None
+    decoder: Decoder | CrossDecoder | None
     """What predicts patches from latents, of a method that has one; released weights may fill it."""
 
     def __init__(self) -> None:
@@ -57,7 +58,9 @@ class Method(Task):
         return None
 
     def agreement(self, batch: Batch, progress: float) -> tuple[Float[Tensor, "BK N"], Mask] | None:
-        """For a method that draws no pictures: how far, 0 to 1, each patch is as it should be, and the masks."""
+        """For a method that draws no pictures: how far, 0 to 1, each patch is as it should be, and the masks.
+
+        NaN where nothing is compared."""
         return None
 
 
@@ -70,7 +73,13 @@ class MaskedMethod(Method):
         """`average`: the method's own moving average of the encoder, which a masker may ask instead of its own."""
         super().__init__()
         self.encoder = encoder
+        self._student = (encoder,)  # in a tuple: the state dict has it once
         self.mask_sampler = MaskSampler(masker, encoder, teacher, average=average)
+
+    @property
+    def student(self) -> Backbone:
+        """The encoder that is trained, also where `encoder`, which leaves, is its slow copy."""
+        return self._student[0]
 
     def sample(
         self, batch: Batch, progress: float, attention: Float[Tensor, "B N H"] | None = None
@@ -79,10 +88,10 @@ class MaskedMethod(Method):
 
         `attention`: as for `MaskSampler.forward`. Patches without data are hidden whatever the masker says.
         """
-        patches = patchify(batch.images, self.encoder.patch)
-        mask, logs = self.mask_sampler(self.encoder, patches, batch, progress, attention)
+        patches = patchify(batch.images, self.student.patch)
+        mask, logs = self.mask_sampler(self.student, patches, batch, progress, attention)
         if batch.valid is not None:
-            mask = mask.without_holes(patchify(batch.valid.float(), self.encoder.patch).mean(dim=2))
+            mask = mask.without_holes(patchify(batch.valid.float(), self.student.patch).mean(dim=2))
         return patches, mask, {"hidden": mask.hidden.float().mean()} | logs
 
     def exploitation(self, images: Float[Tensor, "B C H W"]) -> Exploitation:
@@ -94,10 +103,10 @@ class MaskedMethod(Method):
             self.mask_sampler.begin(self.encoder)
 
     def after_step(self, progress: float) -> None:
-        self.mask_sampler.update(self.encoder)
+        self.mask_sampler.update(self.student)
 
     def before_epoch(self, epoch: int, progress: float, dataset: DatasetView) -> dict[str, float]:
-        return self.mask_sampler.before_epoch(self.encoder, epoch, progress, dataset, self.exploitation)
+        return self.mask_sampler.before_epoch(self.student, epoch, progress, dataset, self.exploitation)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -105,6 +114,7 @@ class MethodConfig:
     """Base of the settings of a method."""
 
     windows = False  # whether the encoder may be one that leaves no patch out, as a Swin
+    beits = False  # whether the encoder may be a Beit, whose relative positions belong to the full grid
     convolutions = False  # whether the encoder may be a ResNet, which has no patches at all
     supervised = False  # learns the train split alone, and what is known of its pictures
     learns: ClassVar[str] = ""  # what that is: `classes`, of which it takes a `label_fraction`, or a `DenseTask`

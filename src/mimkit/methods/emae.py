@@ -9,9 +9,10 @@ from mimkit.masks.informed import choice
 from mimkit.methods.agreement import disagreement
 from mimkit.methods.base import MaskedConfig
 from mimkit.methods.losses import DISTANCES
-from mimkit.methods.mae import MAE
+from mimkit.methods.mae import MAE, refuse_reading_decoder
 from mimkit.methods.targets.pixels import PatchTarget, Pixels
 from mimkit.model.decoder import Decoder, DecoderConfig
+from mimkit.model.reader import CrossDecoder
 from mimkit.model.vit import Encoder
 
 
@@ -50,6 +51,7 @@ class EMAEConfig(MaskedConfig):
                 f"the two views of {name} hide no patch in common, so nothing can agree: use PartitionMasker with "
                 "masker.parts 3 or more, or method.weight 0"
             )
+        refuse_reading_decoder(self.decoder, masker)
         outputs = self.target.outputs(encoder.patch, encoder.channels)
         method = EMAE(encoder, self.decoder.build(encoder, outputs), masker, self.target, self)
         if method.mask_sampler.views == 1:
@@ -61,11 +63,11 @@ class EMAE(MAE):
     """An MAE over all parts of a picture, plus agreement of two predictions where a patch is hidden in both parts."""
 
     def __init__(
-        self, encoder: Encoder, decoder: Decoder, masker: Masker, target: PatchTarget, config: EMAEConfig
+        self, encoder: Encoder, decoder: Decoder | CrossDecoder, masker: Masker, target: PatchTarget, config: EMAEConfig
     ) -> None:
         super().__init__(encoder, decoder, masker, target)
         self.config = config
-        self.partition = isinstance(masker, PartitionMasker) and masker.mode == "parallel"
+        self.partition = isinstance(masker, PartitionMasker) and masker.mode == "parallel" and not masker.throw
 
     def forward(self, batch: Batch, progress: float) -> Step:
         patches, mask, logs = self.sample(batch, progress)

@@ -197,6 +197,11 @@ def distil_patches(
         return Distillation(mean_where(cross, hidden, per_picture=True), entropy.mean())
 
 
+def hidden_around(hidden: Float[Tensor, "B N"], grid: tuple[int, int]) -> Float[Tensor, "B N"]:
+    """Share of hidden patches among each patch and its eight neighbors; beyond the edge all is visible (BootMAE)."""
+    return F.avg_pool2d(hidden.unflatten(1, grid).unsqueeze(1), 3, stride=1, padding=1).flatten(1)
+
+
 def _contrast(
     cosines: Float[Tensor, "B M"],
     twin: Int64[Tensor, " B"],
@@ -228,8 +233,3 @@ def feature_spread(points: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
     """
     unit = F.normalize(points.detach().float(), dim=1)
     return unit.std(dim=0, correction=0).mean() * unit.shape[1] ** 0.5
-
-
-def entropy(shares: Float[Tensor, "*B K"]) -> Float[Tensor, "*B"]:
-    """Of distributions, in nats; where a share is 0 it adds nothing."""
-    return -(shares * shares.clamp_min(torch.finfo(shares.dtype).tiny).log()).sum(dim=-1)

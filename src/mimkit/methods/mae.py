@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mimkit.core.batch import Batch, Step
+from mimkit.core.errors import UserError
 from mimkit.core.randomness import rng_keys
 from mimkit.guidance.exploitation import Exploitation, decoder_attention, exploitation_rate
 from mimkit.masks import Mask, Masker, RandomMasker
@@ -16,18 +17,20 @@ from mimkit.methods.losses import squared_error
 from mimkit.methods.targets.pixels import PatchTarget, Pixels
 from mimkit.model.decoder import Decoder, DecoderConfig
 from mimkit.model.patches import patchify, unpatchify
+from mimkit.model.reader import CrossDecoder, CrossDecoderConfig
 from mimkit.model.vit import Encoder
 
 
 @dataclass(kw_only=True, slots=True)
 class MAEConfig(MaskedConfig):
-    """Masked autoencoder (He et al. 2022, arXiv:2111.06377)."""
+    """Masked autoencoder (He et al. 2022, arXiv:2111.06377); with a `CrossDecoderConfig` it is CrossMAE."""
 
     masker: Masker = field(default_factory=RandomMasker)
     target: PatchTarget = field(default_factory=Pixels)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
 
     def build(self, encoder: Encoder) -> "MAE":
+        refuse_reading_decoder(self.decoder, self.masker)
         outputs = self.target.outputs(encoder.patch, encoder.channels)
         return MAE(encoder, self.decoder.build(encoder, outputs), self.masker, self.target)
 
@@ -36,15 +39,15 @@ class MAE(MaskedMethod):
     """The encoder sees the visible patches alone; a light decoder predicts the hidden ones; loss where hidden."""
 
     encoder: Encoder  # type: ignore[bad-override]
-    decoder: Decoder  # type: ignore[bad-override]
+    decoder: Decoder | CrossDecoder  # type: ignore[bad-override]
 
-    def __init__(self, encoder: Encoder, decoder: Decoder, masker: Masker, target: PatchTarget) -> None:
+    def __init__(self, encoder: Encoder, decoder: Decoder | CrossDecoder, masker: Masker, target: PatchTarget) -> None:
         super().__init__(encoder, masker)
         self.decoder, self.target = decoder, target
 
     def predict(self, patches: Float[Tensor, "B N P"], mask: Mask) -> Float[Tensor, "BK N O"]:
         """Predictions for every patch of every view."""
-        return self.decoder(self.encoder.encode(self.encoder.embed(patches, mask), mask), mask)
+        return self.decoder.predict(self.encoder, self.encoder.embed(patches, mask), mask)
 
     def forward(self, batch: Batch, progress: float) -> Step:
         patches, mask, logs = self.sample(batch, progress)
@@ -87,6 +90,8 @@ class MAE(MaskedMethod):
     @torch.no_grad()
     def exploitation(self, images: Float[Tensor, "B C H W"]) -> Exploitation:
         """How far the decoder draws on visible and on mask tokens, under fixed random masks of ratio 0.75."""
+        if isinstance(self.decoder, CrossDecoder):
+            raise UserError(f"no exploitation can be measured: {READS}")
         training = self.training
         self.eval()  # or drop path would draw from what a resumed run cannot repeat
         patches = patchify(images, self.encoder.patch)
@@ -109,3 +114,15 @@ class MAE(MaskedMethod):
         if restored is None:
             return None
         return unpatchify(restored, self.encoder.patch, self.encoder.grid), mask
+
+
+READS = "CrossMAE's decoder reads visible tokens alone and never exploits mask tokens"
+
+
+def refuse_reading_decoder(decoder: DecoderConfig, masker: Masker) -> None:
+    """Refuse a masker that waits for the exploitation of mask tokens under a decoder that reads none."""
+    if isinstance(decoder, CrossDecoderConfig) and masker.needs_exploitation:
+        raise UserError(
+            f"{type(masker.guide).__name__} is to start by the exploitation of a decoder and {READS}: use "
+            "--method.masker.trigger fixed"
+        )

@@ -110,9 +110,11 @@ class MaskAlign(MaskedMethod):
         return Step(loss, logs)
 
     def agreement(self, batch: Batch, progress: float) -> tuple[Float[Tensor, "BK N"], Mask]:
-        """Cosine of prediction and target at each visible patch, the mean over the imitated blocks, 0 at least."""
+        """Cosine of prediction and target at each visible patch, the mean over the imitated blocks, 0 at least.
+
+        NaN at hidden ones."""
         predictions, targets, mask, _ = self.aligned(batch, progress)
         pairs = zip(predictions, targets, strict=True)
         cosine = torch.stack([F.cosine_similarity(p.float(), t, dim=2) for p, t in pairs]).mean(dim=0)
         cosine = cosine[:, int(self.with_class) :, None].clamp(min=0)
-        return mask.put(cosine, cosine.new_zeros(1, 1, 1))[..., 0], mask
+        return mask.put(cosine, cosine.new_full((1, 1, 1), torch.nan))[..., 0], mask

@@ -12,10 +12,10 @@ from mimkit.core.distributed import gather_with_gradient
 from mimkit.core.errors import UserError, at_least
 from mimkit.guidance.sampler import MaskSampler, refuse_exploitation, refuse_several
 from mimkit.masks import Masker, RandomMasker
-from mimkit.methods.assignment import sinkhorn
+from mimkit.methods.assignment import entropy, sinkhorn
 from mimkit.methods.base import MaskedConfig, Method
 from mimkit.methods.dino import by_size
-from mimkit.methods.losses import entropy, feature_spread
+from mimkit.methods.losses import feature_spread
 from mimkit.methods.momentum import Momentum
 from mimkit.methods.simclr import second_view
 from mimkit.model.patches import patchify

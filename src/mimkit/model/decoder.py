@@ -1,6 +1,6 @@
 """Decoder: latents of visible patches and a Mask enter, a prediction for every patch leaves."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -29,10 +29,14 @@ class DecoderConfig:
 
     def build(self, encoder: Encoder, outputs: int) -> "Decoder":
         """A decoder for this encoder's latents that predicts `outputs` numbers a patch."""
-        at_least(1, **{f"decoder.{f.name}": getattr(self, f.name) for f in fields(self)})
+        self.check()
+        return Decoder(self, encoder, outputs)
+
+    def check(self) -> None:
+        """Refuse sizes that cannot be built."""
+        at_least(1, **{f"decoder.{name}": getattr(self, name) for name in ("width", "depth", "heads")})
         if self.width % self.heads or self.width % 4:
             raise UserError(f"decoder.width {self.width} must be divisible by 4 and by decoder.heads {self.heads}")
-        return Decoder(self, encoder, outputs)
 
 
 class Decoder(nn.Module):
@@ -64,6 +68,10 @@ class Decoder(nn.Module):
         )
         patches = mask.put(visible, self.mask_token) + self.positions  # float32, as the residuals
         return Tokens(prefix, mask.take_decoded(patches))
+
+    def predict(self, encoder: Encoder, tokens: Tokens, mask: Mask) -> Float[Tensor, "BK N P"]:
+        """Predictions for all patches, from embedded visible ones."""
+        return self(encoder.encode(tokens, mask), mask)
 
     def forward(self, latents: Tokens, mask: Mask) -> Float[Tensor, "BK N P"]:
         """Predictions for all patches, zeros for thrown ones; loss and pictures choose by `mask.hidden`."""

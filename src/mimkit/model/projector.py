@@ -111,6 +111,21 @@ class Prototypes(nn.Module):
             return F.linear(F.normalize(points.float(), dim=-1), directions)
 
 
+class Clusters(nn.Linear):
+    """CAPI's clustering head: scores of the directions of points with each cluster, in float32.
+
+    Weights are Normal(0, 1) at first (facebookresearch/capi:model.py).
+    """
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, input: Float[Tensor, "*B D"]) -> Float[Tensor, "*B K"]:
+        with torch.autocast(input.device.type, enabled=False):
+            return super().forward(F.normalize(input.float(), dim=-1, eps=1e-7))
+
+
 def prototype_head(widths: Sequence[int], count: int, *, unit: bool) -> nn.Sequential:
     """DINO's head: `layers` of these widths with GELU between them, then `count` `prototypes`."""
     layers = mlp(widths, norm=False, between=nn.GELU)

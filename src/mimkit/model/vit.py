@@ -3,7 +3,7 @@
 import torch
 from jaxtyping import Bool, Float
 from timm.layers import PatchEmbed, resample_abs_pos_embed
-from timm.models import ResNet, VisionTransformer
+from timm.models import Beit, ResNet, VisionTransformer
 from torch import Tensor, nn
 
 from mimkit.core.errors import UserError
@@ -22,6 +22,8 @@ def refuse_unsuitable(model: nn.Module, name: str) -> None:
         reason = "a convolution sees the full grid of pixels, so no patch can be left out or replaced by a token"
     elif "Rope" in family or getattr(model, "rope", None) is not None:
         reason = "its rotary positions belong to the full grid and cannot follow left-out patches"
+    elif isinstance(model, Beit):
+        reason = "its relative positions belong to the full grid, so no patch can be left out"
     elif any("window" in type(module).__name__.lower() for module in model.modules()):
         reason = "its attention runs in windows over the full grid, so no patch can be left out"
     raise UserError(f"'{name}' ({family}) cannot be this encoder: {reason}; use a vit_* or deit* model of timm")
@@ -145,7 +147,7 @@ class Encoder(Backbone):
     def encode(self, tokens: Tokens, mask: Mask | None = None) -> Tokens:
         """Run the blocks and the final norm; a ragged mask's surplus slots are hidden from attention."""
         x = self.timm.norm_pre(torch.cat(tokens, dim=1))
-        bias = self._surplus(x, mask)
+        bias = self.surplus(x, mask)
         if bias is None:  # the whole sequence: timm's own way, which it may checkpoint or compile as one
             x = self.timm.blocks(x)
         else:
@@ -156,13 +158,13 @@ class Encoder(Backbone):
     def by_block(self, tokens: Tokens, mask: Mask | None = None) -> list[Tokens]:
         """What each block gives out, in their order: the residual stream, before the final norm."""
         x, outputs = self.timm.norm_pre(torch.cat(tokens, dim=1)), []
-        bias = self._surplus(x, mask)
+        bias = self.surplus(x, mask)
         for block in self.timm.blocks:
             x = block(x) if bias is None else block(x, attn_mask=bias)
             outputs.append(self._split(x))
         return outputs
 
-    def _surplus(self, x: Float[Tensor, "B T D"], mask: Mask | None) -> Float[Tensor, "B 1 1 T"] | None:
+    def surplus(self, x: Float[Tensor, "B T D"], mask: Mask | None) -> Float[Tensor, "B 1 1 T"] | None:
         """What hides the surplus slots of a ragged mask from attention."""
         if mask is None or not mask.ragged:
             return None

@@ -15,7 +15,7 @@ from mimkit.analysis.run import open_task, shown_pictures
 from mimkit.core.batch import Batch
 from mimkit.core.display import Display, hatched, split_holes
 from mimkit.core.errors import UserError
-from mimkit.core.grids import colorize, mask_to_pixels, masked, pasted, patches_to_pixels
+from mimkit.core.grids import agreement_map, mask_to_pixels, masked, pasted
 from mimkit.core.randomness import rng_keys
 from mimkit.data.loader import evaluation_batches
 from mimkit.data.pictures import Pictures
@@ -181,9 +181,7 @@ def _masks(
         thrown = mask_to_pixels(mask.thrown[:: mask.views], encoder.grid, encoder.patch)
         if reconstructed is None:
             third = "agreement with the teacher"
-            shown_cells = masked(
-                colorize(patches_to_pixels(values, encoder.grid, encoder.patch), (0, 1)), hidden, thrown
-            )
+            shown_cells = agreement_map(values, encoder.grid, encoder.patch)
         else:
             third = "reconstruction"
             shown_cells = masked(pasted(originals, display(values), hidden), hidden * 0, thrown)

@@ -79,12 +79,19 @@ class Checkpointer(Callback):
         machine: Machine,
         stop: StopSignal,
         export: Callable[[Method, int], None],
+        publish: Callable[[int], None],
         whole: Whole,
         first: int,
     ) -> None:
-        """`export`: writes a task after so many steps; called by the main process, after the checkpoint."""
+        """What the main process calls with the steps behind it.
+
+        Args:
+            export: writes a task; after the checkpoint was begun.
+            publish: sends the run to where it is mirrored; when checkpoint and export are complete.
+        """
         self.run, self.recorder, self.machine, self.stop = run, recorder, machine, stop
-        self.export, self.whole, self.device = export, whole, whole.device
+        self.export, self.publish, self.whole, self.device = export, publish, whole, whole.device
+        self._unpublished = 0  # steps behind the last export
         self.identity = identity_of(run.folder)
         self.saver = None if whole.sharding == "none" else Saver(run.folder, machine.keep)
         self.stopped_by = 0  # the number of the signal that all processes agreed to stop by
@@ -102,6 +109,10 @@ class Checkpointer(Callback):
             self.save(training, done)
             self._saved_at = time.perf_counter()
             self.recorder.exclude_time(self._saved_at - start)
+        if self._unpublished and (self.saver is None or self.saver.idle):
+            with disk_errors(self.run.folder):
+                self.publish(self._unpublished)
+            self._unpublished = 0
         if self.stopped_by:
             training.stop = True
 
@@ -147,6 +158,7 @@ class Checkpointer(Callback):
                 if not self.saver:
                     save_checkpoint(self.run.folder, done, state, self.machine.keep)
                 self.export(whole, done)
+                self._unpublished = done
 
         with self.whole.gathered() as whole:
             distributed.on_main(lambda: write(whole), self.device)

@@ -132,7 +132,7 @@ def is_good(path: Path) -> bool:
 
 def _read(path: Path, device: torch.device | str, like: Mapping[str, DTensor] = MappingProxyType({})) -> dict[str, Any]:
     try:
-        state = read_state(path, device, like) if path.is_dir() else _read_file(path, device)
+        state = read_state(path, device, like) if path.is_dir() else _read_file(path, device, shared=bool(like))
     except Damaged as error:
         raise BadCheckpoint(f"checkpoint {path} is damaged ({error})") from error
     except Exception as error:
@@ -149,12 +149,14 @@ def _read(path: Path, device: torch.device | str, like: Mapping[str, DTensor] = 
     return state
 
 
-def _read_file(path: Path, device: torch.device | str) -> Any:
+def _read_file(path: Path, device: torch.device | str, *, shared: bool) -> Any:
     with open_regular(path) as file:
         with zipfile.ZipFile(file) as archive:  # torch.save notes checksums, torch.load does not look at them
             damaged = archive.testzip()
         if damaged is not None:
             raise Damaged(f"checksum of {damaged}")
+        if shared:  # each process wants its share alone: those of a host have the pages of the file in common
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         file.seek(0)
         return torch.load(file, map_location=device, weights_only=True)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mimkit.core.batch import Batch
 from mimkit.core.display import Display, hatched
-from mimkit.core.grids import colorize, mask_to_pixels, masked, pasted, patches_to_pixels, titled_grid
+from mimkit.core.grids import agreement_map, colorize, mask_to_pixels, masked, pasted, patches_to_pixels, titled_grid
 from mimkit.data.values import Values
 from mimkit.masks import Mask
 from mimkit.methods.base import Method
@@ -55,10 +55,9 @@ def prediction_grid(method: Method, encoder: Backbone, batch: Batch, display: Di
     if agreement is None:
         return None
     values, mask = agreement
-    hidden, thrown = first_view(mask, encoder)
-    heat = colorize(patches_to_pixels(values[:: mask.views], encoder.grid, encoder.patch), (0, 1))
-    columns = [("original", originals), ("masked", masked(originals, hidden, thrown))]
-    columns.append(("agreement", masked(heat, hidden, thrown)))
+    hidden, thrown = one_view(mask, encoder)
+    heat = agreement_map(values[:: mask.views], encoder.grid, encoder.patch)
+    columns = [("original", originals), ("masked", masked(originals, hidden, thrown)), ("agreement", heat)]
     return titled_grid(with_holes(columns, holes), sets=2 if mask.views == 1 else 1)
 
 
@@ -77,7 +76,7 @@ def channel_grid(
     if channels <= 3 or (reconstruction := method.reconstruct(batch, 0.0)) is None:
         return None
     predicted, mask = reconstruction
-    hidden, thrown = first_view(mask, encoder)
+    hidden, thrown = one_view(mask, encoder)
     rows: list[list[Column]] = []
     for channel in range(1, min(channels, MOST_CHANNELS) + 1):
         single = replace(display.only(channel), color_map=display.color_map or display.stretch)
@@ -99,10 +98,10 @@ def with_holes(columns: list[Column], holes: Bool[Tensor, "B 1 H W"] | None) -> 
     return [(title, hatched(images, holes)) for title, images in columns]
 
 
-def first_view(mask: Mask, encoder: Backbone) -> tuple[Float[Tensor, "B 1 H W"], Float[Tensor, "B 1 H W"]]:
-    """Hidden and thrown patches of each picture's first view, as pixels."""
-    hidden = mask_to_pixels(mask.hidden[:: mask.views], encoder.grid, encoder.patch)
-    thrown = mask_to_pixels(mask.thrown[:: mask.views], encoder.grid, encoder.patch)
+def one_view(mask: Mask, encoder: Backbone, view: int = 0) -> tuple[Float[Tensor, "B 1 H W"], Float[Tensor, "B 1 H W"]]:
+    """Hidden and thrown patches of one view of each picture, as pixels; of the first, if no other is named."""
+    hidden = mask_to_pixels(mask.hidden[view :: mask.views], encoder.grid, encoder.patch)
+    thrown = mask_to_pixels(mask.thrown[view :: mask.views], encoder.grid, encoder.patch)
     return hidden, thrown
 
 
@@ -110,7 +109,7 @@ def reconstruction_columns(
     originals: Float[Tensor, "B 3 H W"], shown: Float[Tensor, "BK 3 H W"], mask: Mask, encoder: Backbone
 ) -> list[Column]:
     """Original, masked, and the prediction where patches were hidden; of the first view."""
-    hidden, thrown = first_view(mask, encoder)
+    hidden, thrown = one_view(mask, encoder)
     filled = pasted(originals, shown[:: mask.views], hidden)
     return [
         ("original", originals),
@@ -129,9 +128,10 @@ def part_columns(
     """The other parallel views of each picture, and how far all of them disagree (dark: not at all)."""
     columns = []
     for view in range(1, mask.views):
-        hidden = mask_to_pixels(mask.hidden[view :: mask.views], encoder.grid, encoder.patch)
-        columns.append((f"part {view + 1}", masked(originals, hidden)))
-        columns.append(("reconstruction", pasted(originals, shown[view :: mask.views], hidden)))
+        hidden, thrown = one_view(mask, encoder, view)
+        columns.append((f"part {view + 1}", masked(originals, hidden, thrown)))
+        filled = pasted(originals, shown[view :: mask.views], hidden)
+        columns.append(("reconstruction", masked(filled, hidden * 0, thrown)))
     patches = patchify(predicted.float(), encoder.patch).unflatten(0, (-1, mask.views))
     where = mask.hidden.unflatten(0, (-1, mask.views)).unsqueeze(3)
     mean = (patches * where).sum(dim=1) / where.sum(dim=1).clamp(min=1)

@@ -1,5 +1,6 @@
 """Footprint: a task and a batch enter; the bytes that a step keeps for its backward pass leave."""
 
+from collections.abc import Set
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ def kept_bytes(task: Task, batch: Batch, recompute: bool = False) -> int:
     Args:
         recompute: of each block what enters it alone, and of one at a time all that is computed again.
     """
-    footprint = Footprint()
+    footprint = Footprint({weight.untyped_storage().data_ptr() for weight in task.parameters()})
     handles = [handle for block in blocks(task) for handle in footprint.watch(block)] if recompute else []
     try:
         with torch.autograd.graph.saved_tensors_hooks(footprint.note, lambda tensor: tensor):
@@ -30,7 +31,8 @@ def kept_bytes(task: Task, batch: Batch, recompute: bool = False) -> int:
 class Footprint:
     """Bytes by the block in which they are kept; a block counts for what enters it, and the largest one whole."""
 
-    def __init__(self) -> None:
+    def __init__(self, weights: Set[int]) -> None:
+        self.weights = weights  # their addresses: layers keep them turned, in tensors that are no parameters
         self.outside: dict[int, int] = {}  # by address, since several nodes may keep the same memory
         self.blocks: list[dict[int, int]] = []
         self.entering = 0
@@ -38,8 +40,9 @@ class Footprint:
 
     def note(self, tensor: Tensor) -> Tensor:
         """A tensor that autograd keeps."""
-        if not isinstance(tensor, nn.Parameter):
-            self.current[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self.weights:
+            self.current[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     def watch(self, block: nn.Module) -> tuple[Any, Any]:

@@ -72,6 +72,7 @@ def local_run(place: str | os.PathLike[str], *, train: bool = False) -> Path:
             _begin(url, folder)
         else:
             _pull(url, folder, read_marker(url) or _whole_folder(url))
+            _write_state(folder, url, [], copy=True)
     return folder
 
 
@@ -185,11 +186,14 @@ class Mirror:
 
     @staticmethod
     def of(folder: Path, log: Callable[[str], None]) -> "Mirror":
-        """That of a run folder, which `local_run` may have tied to a URL."""
+        """That of a run folder, which `local_run` may have tied to a URL. Raises UserError for a copy to be read."""
         try:
-            url = json.loads((folder.parent / _STATE).read_bytes())["url"]
+            state = json.loads((folder.parent / _STATE).read_bytes())
+            url, copy = str(state["url"]), state["copy"]
         except (OSError, ValueError, LookupError, TypeError):
-            url = ""
+            return Mirror(folder, "", log)
+        if copy:
+            raise UserError(f"{folder} is a copy of {url}, to be read alone: train with --run {url}")
         return Mirror(folder, url, log)
 
     def save(self, step: int) -> None:
@@ -221,7 +225,7 @@ class Mirror:
     def _upload(self, count: int, copy: Path, step: int) -> None:
         try:
             if count == self._count:  # no newer one is waiting
-                self._send(copy, step)
+                self._send(copy)
         except UserError as error:
             if count == self._count:
                 self.log(f"  warning    step {step} is not in the store yet: {error}")
@@ -229,13 +233,14 @@ class Mirror:
         finally:
             shutil.rmtree(copy, ignore_errors=True)
 
-    def _send(self, copy: Path, step: int) -> None:
+    def _send(self, copy: Path) -> None:
         """Checkpoints first, the marker last; then what it names no longer is removed."""
         state, before = _read_state(self.folder), read_marker(self.url) or Marker()
         if before.name not in state and before.files:
             raise UserError(f"another process writes to {self.url}: name another --run")
         paths = contents(copy)
-        marker = Marker(step, {path: ((copy / path).stat().st_size, sha256(copy / path)) for path in paths})
+        # A sharded checkpoint may still be written, and come with the next.
+        marker = Marker(_step(copy), {path: ((copy / path).stat().st_size, sha256(copy / path)) for path in paths})
         changed = [path for path in paths if before.files.get(path) != marker.files[path]]
 
         def put(path: str) -> None:
@@ -256,13 +261,14 @@ def contents(folder: Path) -> list[str]:
     """Paths of all files of a run that others read, complete checkpoints alone among them."""
     complete = {path.name for path in checkpoints(folder)}
     paths = []
-    for path in sorted(folder.rglob("*")):
-        parts = path.relative_to(folder).parts
+    # Not by rglob: a checkpoint may be removed meanwhile.
+    for path in [os.path.join(inner, name) for inner, _, names in os.walk(folder) for name in names]:
+        parts = Path(path).relative_to(folder).parts
         unfinished = any(word.startswith(".") or word.endswith(_UNFINISHED) for word in parts)
         cut = parts[0] == "checkpoints" and (len(parts) < 2 or parts[1] not in complete)
-        if path.is_file() and not unfinished and not cut:
+        if os.path.isfile(path) and not unfinished and not cut:
             paths.append("/".join(parts))
-    return paths
+    return sorted(paths)  # of a checkpoint in a folder state.json comes last, which says that it is complete
 
 
 def _step(folder: Path) -> int:
@@ -295,10 +301,10 @@ def _read_state(folder: Path) -> list[str]:
     return [str(name) for name in state] if isinstance(state, list) else []
 
 
-def _write_state(folder: Path, url: str, markers: list[str]) -> None:
+def _write_state(folder: Path, url: str, markers: list[str], *, copy: bool = False) -> None:
     path = folder.parent / _STATE
     beside = path.with_name(f"{_STATE}.tmp")
-    beside.write_text(json.dumps({"url": url, "markers": list(dict.fromkeys(markers))[-20:]}))
+    beside.write_text(json.dumps({"url": url, "copy": copy, "markers": list(dict.fromkeys(markers))[-20:]}))
     os.replace(beside, path)
 
 

@@ -25,7 +25,8 @@ from mimkit.data.values import FULL
 from mimkit.methods.base import Method, MethodConfig
 from mimkit.methods.mae import MAEConfig
 from mimkit.model.backbone import Backbone
-from mimkit.model.build import EncoderConfig, is_convolutional
+from mimkit.model.build import EncoderConfig, is_beit, is_convolutional
+from mimkit.model.decoder import Decoder
 from mimkit.model.vit import refuse_unsuitable
 from mimkit.train.footprint import kept_bytes
 from mimkit.train.images import Images
@@ -245,12 +246,14 @@ class Prepared:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(integer("init", self.config.seed))
             encoder: Any = self.config.encoder.build(self.size, self.channels)
-            if not (is_convolutional(name) or method.windows):
+            suits = method.beits if is_beit(name) else is_convolutional(name) or method.windows
+            if not suits:
                 refuse_unsuitable(encoder.timm, name)
             encoder.mean, encoder.std = self.statistics
             task = self.config.method.build(encoder)
         if self.config.encoder.weights and not self.begun:
-            report = load_weights(self.config.encoder.weights, encoder, task.decoder, name=self.config.encoder.name)
+            decoder = task.decoder if isinstance(task.decoder, Decoder) else None  # of MAE, which others release too
+            report = load_weights(self.config.encoder.weights, encoder, decoder, name=self.config.encoder.name)
             self._report = report.summary()
         return task
 

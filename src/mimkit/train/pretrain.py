@@ -83,7 +83,8 @@ def train(
         recorder,
         config.machine,
         stop,
-        lambda task, steps: publish(session, task, steps, mirror),
+        lambda task, steps: export(session, task, steps),
+        mirror.save,
         session.whole,
         session.first,
     )
@@ -141,12 +142,6 @@ def export(session: Session, task: Method, steps: int) -> None:
     folder, measures = session.run.folder / "export", session.evaluation.measures
     identity = identity_of(session.run.folder)
     export_encoder(prepared, folder, recipe=session.recipe, step=steps, measured=measures, identity=identity)
-
-
-def publish(session: Session, task: Method, steps: int, mirror: Mirror) -> None:
-    """Export, and send all that is saved by now to where the run is mirrored."""
-    export(session, task, steps)
-    mirror.save(steps)
 
 
 def silent(line: str) -> None:

@@ -1,7 +1,8 @@
 """Saver: shares of a run's state enter; a folder in checkpoints/ leaves, written while training goes on."""
 
 import shutil
-from collections.abc import Generator, Mapping
+import time
+from collections.abc import Generator, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -10,10 +11,13 @@ from typing import Any
 import torch.distributed as dist
 
 from mimkit.core import distributed
+from mimkit.core.errors import UserError
 from mimkit.core.pieces import Piece, write_pieces
 from mimkit.core.state_folder import pieces_of, split, write_state
 from mimkit.train.checkpoint import flush_folder, place, prune, remove
 from mimkit.train.run_folder import disk_errors
+
+PATIENCE = 15.0  # seconds: a network's disk may show a new file that late
 
 
 class Saver:
@@ -41,6 +45,11 @@ class Saver:
         tensors, rest = split(state)
         shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
         self.writing = self.thread.submit(self._write, step, pieces_of(tensors), rest, shapes)
+
+    @property
+    def idle(self) -> bool:
+        """Whether the last save is complete."""
+        return self.writing is None or (self.writing.done() and not self.failed)
 
     @property
     def failed(self) -> bool:
@@ -81,6 +90,7 @@ class Saver:
                 return {name: write_pieces(beside / name, pieces)} if pieces else {}
 
         def complete(sums: dict[str, str]) -> None:
+            await_files(beside, sums)
             with disk_errors(self.folder):
                 write_state(beside, rest, shapes, sums)
                 flush_folder(beside)
@@ -98,3 +108,16 @@ class Saver:
             if distributed.is_main():
                 shutil.rmtree(beside, ignore_errors=True)
             raise
+
+
+def await_files(folder: Path, names: Iterable[str]) -> None:
+    """Wait for files that other hosts have written. Raises UserError where one does not appear."""
+    until = time.monotonic() + PATIENCE
+    for name in names:
+        while not (folder / name).exists():
+            if time.monotonic() > until:
+                raise UserError(
+                    f"{folder / name}, which another process has written, cannot be seen here: with machine.sharding "
+                    "the run folder has to lie on a disk that all hosts share, so name another --run"
+                )
+            time.sleep(0.1)

@@ -61,12 +61,15 @@ class WarmupCosine(Schedule):
 
     final: float = 0.0
     """Last rate as a share of the peak."""
+    span: float = 1.0
+    """Share of the half cosine that is passed; 0.8 ends before the bottom, at 0.095 of the peak (CAPI)."""
     whole: bool = False
     """The cosine runs over all of training and the warm-up hides its beginning, as in SimMIM's fine-tuning: after 20
     of 100 epochs the rate falls from the peak to 0.905 of it."""
 
     def after(self, rest: float, progress: float) -> float:
-        return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * (progress if self.whole else rest)))
+        way = self.span * (progress if self.whole else rest)
+        return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * way))
 
 
 @dataclass(frozen=True, kw_only=True)

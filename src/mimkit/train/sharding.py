@@ -24,11 +24,12 @@ from mimkit.core import distributed
 from mimkit.core.batch import Step
 from mimkit.core.errors import UserError
 from mimkit.methods.base import Method
-from mimkit.model.frozen import Frozen
 
 Sharding = Literal["none", "full", "hybrid"]
 
-register_dataclass(Step)  # or FSDP would not see the loss, whose backward pass it prepares
+# FSDP prepares the backward pass of the tensors that a task returns, and before pytorch#174692 found those alone that
+# pytrees know: weights of a head over a frozen encoder would have stayed as they are, silently.
+register_dataclass(Step)
 
 
 def resolve(sharding: Sharding) -> Sharding:
@@ -145,8 +146,7 @@ class Whole:
         self.task, self.sharding, self.device = task, sharding, device
         self.copy: Method | None = None
         if sharding != "none" and distributed.is_main():
-            frozen = {id(module.network): module.network for module in task.modules() if isinstance(module, Frozen)}
-            self.copy = copy.deepcopy(task, memo=frozen)
+            self.copy = copy.deepcopy(task)  # frozen networks too: they go with it to the device and back
 
     @contextmanager
     def gathered(self) -> Generator[Method]:
@@ -191,8 +191,10 @@ def shared_tensors(task: nn.Module, optimizer: torch.optim.Optimizer) -> dict[st
 
 def share(whole: Tensor, like: Tensor) -> Tensor:
     """The share of a whole tensor that `like` is of another: each process takes it from its own."""
-    if not isinstance(like, DTensor) or isinstance(whole, DTensor) or whole.shape != like.shape:
+    if not isinstance(like, DTensor) or isinstance(whole, DTensor):
         return whole
+    if whole.shape != like.shape:
+        return whole.clone()  # it would hold the file from which it is mapped
     return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
 
 

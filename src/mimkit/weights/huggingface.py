@@ -18,6 +18,7 @@ from mimkit.data.reading import Reading
 from mimkit.masks.masker import at
 from mimkit.methods.mae import MAE
 from mimkit.methods.targets.pixels import Pixels
+from mimkit.model.decoder import Decoder
 from mimkit.weights.folder import MARK, replaced
 from mimkit.weights.load import HUGGING_FACE
 
@@ -78,6 +79,7 @@ def export_huggingface(
 def huggingface_config(method: MAE) -> dict[str, Any]:
     """The config.json of a `ViTMAEForPreTraining` of the same shape."""
     encoder, decoder = method.encoder, method.decoder
+    assert isinstance(decoder, Decoder)  # or `_inexpressible` has refused
     sizes = {}
     for prefix, blocks in (("", encoder.timm.blocks), ("decoder_", decoder.blocks)):
         # All blocks are alike, or `_inexpressible` has refused.
@@ -135,6 +137,8 @@ def huggingface_state(method: MAE) -> dict[str, Tensor]:
 
 def _inexpressible(method: MAE) -> list[str]:
     """Why Hugging Face's ViTMAE cannot be this model; empty when it can."""
+    if not isinstance(method.decoder, Decoder):
+        return ["its decoder reads by cross-attention"]
     encoder, vit = method.encoder, method.encoder.timm
     blocks: list[Any] = [*vit.blocks, *method.decoder.blocks]
     norms = [module for module in method.modules() if isinstance(module, nn.LayerNorm)]

@@ -231,6 +231,18 @@ def test_two_at_once_do_not_meet(plain, tmp_path):
     assert refusals and "another process packs into" in refusals[0]
 
 
+def test_others_read_what_we_pack(plain, tmp_path):
+    webdataset = pytest.importorskip("webdataset")
+    packing(plain, tmp_path / "out")
+    for split, folder, count in (("train", "train", 80), ("test", "val", 40)):
+        shards = sorted(map(str, (tmp_path / "out").glob(f"{split}-*.tar")))
+        samples = list(webdataset.WebDataset(shards, shardshuffle=False))
+        keys = {sample["__key__"] for sample in samples}
+        assert len(keys) == count and {key.rpartition("/")[0] for key in keys} == {"ant", "ü b"}
+        files = (plain / folder).rglob("*.png")
+        assert sorted(sample["png"] for sample in samples) == sorted(path.read_bytes() for path in files)
+
+
 def test_deep_pictures_are_packed_as_they_are(tmp_path):
     (tmp_path / "set").mkdir()
     for number in range(6):

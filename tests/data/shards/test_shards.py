@@ -19,8 +19,10 @@ from mimkit.data.shards.others import index_tars
 from mimkit.data.shards.pack import Packing, pack, splits_of
 from mimkit.data.shards.shards import Shards, expanded, find
 from mimkit.data.sources import open_pictures
+from mimkit.data.stored import open_stored
 from mimkit.data.stream import stream
 from sets import png, put
+from stores import store  # noqa: F401  a fixture
 from tars import tar
 
 
@@ -58,6 +60,18 @@ def test_processes_and_threads_read_at_random(folder, monkeypatch):
         assert list(pool.map(lambda i: shade(pictures, i), order)) == order
     assert list(stream(lambda i: shade(pictures, (i * 73) % 200), 200, workers=2)) == order
     assert pictures.where(41) == f"{folder}/a-001.tar/ant/0041.png" and pictures.size(0) == (12, 16)
+
+
+def test_shards_stay_open_but_not_all(folder, monkeypatch):
+    monkeypatch.setattr(module, "_OPEN", 2)
+    opened = []
+    monkeypatch.setattr(module, "open_stored", lambda place: opened.append(place) or open_stored(place))
+    pictures = open_pictures([str(folder)], "all")
+    for i in [*range(200), *range(120, 200)]:
+        pictures.data(i)
+    assert len(opened) == 5 and len(pictures._opened) == 2
+    pictures.data(0)
+    assert opened[-1] == str(folder / "a-000.tar") and len(opened) == 6
 
 
 def test_what_one_types_finds_the_set(folder, monkeypatch):
@@ -137,6 +151,41 @@ def test_one_flipped_bit_of_a_packed_picture_is_a_bad_picture(tmp_path):
     with pytest.raises(BadPicture, match="damaged in the shard"):
         open_pictures([str(tmp_path / "packed")], "all").read(10)
     assert open_pictures([str(tmp_path / "packed")], "all").read(11) is not None
+
+
+def test_a_set_in_a_store_is_the_same_set(store, tmp_path):  # noqa: F811
+    plain = put(tmp_path / "plain", "train/ant/*30.png", "train/bee/*30.png", "val/ant/*8.png", "val/bee/*8.png")
+    packed = tmp_path / "packed"
+    pack(splits_of(lambda split: open_pictures([str(plain)], split)), packed, Packing(shard_mb=0.02))
+    url = store.put_folder("in1k", packed)
+    for place in (f"{url}/shards.index.npz", url):
+        for split in ("train", "test"):
+            here, there = open_pictures([place], split), open_pictures([str(packed)], split)
+            assert here.fingerprint == there.fingerprint and torch.equal(here.labels, there.labels)
+            assert all(torch.equal(here.read(i), there.read(i)) for i in range(len(there)))
+            assert here.remote and not there.remote and here.where(0) == there.where(0).replace(str(packed), url)
+    order = [(i * 7) % 60 for i in range(60)]
+    train = open_pictures([url], "train")
+    expected = [shade(train, i) for i in order]
+    assert list(stream(lambda i: shade(train, order[i]), 60, workers=2)) == expected
+    store.put("in1k/train-00001.tar", (packed / "train-00000.tar").read_bytes() + bytes(10_240))
+    with pytest.raises(UserError, match=r"s3://bucket/in1k/train-00001\.tar is not the shard that was indexed"):
+        [shade(open_pictures([url], "train"), i) for i in range(60)]
+    store.client().delete_object(Bucket="bucket", Key="in1k/train-00001.tar")
+    with pytest.raises(UserError, match=r"in1k/train-00001\.tar"):
+        [shade(open_pictures([url], "train"), i) for i in range(60)]
+
+
+def test_tars_of_others_in_a_store(folder, store, monkeypatch):  # noqa: F811
+    url = store.put_folder("wds", folder)
+    there = open_pictures([str(folder)], "all")
+    store.client().delete_object(Bucket="bucket", Key="wds/x.index.npz")
+    here = open_pictures([f"{url}/a-{{000..004}}.tar"], "all")  # indexed into the cache
+    assert [shade(here, i) for i in (0, 77, 199)] == [0, 77, 199] and torch.equal(here.labels, there.labels)
+    files = find([f"{url}/a-{{000..004}}.tar"])
+    write_index(folder / "own.index.npz", *index_tars(files, str(folder), None))
+    store.put("wds/own.index.npz", folder / "own.index.npz")
+    assert torch.equal(open_pictures([f"{url}/own.index.npz"], "all").read(150), there.read(150))
 
 
 @pytest.mark.parametrize("split", ["train", "test"])

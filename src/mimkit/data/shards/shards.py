@@ -4,6 +4,7 @@ import glob
 import os
 import re
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
@@ -138,8 +139,11 @@ def index_file(place: str) -> str | None:
     path = Path(place).expanduser()
     if "://" in place or not path.is_dir():  # in a store, an index is named itself
         return None
-    with os.scandir(path) as listing:
-        files = sorted(entry.path for entry in listing if entry.name.endswith(ENDING) and entry.name[0] != ".")
+    try:
+        with os.scandir(path) as listing:
+            files = sorted(entry.path for entry in listing if entry.name.endswith(ENDING) and entry.name[0] != ".")
+    except PermissionError:  # of which the walk through the folder says more
+        return None
     if len(files) > 1:
         raise UserError(f"{place} holds several indexes: name one, as {files[0]}")
     return files[0] if files else None
@@ -160,7 +164,7 @@ def find(places: Sequence[str]) -> list[str]:
     for place in places:
         for word in expanded(place):
             files += _matching(word)
-    if twice := [name for name in files if files.count(name) > 1] if len(files) < 10_000 else []:
+    if twice := [name for name, count in Counter(files).items() if count > 1]:
         raise UserError(f"{twice[0]} is named twice: name each tar file once")
     return files
 

@@ -64,3 +64,22 @@ class Pixels(PatchTarget):
             return prediction.float()
         variance, mean = torch.var_mean(patches.float(), dim=-1, keepdim=True)
         return prediction.float() * (variance + EPSILON).sqrt() + mean
+
+
+def standardized_channels(patches: Float[Tensor, "B N P"], channels: int) -> Float[Tensor, "B N P"]:
+    """Each channel of a patch by its own mean and biased variance, eps 1e-5 (BootMAE; not as `Pixels`)."""
+    mean, scale = _of_channels(patches, channels)
+    return ((patches.float().unflatten(2, (-1, channels)) - mean) / scale).flatten(2)
+
+
+def restored_channels(
+    prediction: Float[Tensor, "B N P"], patches: Float[Tensor, "B N P"], channels: int
+) -> Float[Tensor, "B N P"]:
+    """Undo `standardized_channels`, with the statistics of the true patches."""
+    mean, scale = _of_channels(patches, channels)
+    return (prediction.float().unflatten(2, (-1, channels)) * scale + mean).flatten(2)
+
+
+def _of_channels(patches: Float[Tensor, "B N P"], channels: int) -> tuple[Float[Tensor, "B N 1 C"], Tensor]:
+    variance, mean = torch.var_mean(patches.float().unflatten(2, (-1, channels)), dim=2, correction=0, keepdim=True)
+    return mean, (variance + 1e-5).sqrt()

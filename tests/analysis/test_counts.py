@@ -1,4 +1,4 @@
-"""Footprints: counted without memory they are those of real steps, and of the published sizes."""
+"""Counts: taken without memory they are those of real steps, and of the published sizes."""
 
 from dataclasses import replace
 
@@ -6,12 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from mimkit.analysis.footprint import blocks, footprint
+from mimkit.analysis.counts import count_step
 from mimkit.core.errors import UserError
 from mimkit.data.pictures import Decoded
+from mimkit.model.build import EncoderConfig
 from mimkit.recipes import find_recipe
 from mimkit.train.cost import count_flops
 from mimkit.train.prepare import Prepared
+from mimkit.train.sharding import blocks
+from mimkit.weights.timm import export_timm
 
 torch.set_num_threads(1)
 
@@ -33,7 +36,7 @@ def prepared(recipe: str) -> Prepared:
     ],
 )
 def test_published_sizes(recipe, gigaflops, millions):
-    taken = footprint(prepared(recipe))
+    taken = count_step(prepared(recipe))
     assert taken.flops / 1e9 == pytest.approx(gigaflops, rel=0.015)
     assert taken.trained / 1e6 == pytest.approx(millions, rel=0.01)
 
@@ -52,7 +55,7 @@ def test_published_sizes(recipe, gigaflops, millions):
 def test_flops_are_those_of_a_real_step(recipe, monkeypatch):
     case = prepared(recipe)
     monkeypatch.setattr("mimkit.train.cost.Prepared", lambda config: prepared(recipe))
-    assert footprint(case).flops == pytest.approx(count_flops([case.config])[0], rel=1e-9)
+    assert count_step(case).flops == pytest.approx(count_flops([case.config])[0], rel=1e-9)
 
 
 def test_kept_bytes_are_those_of_a_real_step():
@@ -71,7 +74,7 @@ def test_kept_bytes_are_those_of_a_real_step():
         loss = case.task(case.sample(8), 0.9).loss
     total = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
     del loss
-    taken = footprint(prepared("mae_mini_32"))
+    taken = count_step(prepared("mae_mini_32"))
     assert 8 * taken.kept + taken.copies == pytest.approx(total, rel=0.02)
     weights = sum(w.numel() for w in case.task.parameters() if w.requires_grad and w.ndim > 1)
     assert taken.copies == pytest.approx(2 * weights, rel=0.05), "weights in bfloat16"
@@ -79,7 +82,7 @@ def test_kept_bytes_are_those_of_a_real_step():
 
 def test_recomputing_keeps_what_enters_blocks():
     case = prepared("mae_mini_32")
-    taken = footprint(case)
+    taken = count_step(case)
     encoder, decoder = case.task.encoder.timm.blocks, case.task.decoder.blocks
     visible, tokens = 16 + 1, 64 + 1
     entering = 4 * (
@@ -90,14 +93,27 @@ def test_recomputing_keeps_what_enters_blocks():
 
 
 def test_slow_copies_are_not_trained_and_batch_norm_is_not_recomputed():
-    taken = footprint(prepared("moco_v2_mini_32"))
+    taken = count_step(prepared("moco_v2_mini_32"))
     assert taken.frozen > taken.trained
-    assert footprint(prepared("simclr_resnet18_32")).recomputed is None
+    assert count_step(prepared("simclr_resnet18_32")).recomputed is None
+
+
+def test_teachers_are_asked_and_held(tmp_path):
+    encoder = EncoderConfig(name="vit_tiny_patch16_224", patch=4, width=48, depth=4, heads=2)
+    teacher = encoder.build((32, 32), 3)
+    arguments = encoder.timm_args((32, 32), 3)
+    look = dict(mean=(0.5,) * 3, std=(0.2,) * 3, card="", name=encoder.name)
+    export_timm(teacher, tmp_path / "teacher", model_args=arguments, **look)
+    case = prepared("maskalign_mini_32")
+    case.config.method.teacher = str(tmp_path / "teacher")
+    taken = count_step(case)
+    assert taken.teachers == sum(weight.numel() for weight in teacher.timm.parameters()) > 0
+    assert taken.flops > 3 * 2 * taken.trained and count_step(prepared("mae_mini_32")).teachers == 0
 
 
 def test_what_is_missing_is_said():
     with pytest.raises(UserError, match="tokens need a tokenizer"):
-        footprint(prepared("simmim_mini_32_tokens"))
+        count_step(prepared("simmim_mini_32_tokens"))
 
 
 def test_a_step_that_depends_on_pictures_is_refused(monkeypatch):
@@ -111,4 +127,4 @@ def test_a_step_that_depends_on_pictures_is_refused(monkeypatch):
 
     monkeypatch.setattr(method, "forward", peeking)
     with pytest.raises(UserError, match="cannot be counted without its pictures"):
-        footprint(case)
+        count_step(case)

@@ -1,15 +1,15 @@
-"""Footprint: a recipe enters; what a step of it computes and keeps leaves, counted on tensors that have no memory.
+"""Counts: a recipe enters; what a step of it computes and keeps leaves, counted on tensors that have no memory.
 
 The method is the real one, with its masks, views and losses; only numbers are missing, so that a ViT-H is counted in
 seconds and in little memory.
 """
 
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
-from timm.models import ResNet
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -20,16 +20,18 @@ from mimkit.core.errors import UserError
 from mimkit.guidance.sampler import MaskSampler
 from mimkit.masks.masker import Signal
 from mimkit.methods.base import Method
+from mimkit.model.frozen import Frozen
 from mimkit.train.cost import PROGRESS_POINTS, cached_fraction, compute_score_maps
 from mimkit.train.machine import Engine
 from mimkit.train.prepare import Prepared
+from mimkit.train.sharding import blocks
 
 _COUNTED = 8  # pictures of the counted step
 _LATE = PROGRESS_POINTS[-1]  # when whatever a method begins later has begun
 
 
 @dataclass(frozen=True, kw_only=True)
-class Footprint:
+class Counts:
     """What a step takes. Bytes of activations are those of bfloat16 with fused attention, not compiled."""
 
     flops: float
@@ -37,7 +39,9 @@ class Footprint:
     trained: int
     """Numbers in weights that are trained."""
     frozen: int
-    """Numbers in weights and buffers that are not: slow copies, teachers, queues, positions."""
+    """Numbers in weights and buffers that are not: slow copies, queues, positions."""
+    teachers: int
+    """Numbers in weights of teachers and tokenizers, of which each GPU holds all."""
     copies: int
     """Bytes that a step keeps however many pictures it has: weights in bfloat16."""
     kept: int
@@ -49,7 +53,7 @@ class Footprint:
     """Numbers in the weights of the largest block."""
 
 
-def footprint(prepared: Prepared) -> Footprint:
+def count_step(prepared: Prepared) -> Counts:
     """Count a recipe on these pictures.
 
     Raises:
@@ -60,8 +64,7 @@ def footprint(prepared: Prepared) -> Footprint:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     try:
         with mode:
-            # Tensors on the CPU that hold nothing: `meta` itself has no autocast.
-            task._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu"))
+            _empty(task)
             fakes = [_as_fake(batch, mode) for batch in batches]
             flops = _flops(prepared, task, fakes[0])
             larger, smaller = (_kept(task, fake) for fake in fakes)
@@ -72,11 +75,13 @@ def footprint(prepared: Prepared) -> Footprint:
         ) from error
     more = _COUNTED - _COUNTED // 2
     trained = sum(weight.numel() for weight in task.parameters() if weight.requires_grad)
+    frozen = {id(module.network): module.network for module in task.modules() if isinstance(module, Frozen)}
     everything = [*task.parameters(), *task.buffers()]
-    return Footprint(
+    return Counts(
         flops=flops,
         trained=trained,
         frozen=sum(weight.numel() for weight in everything) - trained,
+        teachers=sum(weight.numel() for network in frozen.values() for weight in network.parameters()),
         copies=max(0, larger.total - _COUNTED * (larger.total - smaller.total) // more),
         kept=(larger.total - smaller.total) // more,
         recomputed=None if _has_batch_norm(task) else (larger.recomputed - smaller.recomputed) // more,
@@ -84,26 +89,41 @@ def footprint(prepared: Prepared) -> Footprint:
     )
 
 
-def blocks(task: nn.Module) -> Iterator[nn.Module]:
-    """Blocks of ViTs, Swins and ResNets, and of slow copies."""
-    for module in task.modules():
-        for name, child in module.named_children():
-            stage = isinstance(module, ResNet) and name.startswith("layer")
-            if (name == "blocks" or stage) and isinstance(child, nn.Sequential | nn.ModuleList):
-                yield from child.children()
-
-
 def _has_batch_norm(task: Method) -> bool:
     return any(isinstance(module, _BatchNorm) for block in blocks(task) for module in block.modules())
 
 
 def _without_memory(prepared: Prepared) -> Method:
-    """The method with its encoder, as `Prepared.task`, with shapes alone."""
+    """The method with its encoder, as `Prepared.task`, with shapes alone; what loads weights is built with them."""
     statistics = prepared.statistics
-    with torch.device("meta"):
-        encoder: Any = prepared.config.encoder.build(prepared.size, prepared.channels)
-        encoder.mean, encoder.std = statistics
-        return prepared.config.method.build(encoder)
+    try:
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*copying from a non-meta parameter")
+            encoder: Any = prepared.config.encoder.build(prepared.size, prepared.channels)
+            encoder.mean, encoder.std = statistics
+            return prepared.config.method.build(encoder)
+    except RuntimeError:  # weights of a teacher are looked at
+        return prepared.task
+
+
+def _empty(task: Method) -> None:
+    """Put tensors of the CPU that hold nothing in the place of all others: `meta` itself has no autocast."""
+    fakes: dict[
+        int, tuple[Tensor, Tensor]
+    ] = {}  # by what they stand for, which weights that are shared stand for twice
+
+    def fake(tensor: Tensor) -> Tensor:
+        if id(tensor) not in fakes:
+            empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+            weight = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+            fakes[id(tensor)] = tensor, weight
+            fakes[id(weight)] = weight, weight
+        return fakes[id(tensor)][1]
+
+    roots = [task, *(module.network for module in task.modules() if isinstance(module, Frozen))]
+    for module in (module for root in roots for module in root.modules()):
+        for tensors in cast(tuple[dict[str, Any], ...], (module._parameters, module._buffers)):
+            tensors.update({name: fake(tensor) for name, tensor in tensors.items() if tensor is not None})
 
 
 def _as_fake(batch: Batch, mode: FakeTensorMode) -> Batch:
