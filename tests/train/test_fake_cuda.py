@@ -49,6 +49,7 @@ FAST = [
     "moco_v3_mini_32",
     "dino_mini_32",
     "bootmae_mini_32",
+    "cae_mini_32",
     "capi_mini_32",
     "data2vec_mini_32",
     "data2vec2_mini_32",

@@ -31,6 +31,7 @@ ROOMS = {
     "masks.structured": "BlockMasker GridMasker SimMIMMasker SquareMasker",
     "masks.topped": "ToppedBlockMasker",
     "methods.bootmae": "BootMAEConfig",
+    "methods.cae": "CAEConfig",
     "methods.capi": "CAPIConfig",
     "methods.data2vec": "Data2VecConfig",
     "methods.depth": "DepthConfig",

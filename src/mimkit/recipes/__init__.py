@@ -18,6 +18,7 @@ METHODS = (
     "crossmae",
     "emae",
     "bootmae",
+    "cae",
     "maskalign",
     "capi",
     "simclr",
