@@ -18,6 +18,7 @@ FOREIGN = {
     "api/run.py": {"_inheriting"},  # of multiprocessing's processes
     "analysis/network.py": {"blocks", "num_prefix_tokens", "fc_norm"},  # of timm models
     "core/memory.py": {"sched_getaffinity"},  # of os where it is not Linux
+    "data/remote.py": {"response", "status", "status_code"},  # of errors of aiohttp, botocore and httpx
     "core/declaration.py": {"name", "metavar"},  # of what tyro.conf.arg makes
     "evaluate/pools.py": {"fc_norm", "forward_intermediates", "num_prefix_tokens", "cls_token"},  # of timm models
     "evaluate/target.py": {"pos_embed", "patch_embed", "grid_size", "patch_size"},  # of timm models

@@ -220,6 +220,47 @@ def test_the_command_writes_the_page(forty, tmp_path):
     assert "there is no folder" in refused(f"doctor {forty} --html {tmp_path / 'none' / 'd.html'}")
 
 
+def test_a_plan_for_gpus(tmp_path):
+    for number in range(12):
+        Image.fromarray(structured(number, 300)).save(tmp_path / f"{number}.png")
+    command = f"doctor {tmp_path} mae_mini_28 --gpus 16 --gpu a100 --batch-size 64 --network 10 --utilization 0.2"
+    answer = mimkit(f"{command} --pictures 5000 --epochs 3 --dollars-per-gpu-hour 1.5 --json {tmp_path / 'plan.json'}")
+    assert answer.status == 0, answer.err
+    plan = json.loads((tmp_path / "plan.json").read_text())["plan"]
+    assert (plan["gpus"], plan["hosts"], plan["batch_per_gpu"], plan["pictures"]) == (16, 2, 4, 5000)
+    assert plan["steps"] == 235 and plan["network_bytes_per_second"] == 10e9 and plan["dollars"] > 0
+    sizes = [path.stat().st_size for path in tmp_path.glob("*.png")]
+    assert plan["files"]["size"] == pytest.approx(sum(sizes) / 12) and plan["files"]["small_size"] < 40_000
+    for words in (
+        "16 a100 on 2 hosts",
+        "20 % of 312 TFLOP/s",
+        "re-encoded (shards pack --shorter-side 256",
+        "--machine.sharding none",
+    ):
+        assert words in answer.out, answer.out
+    assert "seconds" not in json.loads((tmp_path / "plan.json").read_text()), "nothing is timed here"
+    settings = re.search(r"settings +(--.*)", answer.out)[1].split()
+    manual = mimkit("pretrain mae_mini_28 --help").out
+    assert settings[::2] == ["--machine.sharding", "--machine.recompute", "--machine.micro-batch"]
+    assert all(flag in manual for flag in settings[::2])
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        ("--gpu h200", "--gpu is for a plan: give --gpus too"),
+        ("--utilization 0.3", "--utilization is for a plan"),
+        ("--gpus 8 --utilization 35", "--utilization is a share between 0 and 1, got 35"),
+        ("--gpus 8 --dollars-per-gpu-hour -1", "dollars-per-gpu-hour must be at least 0"),
+        ("--gpus 8 --gpu v100", "there is no GPU 'v100'"),
+        ("--gpus 7 --batch-size 64", "does not divide over 7 GPUs: use --batch-size 63"),
+        ("--gpus 8 --batch-size 64 --pictures 0", "pictures must be at least 1"),
+    ],
+)
+def test_plans_that_cannot_be_meant(forty, flags, line):
+    assert line in refused(f"doctor {forty} mae_mini_28 {flags}")
+
+
 def test_class_table_without_labels(forty):
     table = class_table([str(forty)], open_pictures([str(forty)], "all"))
     assert table["classes"] == [] and table["reason"]

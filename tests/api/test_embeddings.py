@@ -149,14 +149,17 @@ def test_a_set_that_does_not_fit_is_refused_before_it_fills_the_memory(run, monk
         run.embed()
 
 
+@pytest.mark.parametrize("centered", [True, False])
 @pytest.mark.parametrize("at_once", [1 << 26, 4 * 30 * 7])
-def test_neighbors_are_the_nearest_by_cosine(at_once, monkeypatch):
+def test_neighbors_are_the_nearest_by_cosine(at_once, centered, monkeypatch):
     monkeypatch.setattr(embeddings, "AT_ONCE", at_once)
     ours = synthetic(labels=np.arange(30) % 3)
-    unit = ours.vectors / np.linalg.norm(ours.vectors, axis=1, keepdims=True)
+    ours.vectors += 3.0
+    vectors = ours.vectors - ours.vectors.mean(axis=0) if centered else ours.vectors
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     cosine = unit @ unit.T
     np.fill_diagonal(cosine, -2)
-    near = ours.neighbors(5)
+    near = ours.neighbors(5) if centered else ours.neighbors(5, centered=False)
     np.testing.assert_array_equal(near.index, np.argsort(-cosine, axis=1)[:, :5])
     np.testing.assert_allclose(near.similarity, -np.sort(-cosine, axis=1)[:, :5], rtol=1e-5)
     assert near.paths(0) == [f"/nowhere/{number}.png" for number in near.index[0]]
@@ -172,10 +175,13 @@ def test_duplicates_are_pairs_the_most_similar_first(at_once, run, monkeypatch):
     ours = synthetic()
     ours.vectors[20] = 2 * ours.vectors[3]
     ours.vectors[25] = ours.vectors[3] + 0.01
-    pairs = ours.duplicates(0.99)
+    pairs = ours.duplicates(0.99, centered=False)
     assert {(pair["first"], pair["second"]) for pair in pairs} == {(3, 20), (3, 25), (20, 25)}
     assert (pairs[0]["first"], pairs[0]["second"]) == (3, 20) and pairs[0]["second_path"] == "/nowhere/20.png"
     assert pairs[0]["similarity"] == pytest.approx(1.0) and not synthetic().duplicates(1.0)
+    ours.vectors += 100.0  # what all share makes all alike, unless it is taken away
+    assert len(ours.duplicates(0.999, centered=False)) > 400
+    assert {(pair["first"], pair["second"]) for pair in ours.duplicates(0.999)} == {(3, 25)}
     monkeypatch.setattr(embeddings, "MOST_PAIRS", 100)
     with pytest.raises(mimkit.UserError, match="raise the threshold"):
         ours.duplicates(-1.0)

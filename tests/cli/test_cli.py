@@ -35,6 +35,7 @@ COMMAND_LINES = [
     "doctor",
     "diff",
     "check",
+    "shards",
 ]
 
 
@@ -352,10 +353,18 @@ JSON = {
         "embed done --data good --out {new}.npz --workers 0 --device cpu",
         lambda found: (found["pictures"], found["rows"], found["skipped"]) == (40, 40, 0),
     ),
+    **{
+        kind: (
+            f"{kind} done --data good --out {{new}} --workers 0 --device cpu",
+            lambda found: found["pictures"] == 40 and len(found["lead"]) > 20,
+        )
+        for kind in ("neighbors", "duplicates", "clusters", "outliers", "curate")
+    },
     "report": (
         "report done --out {new}.html --metrics none --pictures 2 --device cpu",
         lambda found: found["bytes"] > 20_000 and found["out"].endswith(".html"),
     ),
+    "shards": ("shards pack good --out {new} --workers 0", lambda found: found["pictures"] == 40),
     "diff": ("diff done begun", lambda found: found["last.step"] == [5, 2]),
     "check": ("check done", lambda found: len(found) >= 5 and all(file["good"] for file in found)),
 }

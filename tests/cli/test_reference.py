@@ -35,7 +35,7 @@ def test_the_overview_says_what_is_declared():
         required = re.findall(r"(?<!\[)(--[\w-]+)", rest)
         assert not required or (name in WITHOUT_DECLARED_DATA and required == ["--data"]), name
         assert set(re.findall(r"--[\w-]+", form)) <= flags[name], name
-        assert f"  {name:<9} {form:<57} {summary}" in overview()
+        assert f"  {name:<10} {form:<57} {summary}" in overview()
 
 
 def test_every_positional_and_flag_stands_in_the_help(monkeypatch):
@@ -86,6 +86,7 @@ def test_bash_completes(script):
     assert complete(script, "ev") == ["evaluate"]
     assert set(COMMANDS) <= set(complete(script, ""))
     assert complete(script, "evaluate", "kn") == ["knn"]
+    assert complete(script, "shards", "p") == ["pack"]
     assert complete(script, "evaluate", "knn", "run", "--li") == ["--limit-test", "--limit-train"]
     assert complete(script, "evaluate", "knn", "run", "--pool", "b") == ["both", "blocks"]
     assert complete(script, "evaluate", "knn", "run", "--pool", "=", "b") == ["both", "blocks"]

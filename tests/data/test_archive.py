@@ -106,10 +106,10 @@ def test_members_that_are_damaged_are_bad_pictures(tmp_path):
     pictures = open_pictures([str(file)], "all")
     assert int(pictures.read(0)[0, 0, 0]) == 0
     for bad in (1, 2):
-        with pytest.raises(BadPicture, match=r"cannot be opened: (damaged|the archive)"):
+        with pytest.raises(BadPicture, match=r"cannot be opened: (damaged|the file)"):
             pictures.read(bad)
     file.write_bytes(data[: second + 10])  # shorter than when it was opened
-    with pytest.raises(BadPicture, match="the archive ends before it"):
+    with pytest.raises(BadPicture, match="the file ends before it"):
         pictures.read(1)
 
 

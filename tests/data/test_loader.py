@@ -27,7 +27,7 @@ from mimkit.data.pictures import Decoded, Pictures
 from mimkit.data.sources import open_pictures
 from mimkit.data.stream import Plan
 from mimkit.data.values import Storage
-from mimkit.data.views import CenterCrop, RandomResizedCrop, Whole
+from mimkit.data.views import CenterCrop, RandomResizedCrop, ShiftedCrop, Whole
 
 torch.set_num_threads(1)  # waiting threads cost more than they save on shared cores
 
@@ -205,6 +205,32 @@ def test_memory_and_streaming_see_the_same_further_views():
         assert (a.other_views[0] - b.other_views[0]).abs().max() < 3 / 255 / 0.25  # uint8 rounding after each axis
         away = (a.other_views[1] - b.other_views[1]).abs()
         assert away.mean() < 1 / 255 / 0.25 and away.max() < 40 / 255 / 0.25  # a turn of hue makes it larger
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_aligned_views_show_one_box(resident):
+    """Without a shift the very same images, a substitute's too; with one the same size and mirroring, elsewhere."""
+    still, moved = ShiftedCrop(), ShiftedCrop(places=32, margin=0.4)
+    how = dict(view=still, other_views=(still, replace(still, color=NONE)), resident=resident)
+    for batch in loader(Made(bad=(5, 6)), **how).micro_batches(0, 6):
+        assert torch.equal(batch.images, batch.other_views[0])
+        assert (batch.images - batch.other_views[1]).abs().max() < 1e-5
+    how = dict(
+        view=replace(still, margin=0.4), other_views=(moved,), size=(24, 24), mean=(0.0,) * 3, std=(1 / 255,) * 3
+    )
+    moves = []
+    for batch in loader(Charted(odd=None), resident=resident, **how).micro_batches(0, 6):
+        rows, columns = ([view[:, c].mean((1, 2)) / 4 for view in (batch.images, *batch.other_views)] for c in (0, 1))
+        signs = 1 - 2 * batch.flip.float()
+        moves.append(torch.stack([rows[1] - rows[0], signs * (columns[1] - columns[0])]))
+    moves = torch.cat(moves, 1)
+    assert moves.min() > -0.1 and (moves.mean(dim=1) > 0.5).all()
+
+
+def test_memory_and_streaming_see_the_same_aligned_views():
+    how = dict(pictures=Made(bad=(2, 3)), view=ShiftedCrop(), other_views=(ShiftedCrop(places=32),))
+    both = (loader(**how, resident=r).micro_batches(0, 8) for r in (True, False))
+    same(*both, within=3 / 255 / 0.25)
 
 
 @pytest.mark.parametrize("resident", [True, False])

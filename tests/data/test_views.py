@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional as oracle
 from mimkit.core.errors import UserError
 from mimkit.core.randomness import rng_keys
 from mimkit.data.resize import crop_resize, crop_resize_many, crop_resize_one
-from mimkit.data.views import CenterCrop, RandomResizedCrop, Whole
+from mimkit.data.views import CenterCrop, RandomResizedCrop, ShiftedCrop, Whole
 
 torch.set_num_threads(1)  # waiting threads cost more than they save on shared cores
 
@@ -27,12 +27,53 @@ def boxes_of(view, n, height, width, size=(32, 32), stream="test"):
 @settings(max_examples=60, deadline=None)
 @given(sides, sides, st.floats(0.05, 1.0), st.integers(0, 1000))
 def test_boxes_lie_inside(height, width, least, seed):
-    for view in (RandomResizedCrop(scale=(least, 1.0)), Whole(), CenterCrop(), CenterCrop(fraction=1.0)):
+    for view in (
+        RandomResizedCrop(scale=(least, 1.0)),
+        ShiftedCrop(places=9),
+        Whole(),
+        CenterCrop(),
+        CenterCrop(fraction=1.0),
+    ):
         boxes, flip = boxes_of(view, 64, height, width, stream=str(seed))
         top, left, h, w = boxes.unbind(1)
         assert boxes.dtype == torch.int64 and flip.dtype == torch.bool and flip.shape == (64,)
         assert (top >= 0).all() and (left >= 0).all() and (h >= 1).all() and (w >= 1).all()
         assert (top + h <= height).all() and (left + w <= width).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(24, 300), st.integers(24, 300), st.integers(0, 1000))
+def test_shifted_crops_show_one_box_in_one_mirroring(height, width, seed):
+    plain, moved = ShiftedCrop(), ShiftedCrop(places=32)
+    (whole, flip), (first, mirrored), (second, also) = (
+        boxes_of(view, 64, height, width, stream=str(seed)) for view in (RandomResizedCrop(), plain, moved)
+    )
+    assert torch.equal(flip, mirrored) and torch.equal(flip, also) and torch.equal(first[:, 2:], second[:, 2:])
+    assert torch.equal(first[:, 2:], (whole[:, 2:] * 0.875).round().long())
+    room = whole[:, 2:] - first[:, 2:]
+    assert torch.equal(first[:, 0], whole[:, 0])
+    assert torch.equal(first[:, 1], whole[:, 1] + torch.where(flip, room[:, 1], 0))  # the upper left as it is seen
+    for box in (first, second):
+        assert (box[:, :2] >= whole[:, :2]).all() and (box[:, :2] - whole[:, :2] <= room).all()
+    move = (second - first)[:, :2].abs()
+    assert (move <= room).all() and (second[:, 0] >= first[:, 0]).all()
+    assert torch.equal(boxes_of(ShiftedCrop(places=1), 64, height, width, stream=str(seed))[0], first)
+
+
+def test_shifts_are_even_over_the_margin():
+    boxes, flip = boxes_of(ShiftedCrop(scale=(1.0, 1.0), ratio=(1.0, 1.0), places=32), 6000, 256, 256)
+    down, right = boxes[:, 0], torch.where(flip, 32 - boxes[:, 1], boxes[:, 1])
+    for move in (down, right):
+        count = move.bincount(minlength=32)
+        assert len(count) == 32 and count.min() > 120 and count.max() < 260  # 0 to 31, about 188 each
+    assert abs(torch.corrcoef(torch.stack([down, right]).float())[0, 1]) < 0.05
+    assert boxes[:, 2:].unique().tolist() == [224]
+
+
+def test_shifted_crops_that_cannot_be_meant_are_refused():
+    for wrong in ({"margin": 1.0}, {"margin": -0.1}, {"places": -1}):
+        with pytest.raises(UserError, match=f"view.{next(iter(wrong))}"):
+            ShiftedCrop(**wrong)
 
 
 def test_a_box_depends_on_its_own_key_and_size_alone():

@@ -314,9 +314,10 @@ def test_the_moving_average_begins_with_released_weights():
     slow, weights = method.mask_sampler.slow, method.encoder.state_dict()
     for value in method.encoder.parameters():  # as weights that are loaded after the method was built
         torch.nn.init.normal_(value)
-    method.before_epoch(0, 0.0, dataset_of(pictures()))
+    method.setup(dataset_of(pictures()), resumed=False)
     torch.testing.assert_close(slow.state_dict(), weights, rtol=0, atol=0)
     torch.nn.init.normal_(method.encoder.timm.blocks[0].attn.qkv.weight)
+    method.setup(dataset_of(pictures()), resumed=True)
     method.before_epoch(1, 0.5, dataset_of(pictures()))
     assert not torch.equal(slow.timm.blocks[0].attn.qkv.weight, weights["timm.blocks.0.attn.qkv.weight"])
 

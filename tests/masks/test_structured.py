@@ -95,6 +95,7 @@ MASKERS = [
     SquareMasker(ratio=0.2),
     BlockMasker(),
     BlockMasker(exact=False),
+    BlockMasker(ratio=0.3, spread=0.2, exact=False),
     GridMasker(step=7),
     PartitionMasker(),
     PartitionMasker(mode="independent"),
@@ -261,6 +262,53 @@ def test_blocks_fall_short_as_often_as_beit(ratio, target, mean, full):
     assert float((count == target).float().mean()) == pytest.approx(full, abs=0.08)
 
 
+def ibot_count(random: np.random.Generator, grid: Grid, ratio: float, spread: float) -> int:
+    """How many patches a plain loop hides, written from iBOT's description: the goal is no whole number."""
+    hidden, goal = np.zeros(grid, dtype=bool), random.uniform(ratio - spread, ratio + spread) * grid[0] * grid[1]
+    while hidden.sum() < goal:
+        before = hidden.sum()
+        for _ in range(10):
+            area = random.uniform(*sorted([(min(grid) // 3) ** 2, goal - before]))
+            aspect = math.exp(random.uniform(math.log(0.3), math.log(1 / 0.3)))
+            height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if not (height < grid[0] and width < grid[1]):
+                continue
+            top, left = (random.integers(0, side - size + 1) for side, size in zip(grid, (height, width), strict=True))
+            block = hidden[top : top + height, left : left + width]
+            if 0 < height * width - block.sum() <= goal - before:
+                block[:] = True
+                break
+        if hidden.sum() == before:
+            break
+    return int(hidden.sum())
+
+
+@pytest.mark.parametrize(("grid", "least"), [((14, 14), 16), ((8, 8), 4)])
+def test_blocks_have_ibot_s_ratio_for_each_picture(grid, least):
+    n, random = grid[0] * grid[1], np.random.default_rng(0)
+    masker = BlockMasker(ratio=0.3, spread=0.2, none=0.5, exact=False, least=least)
+    mask = draw(masker, grid, b=3000)
+    count = mask.hidden.sum(dim=1)
+    assert mask.ragged and mask.visible.shape[1] == n
+    assert float((count == 0).float().mean()) == pytest.approx(0.5, abs=0.03)
+    theirs = np.array([ibot_count(random, grid, 0.3, 0.2) for _ in range(1500)])
+    hidden = count[count > 0].numpy()
+    assert hidden.mean() == pytest.approx(theirs.mean(), abs=0.01 * n) and hidden.max() <= n // 2
+    assert hidden.std() == pytest.approx(theirs.std(), rel=0.06)
+    assert float(mask.hidden.float().mean()) == pytest.approx(0.15, abs=0.01)
+
+
+def test_blocks_with_a_ratio_for_each_picture_can_be_exact():
+    masker = BlockMasker(ratio=0.3, spread=0.2, none=0.25)
+    count = draw(masker, (14, 14), b=2000).hidden.sum(dim=1)
+    assert count[count > 0].min() == 19 and count.max() == 97 and float((count == 0).float().mean()) < 0.3
+    assert count[count > 0].float().mean() == pytest.approx(0.3 * 196 - 0.5, abs=2)
+    plain = draw(BlockMasker(ratio=0.3, none=0.25), (14, 14), b=200)
+    assert plain.hidden.sum(dim=1).unique().tolist() == [0, 59]
+    shown = plain.hidden.sum(dim=1) > 0  # the others are those of one ratio
+    assert torch.equal(plain.hidden[shown], draw(BlockMasker(ratio=0.3), (14, 14), b=200).hidden[shown])
+
+
 @pytest.mark.parametrize("grid", [(14, 14), (8, 16)])
 @pytest.mark.parametrize("ratio", [0.38, 0.75])
 def test_blocks_hang_together(grid, ratio):
@@ -393,6 +441,8 @@ def test_complementary_views_share_the_patches(case, ratio, seed):
             for kind in (SimMIMMasker, SquareMasker)
         ],
         (lambda: BlockMasker(least=0), r"masker\.least must be at least 1"),
+        (lambda: BlockMasker(ratio=0.3, spread=0.3), r"masker\.ratio 0.3 \+- masker\.spread 0.3 must stay"),
+        (lambda: BlockMasker(none=1.0), r"masker\.none is a share"),
         (lambda: BlockMasker(aspect=(0.0, 1.0)), r"masker\.aspect"),
         (lambda: BlockMasker(aspect=(2.0, 1.0)), r"masker\.aspect"),
         (lambda: BlockMasker(aspect=(1.0, math.inf)), r"masker\.aspect"),

@@ -13,9 +13,8 @@ from mimkit.core.errors import UserError
 from mimkit.core.randomness import rng_keys
 from mimkit.masks import Mask, RandomMasker, SelfGuidedMasker
 from mimkit.masks.inverse import InverseBlockMasker
-from mimkit.methods.assignment import sinkhorn
+from mimkit.methods.assignment import cross_entropy, entropy, sinkhorn
 from mimkit.methods.capi import CAPI, CAPIConfig
-from mimkit.methods.losses import cross_entropy, entropy
 from mimkit.methods.momentum import Momentum
 from mimkit.model.build import EncoderConfig
 from mimkit.model.patches import patchify

@@ -29,6 +29,7 @@ from mimkit.model.tokenizer import Tokenizer, TokenizerConfig, open_tokenizer
 from mimkit.recipes import find_recipe
 from mimkit.train.machine import untouched
 from mimkit.train.optimizer import set_lr
+from shares import write_shares
 
 SWIN, VIT = "swin_tiny_patch4_window7_224", "vit_tiny_patch16_224"
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
@@ -216,6 +217,16 @@ def test_a_run_leaves_numbers_pictures_an_export_and_the_tokenizer(run):
     drawn, mask = ours.reconstruct(given, 0.0)
     assert mask.hidden.all() and mask.visible.shape == (2, 0)
     torch.testing.assert_close((drawn * found.std + found.mean).clamp(0, 1), found.pictures(found.ids(images)))
+
+
+def test_a_tokenizer_is_opened_from_shares_too(run, tmp_path):
+    whole, folder = open_tokenizer(str(run)), tmp_path / "run"
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "config.json").write_text((run / "config.json").read_text())
+    state = torch.load(sorted((run / "checkpoints").glob("*.pt"))[-1], weights_only=True)
+    write_shares(folder / "checkpoints" / "step-000000004", state, 3)
+    shared = open_tokenizer(str(folder))
+    torch.testing.assert_close(shared.state_dict(), whole.state_dict(), rtol=0, atol=0)
 
 
 def test_a_resumed_run_is_the_same_run(forty, tmp_path):

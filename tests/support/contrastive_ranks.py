@@ -13,12 +13,18 @@ from torch.nn.parallel import DistributedDataParallel
 from drills import processes
 from mimkit.core.batch import Batch
 from mimkit.core.randomness import rng_keys
+from mimkit.masks import AttMaskMasker, BlockMasker, RandomMasker
 from mimkit.methods.base import Method
+from mimkit.methods.cmae import CMAEConfig
 from mimkit.methods.dino import DINOConfig
+from mimkit.methods.ibot import IBOTConfig
 from mimkit.methods.moco import MoCoConfig
 from mimkit.methods.moco_v3 import MoCoV3Config
+from mimkit.methods.msn import MSNConfig
+from mimkit.methods.mst import MSTConfig
 from mimkit.methods.simclr import SimCLRConfig
 from mimkit.model.build import EncoderConfig
+from mimkit.model.decoder import DecoderConfig
 
 RESNET = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8], "zero_init_last": False, "output_stride": 8}
 VIT = EncoderConfig(name="vit_tiny_patch16_224", patch=4, width=16, depth=2, heads=2)
@@ -27,6 +33,31 @@ CONFIGS = {
     "moco": MoCoConfig(queue=32, outputs=8, momentum=0.5),
     "moco_v3": MoCoV3Config(hidden=16, outputs=8, momentum=0.5),
     "dino": DINOConfig(prototypes=24, hidden=16, bottleneck=8, momentum=0.5, freeze_last=0.3),
+    "cmae": CMAEConfig(
+        decoder=DecoderConfig(width=16, depth=1, heads=2),
+        feature_decoder=DecoderConfig(width=16, depth=1, heads=2),
+        hidden=16,
+        outputs=8,
+        momentum=0.5,
+    ),
+    "msn": MSNConfig(masker=RandomMasker(ratio=0.3), prototypes=12, hidden=16, outputs=8, momentum=0.5),
+    "mst": MSTConfig(
+        masker=AttMaskMasker(hides="low", among=0.5, ratio=0.25, scorer="ema"),
+        decoder=DecoderConfig(width=16, depth=1, heads=2),
+        prototypes=24,
+        hidden=16,
+        bottleneck=8,
+        momentum=0.5,
+        freeze_last=0.3,
+    ),
+    "ibot": IBOTConfig(
+        masker=BlockMasker(ratio=0.3, spread=0.2, none=0.4, exact=False),
+        prototypes=24,
+        hidden=16,
+        bottleneck=8,
+        momentum=0.5,
+        freeze_last=0.3,
+    ),
 }
 BATCH, SIZE, DIFFERENT = 8, 16, 4
 

@@ -5,6 +5,7 @@ a second instead of an import, and neither autograd's nor OpenMP's threads stand
 """
 
 import builtins
+import errno
 import multiprocessing
 import os
 import resource
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from mimkit.cli import main as cli
 from mimkit.core import distributed
@@ -30,10 +32,12 @@ from mimkit.guidance.sampler import MaskSampler
 from mimkit.methods.mae import MAEConfig
 from mimkit.model.build import EncoderConfig
 from mimkit.model.decoder import DecoderConfig
-from mimkit.train import agreement, callbacks, run_folder
+from mimkit.train import agreement, callbacks, run_folder, saver
 from mimkit.train import prepare as preparing
 from mimkit.train import pretrain as pretraining
+from mimkit.train.checkpoint import checkpoints
 from mimkit.train.machine import Engine, Machine
+from mimkit.train.mirror import Mirror
 from mimkit.train.optimizer import AdamWConfig
 from mimkit.train.prepare import Images, Pretrain
 from mimkit.train.run_folder import RunFolder
@@ -122,7 +126,7 @@ def ranks(
         port = free.getsockname()[1]
     meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
     children = [
-        Child(log.with_suffix(f".{n}"), config, folder, *faults, RANK=n, LOCAL_RANK=n, **meet, **how)
+        Child(log.with_suffix(f".{n}"), config, folder, *faults, RANK=n, LOCAL_RANK=n, **(meet | how))
         for n in range(world)
     ]
     return [child.wait() for child in children]
@@ -193,6 +197,60 @@ def kill_before_export(step: int) -> None:
     steps = [0]
     _before(callbacks, "save_checkpoint", lambda folder, at, *rest: steps.__setitem__(0, at))
     _before(pretraining, "export_encoder", lambda *args: steps[0] == step and die())
+
+
+def kill_in_folder(step: int, at: str) -> None:
+    """While the folder of a step is saved: with half a shard on disk and training some steps on (`shard`), before
+    state.json (`state`), before the rename (`rename`), before older ones are removed (`prune`)."""
+    trained = [0]
+    _before(Training, "update", lambda training, at, *rest: trained.__setitem__(0, at))
+
+    def half(path: Path, pieces: Any) -> None:
+        if f"{step:09d}" in str(path):
+            path.write_bytes(b"half")
+            until = time.monotonic() + 60
+            while trained[0] < step + 1 and time.monotonic() < until:
+                time.sleep(0.01)
+            die()
+
+    at_place = {
+        "shard": ("write_pieces", half),
+        "state": ("write_state", lambda folder, rest, *more: rest["step"] == step and die()),
+        "rename": ("flush_folder", lambda folder: folder.name == f"step-{step:09d}.tmp" and die()),
+        "prune": ("prune", lambda folder, *rest: checkpoints(folder)[-1].name == f"step-{step:09d}" and die()),
+    }
+    _before(saver, *at_place[at])
+
+
+def write_elsewhere(folder: str) -> None:
+    """Shards go to a disk of this host alone."""
+    _instead(saver, "write_pieces", lambda real, path, pieces: real(Path(folder) / path.name, pieces))
+
+
+def short_patience() -> None:
+    """Files of other hosts are not waited for."""
+    saver.PATIENCE = 0.1
+
+
+def slow_disk() -> None:
+    """A shard takes longer than a step and an export."""
+    _before(saver, "write_pieces", lambda *args: time.sleep(1))
+
+
+def say_published() -> None:
+    """What is sent to where the run is mirrored: the step, and the newest checkpoint."""
+    _before(Mirror, "save", lambda mirror, step: print("SENT", step, checkpoints(mirror.folder)[-1].name, flush=True))
+
+
+def full_in_folder(step: int) -> None:
+    """No space is left for a shard of a step, whose first half is written."""
+
+    def refuse(path: Path, pieces: Any) -> None:
+        if f"{step:09d}" in str(path):
+            path.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    _before(saver, "write_pieces", refuse)
 
 
 def kill_in_metrics(step: int) -> None:
@@ -371,3 +429,30 @@ def no_device() -> None:
         raise UserError("this torch sees no GPU")
 
     _before(Machine, "find_device", refuse)
+
+
+# ---- sharded training
+
+
+def say_shares() -> None:
+    """Each process says how many numbers of the weights it holds, and how many there are."""
+
+    def say(training: Any, at: int, *rest: Any) -> None:
+        weights = [*training.task.parameters()]
+        holds = sum(value.to_local().numel() if isinstance(value, DTensor) else value.numel() for value in weights)
+        print("HOLDS", holds, "of", sum(value.numel() for value in weights), flush=True)
+
+    _before(Training, "update", say)
+
+
+def bad_share(step: int) -> None:
+    """What this process holds of a weight is not finite after a step (counted from 0)."""
+    real = Training.update
+
+    def patched(training: Training, at: int, *rest: Any) -> None:
+        real(training, at, *rest)
+        if at == step:
+            shares = [value.detach().to_local() for value in training.task.parameters()]
+            next(share for share in shares if share.numel()).fill_(float("inf"))
+
+    Training.update = patched

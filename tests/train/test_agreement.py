@@ -11,9 +11,12 @@ import pytest
 import torch
 
 from drills import ranks, the_line, tiny
+from mimkit.core.errors import UserError
+from mimkit.train import agreement
 from mimkit.train.agreement import ending
 from mimkit.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from mimkit.train.pretrain import pretrain
+from shares import write_shares
 
 HERE = socket.gethostname()
 LIMIT = 60  # seconds in which all processes must have ended
@@ -141,11 +144,22 @@ def test_a_lost_process_is_one_line_with_the_last_good_checkpoint(rank, forty, t
 
 
 def test_identities_differ_where_a_weight_does(tmp_path):
-    state = {"model": {"w": torch.zeros(400_000)}, "optimizer": {}, "step": 1}
+    state = {"model": {"w": torch.zeros(400_000)}, "optimizer": {"state": {}, "param_groups": []}, "step": 1}
     identities = set()
     for number, value in enumerate((0.0, 1.0)):
         state["model"]["w"][5] = value
         path = save_checkpoint(tmp_path / str(number), 1, state, keep=1)
         identities.add(ending(path))
         assert ending(path) == ending(path)
-    assert len(identities) == 2
+        shares = write_shares(path.with_suffix(""), state, 3)
+        identities.add(ending(shares))
+        assert ending(shares) == ending(shares)
+    assert len(identities) == 4
+
+
+def test_a_folder_that_one_host_does_not_see_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(agreement, "PATIENCE", 0.1)
+    path = tmp_path / "checkpoints" / "step-000000001"
+    path.mkdir(parents=True)  # seen before what is in it
+    with pytest.raises(UserError, match=f"the checkpoint {path} cannot be read here"):
+        ending(path)

@@ -22,6 +22,7 @@ from mimkit.train.monitor import Monitor
 from mimkit.train.online import OnlineEvaluation
 from mimkit.train.pretrain import pretrain
 from mimkit.train.run_folder import RunFolder
+from mimkit.train.sharding import Whole
 
 FAST = (
     "--machine.device cpu --machine.precision float32 --machine.attention fused --machine.threads 1 "
@@ -183,9 +184,9 @@ class Measured(Monitor):
 def warned(spreads: list[float], *, warmup: float = 0.0) -> list[bool]:
     """Whether evaluations at steps 1, 2, ... of the whole schedule, with these spreads, are warned of."""
     task = MAEConfig().build(tiny().encoder.build((12, 12), 3))
-    run = RunFolder(Path("nowhere"))
+    run, whole = RunFolder(Path("nowhere")), Whole(task, "none", torch.device("cpu"))
     online = OnlineEvaluation(
-        Measured(), task, run, torch.device("cpu"), warmup=warmup, total=len(spreads), settings=()
+        Measured(), whole, run, torch.device("cpu"), warmup=warmup, total=len(spreads), settings=()
     )
     online.start = START
     records = [{"step": i + 1, "feature_spread": s, "effective_rank": 27 * s} for i, s in enumerate(spreads)]

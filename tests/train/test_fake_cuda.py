@@ -40,6 +40,7 @@ FAST = [
     "simmim_swin_mini_32",
     "simmim_mini_32_tokens",
     "maskfeat_mini_32",
+    "beit_mini_32",
     "emae_mini_32",
     "crossmae_mini_32",
     "emae_mini_32_cross",
@@ -48,11 +49,17 @@ FAST = [
     "moco_v2_mini_32",
     "moco_v3_mini_32",
     "dino_mini_32",
+    "ibot_mini_32",
+    "cmae_mini_32",
+    "msn_mini_32",
+    "mst_mini_32",
+    "ibot_mini_32_attmask",
     "bootmae_mini_32",
     "cae_mini_32",
     "capi_mini_32",
     "data2vec_mini_32",
     "data2vec2_mini_32",
+    "ijepa_mini_32",
     "tokenizer_mini_32",
     "segment_mini",
     "depth_mini",
@@ -92,6 +99,8 @@ def settings(name: str) -> Pretrain:
         run.encoder = EncoderConfig(name="vit_tiny_patch16_224", patch=8, width=32, depth=4, heads=2)
     if name == "maskalign_mini_32":
         run.method.teacher, run.encoder.depth = "vit_tiny_patch16_224", 12
+    if name == "beit_vit_b16":  # what the tokenizer of small pictures takes
+        run.images.size, run.encoder.patch = 32, 4
     run.batch_size = 4
     return run
 
@@ -163,7 +172,7 @@ def train(task: Method, run: Pretrain, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def steps(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     run, mode = settings(name), FakeTensorMode()
-    task = build(run, mode, "cpu" if "_mini_" in name else "meta")
+    task = build(run, mode, "cpu" if "_mini_" in name or name.startswith("beit_") else "meta")
     with mode:
         train(task, run, monkeypatch)
 

@@ -458,6 +458,8 @@ MACHINE: dict[str, tuple[Any, Any, float]] = {
     "precision": ("bfloat16", lambda folder, said: any("bfloat16" in line for line in said), 0.02),
     "attention": ("plain", lambda folder, said: any("plain attention" in line for line in said), 1e-3),
     "compile": (True, lambda folder, said: any("compiled" in line for line in said), 1e-3),
+    "sharding": ("full", lambda folder, said: any("sharding full" in line for line in said), 0),
+    "recompute": (True, lambda folder, said: any("blocks recomputed" in line for line in said), 0),
     "threads": (2, lambda folder, said: any("2 threads" in line for line in said), 1e-3),
     "workers": (2, lambda folder, said: len(DATA_WORKERS) > 0, 0),
     "micro_batch": (2, lambda folder, said: any("(4 x 2)" in line for line in said), 1e-3),

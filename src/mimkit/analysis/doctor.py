@@ -11,6 +11,8 @@ import torch
 from rich.markup import escape
 from rich.table import Table
 
+from mimkit.analysis.plan_text import rows as rows_of_plan
+from mimkit.analysis.planned import Request, plan_recipe
 from mimkit.analysis.survey import Survey, duplicates, mix, odd_ones, reasons, stacks, survey, used_range
 from mimkit.core.errors import UserError, at_least
 from mimkit.core.memory import free_memory
@@ -62,11 +64,13 @@ def examine(
     batch_size: int | None = None,
     epochs: int | None = None,
     reading: Reading = Reading(),
+    request: Request | None = None,
 ) -> Examination:
     """Read pictures and plan a recipe on them.
 
     Of each split at most `limit` pictures are read, spread over it. Without a recipe one is chosen that fits;
-    `batch_size` and `epochs` replace those of the recipe, and `reading` says how files become pictures.
+    `batch_size` and `epochs` replace those of the recipe, and `reading` says how files become pictures. With a
+    `request` the plan is one for its GPUs, by arithmetic; without, steps are timed here.
     """
     at_least(1, limit=limit, batch_size=batch_size, epochs=epochs)
     config = find_recipe(recipe) if recipe else Pretrain()
@@ -93,6 +97,9 @@ def examine(
     prepared = Prepared(config, pictures=pictures)
     smaller = sum(min(each.height, each.width) < min(prepared.size) for each in train.facts)
     result |= {"recipe": recipe, "why": why, "image_size": list(prepared.size), "smaller_than_image": smaller}
+    if request is not None:
+        result["plan"] = plan_recipe(prepared, request)
+        return Examination(result, train, test)
     result |= _cost(prepared, device)
     note = plan_note(result["steps"], config.epochs)
     # More passes over a handful would not help either.
@@ -234,7 +241,8 @@ def rows(result: dict[str, Any]) -> list[tuple[str, str]]:
     lines = [*_set_rows(result), *_label_rows(result["labels"], result["classes"]), *_bad_rows(result)]
     if "recipe" not in result:
         return lines
-    return [*lines, *_value_rows(result), *_copy_rows(result), *_plan_rows(result)]
+    lines += [*_value_rows(result), *_copy_rows(result)]
+    return [*lines, *_recipe_rows(result), *(rows_of_plan(result["plan"]) if "plan" in result else _plan_rows(result))]
 
 
 def _set_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
@@ -338,8 +346,8 @@ def counted(pictures: int) -> str:
     return f"{pictures:,} picture{'s are' if pictures != 1 else ' is'}"
 
 
-def _plan_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
-    """Sizes, and what training would take and could show."""
+def _recipe_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """Sizes of the pictures, and the recipe."""
     side = result["shorter_side"]
     sizes = f"{result['sizes']} different; shorter side" if result["sizes"] > 1 else "one; shorter side"
     if side["smallest"] < side["largest"]:
@@ -347,14 +355,21 @@ def _plan_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
     else:
         sizes += f" {side['smallest']}"
     height, width = result["image_size"]
-    recipe = f"{result['recipe']}: images of {height}x{width}, {result['parameters'] / 1e6:.1f} M parameters"
+    recipe = f"{result['recipe']}: images of {height}x{width}"
+    if "parameters" in result:
+        recipe += f", {result['parameters'] / 1e6:.1f} M parameters"
     lines = [("sizes", f"{sizes} px"), ("recipe", recipe)]
     if result["why"]:
         lines.append(("", f"because {result['why']}"))
     if result["smaller_than_image"]:
         lines.append(("", f"{counted(result['smaller_than_image'])} smaller than that and will be enlarged"))
+    return lines
+
+
+def _plan_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """What training would take here and could show."""
     plan = f"{result['epochs']} epochs, {result['batch_size']} pictures a step"
-    lines.append(("steps", f"{result['steps']:,} ({plan})"))
+    lines = [("steps", f"{result['steps']:,} ({plan})")]
     if result["note"]:
         lines.append(("", result["note"]))
     memory = f"about {result['memory_bytes'] / 1e9:.1f} GB with {result['micro_batch']} pictures at once"

@@ -37,7 +37,7 @@ from mimkit.masks import Mask, Masker, RandomMasker, SelfGuidedMasker, Signal
 from mimkit.masks.informed import InformedMasker, ModelMasker
 from mimkit.masks.statistics import mask_statistics, mean
 from mimkit.methods.base import MaskedConfig
-from mimkit.model.build import EncoderConfig, is_windowed
+from mimkit.model.build import EncoderConfig, is_beit, is_windowed
 from mimkit.model.patches import patchify
 from mimkit.model.teacher import Teacher
 from mimkit.model.vit import Encoder, refuse_unsuitable
@@ -239,7 +239,8 @@ def patch_of(config: EncoderConfig, size: tuple[int, int]) -> tuple[int, int]:
     """Size of the encoder's patches; no weights are made."""
     with torch.device("meta"):
         args = config.timm_args(size, 3)
-        vit = timm.create_model(config.name, **args if is_windowed(config.name) else args | {"img_size": None})
+        gridded = is_windowed(config.name) or is_beit(config.name)
+        vit = timm.create_model(config.name, **args if gridded else args | {"img_size": None})
     side = vit.get_submodule("patch_embed").get_submodule("proj").kernel_size
     assert isinstance(side, tuple)
     return side[0], side[1]

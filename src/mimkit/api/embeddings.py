@@ -53,7 +53,7 @@ class Embeddings:
             raise UserError(f"vectors of shape {vectors.shape} and {len(paths)} paths: wanted a row for each path")
         self.vectors, self.paths, self.labels, self.classes = vectors, paths, labels, classes
         self.about = about
-        self._pictures, self._numbers = pictures, numbers
+        self.pictures, self.numbers = pictures, numbers
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -80,14 +80,17 @@ class Embeddings:
         rows, about = read_vectors(Path(file).expanduser())
         return cls(rows.vectors, rows.paths, rows.labels, about.classes, about=about)
 
-    def neighbors(self, k: int = 10) -> "Neighbors":
+    def neighbors(self, k: int = 10, *, centered: bool = True) -> "Neighbors":
         """The k most similar other pictures of each one, by cosine, the nearest first.
+
+        Args:
+            centered: see `directions`.
 
         Raises UserError unless 1 <= k < N.
         """
         if not (isinstance(k, Integral) and 1 <= k < len(self)):
             raise UserError(f"k must be at least 1 and below the {len(self)} pictures, got {k!r}")
-        unit = self._unit()
+        unit = self.directions(centered)
         index = np.empty((len(self), k), np.int64)
         similarity = np.empty((len(self), k), np.float32)
         for start, stop in self._pieces():
@@ -100,8 +103,10 @@ class Embeddings:
             similarity[start:stop] = np.take_along_axis(cosine, index[start:stop], 1)
         return Neighbors(index, similarity, self)
 
-    def duplicates(self, threshold: float = 0.99) -> "Rows":
+    def duplicates(self, threshold: float = 0.99, *, centered: bool = True) -> "Rows":
         """Pairs of pictures whose vectors have a cosine of `threshold` or more, the most similar first.
+
+        `centered`: see `directions`.
 
         Each is a dict: similarity, first and second (numbers of rows), first_path and second_path. Equal pictures have
         1 but for rounding; how similar others look at a threshold depends on the model.
@@ -111,7 +116,7 @@ class Embeddings:
         at_least(-1, threshold=threshold)
         if threshold > 1:
             raise UserError(f"threshold is a cosine, -1 to 1, got {threshold}; 0.99 is usual")
-        unit = self._unit()
+        unit = self.directions(centered)
         pairs: list[tuple[float, int, int]] = []
         for start, stop in self._pieces():
             cosine = unit[start:stop] @ unit[start:].T
@@ -154,13 +159,13 @@ class Embeddings:
             from umap import UMAP  # type: ignore[missing-import]
 
             near = min(15, len(self) - 1)
-            points = UMAP(n_neighbors=near, metric="cosine", random_state=seed).fit_transform(self._unit())
+            points = UMAP(n_neighbors=near, metric="cosine", random_state=seed).fit_transform(self.directions())
             return Map(np.asarray(points, np.float32), "umap", self)
         from sklearn.decomposition import PCA
         from sklearn.manifold import TSNE
 
         width = min(50, *self.vectors.shape)
-        reduced = PCA(width, random_state=seed).fit_transform(self._unit())
+        reduced = PCA(width, random_state=seed).fit_transform(self.directions())
         near = min(30.0, (len(self) - 1) / 3)
         points = TSNE(perplexity=near, init="pca", random_state=seed).fit_transform(reduced)
         return Map(points.astype(np.float32), "tsne", self)
@@ -185,9 +190,9 @@ class Embeddings:
         return picture_tag(data.getvalue(), title, f"width:{THUMBNAIL}px;image-rendering:pixelated")
 
     def _picture(self, row: int) -> Image.Image:
-        if self._pictures is None or self._numbers is None:
+        if self.pictures is None or self.numbers is None:
             return Image.open(self.paths[row]).convert("RGB")
-        pixels = self._pictures.read(int(self._numbers[row]))
+        pixels = self.pictures.read(int(self.numbers[row]))
         pixels = pixels if len(pixels) == 3 else pixels[:1].expand(3, -1, -1)
         return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
@@ -196,9 +201,14 @@ class Embeddings:
         page = f"<p>{html.escape(repr(self))}</p>"
         return page + (self.neighbors(min(6, len(self) - 1))._repr_html_() if len(self) > 1 else "")
 
-    def _unit(self) -> np.ndarray:
-        """Vectors of length 1; those of length 0 stay."""
-        return self.vectors / np.maximum(np.linalg.norm(self.vectors, axis=1, keepdims=True), 1e-12)
+    def directions(self, centered: bool = True) -> np.ndarray:
+        """Vectors of length 1, (N, D) float32; those of length 0 stay.
+
+        `centered`: of the differences from the mean vector. The vectors of masked autoencoders share a large part, by
+        which all pictures look alike: cosines between them are 0.99 and more.
+        """
+        vectors = self.vectors - self.vectors.mean(axis=0) if centered else self.vectors
+        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
     def _pieces(self) -> list[tuple[int, int]]:
         """First and last row, that one excluded, of pieces whose similarities to all rows fit into memory."""

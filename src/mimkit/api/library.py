@@ -15,8 +15,10 @@ from mimkit.compare.processes import Measurement, Stopped
 from mimkit.compare.run import compare as compare_all
 from mimkit.core.errors import UserError
 from mimkit.core.files import read_json
+from mimkit.core.urls import is_url
 from mimkit.masks import maskers as masker_classes
 from mimkit.recipes import recipes as recipe_docs
+from mimkit.train.mirror import local_run
 from mimkit.train.run_folder import RunFolder
 
 
@@ -24,9 +26,9 @@ def load(target: str | os.PathLike[str], data: Data = ()) -> Run | Model:
     """A `Run` of a run folder, else a `Model`.
 
     Args:
-        target: a run folder, an export folder, a timm name (with its released weights), `hf-hub:` and the name of a
-            timm model on Hugging Face's hub, a file of weights as authors release them (.pth, .safetensors), `pixels`,
-            or `untrained:` and a folder or a timm name.
+        target: a run folder or its URL, an export folder, a timm name (with its released weights), `hf-hub:` and the
+            name of a timm model on Hugging Face's hub, a file of weights as authors release them (.pth, .safetensors),
+            `pixels`, or `untrained:` and a folder or a timm name.
         data: pictures whose size, channels and statistics a network without its own takes; of a run, the pictures that
             it looks at where none are named.
 
@@ -34,6 +36,8 @@ def load(target: str | os.PathLike[str], data: Data = ()) -> Run | Model:
         UserError: there is no such target, or its weights cannot be loaded or fetched.
     """
     name = os.fspath(target)
+    if is_url(name):
+        name = str(local_run(name))
     folder = RunFolder(Path(name).expanduser())
     if folder.exists and "recipe" in read_json(folder.config_path):
         run = Run(folder.folder)

@@ -27,6 +27,7 @@ from mimkit.masks import Masker, maskers
 from mimkit.masks.informed import ModelMasker
 from mimkit.methods.base import MaskedConfig
 from mimkit.train.checkpoint import checkpoints
+from mimkit.train.mirror import local_run
 from mimkit.train.prepare import Pretrain
 from mimkit.train.run_folder import RunFolder
 
@@ -248,7 +249,7 @@ def pretrain(
         recipe: a name of `mimkit.recipes()`, `package.module:function`, or settings, as `mimkit.recipe(name)` gives
             them to be changed. None: the unfinished run's own, else one that fits data and machine.
         data: folders, text files of paths, Parquet files, or names of sets; by default those of the settings.
-        run: folder of the run; by default runs/RECIPE-DATA.
+        run: folder of the run, or its URL in a store; by default runs/RECIPE-DATA.
         epochs: how often each picture is seen; by default the recipe's.
         minutes: plan fewer epochs where all would take longer than this on this machine.
         max_steps: stop after so many steps of the planned schedule; the same call goes on.
@@ -258,7 +259,7 @@ def pretrain(
         UserError: anything a person can mend, as a call outside the main thread, where no signal can be heard.
     """
     _refuse_other_process_or_thread()
-    folder = None if run is None else Path(run).expanduser()
+    folder = None if run is None else local_run(run, train=True)
     resolved = resolve(recipe, data, folder)
     config = resolved.config
     if epochs is not None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from timm.models import ResNet, SwinTransformer, SwinTransformerV2
+from timm.models import Beit, ResNet, SwinTransformer, SwinTransformerV2
 from torch import nn
 
 from mimkit.analysis.metrics import USUAL
@@ -24,6 +24,7 @@ from mimkit.evaluate.run import evaluate
 from mimkit.evaluate.target import Extractor, open_target
 from mimkit.evaluate.trained import Trained, open_trained
 from mimkit.model.backbone import Backbone
+from mimkit.model.beit import BeitEncoder
 from mimkit.model.convolutional import ConvolutionalEncoder
 from mimkit.model.vit import Encoder, refuse_unsuitable
 from mimkit.model.windowed import WindowedEncoder
@@ -74,6 +75,8 @@ class Target:
         network = self.model()
         if isinstance(network, (SwinTransformer, SwinTransformerV2)):
             encoder: Backbone = WindowedEncoder(network)
+        elif isinstance(network, Beit):
+            encoder = BeitEncoder(network)
         elif isinstance(network, ResNet):
             encoder = ConvolutionalEncoder(network, self.extractor.size)
         else:

@@ -112,6 +112,7 @@ def words(command: str) -> str:
         "compare": [*recipes()],
         "masks": [*maskers(), *recipes()],
         "doctor": [*NAMES, *recipes()],
+        "shards": ["pack", "index", "check"],
     }
     return " ".join(names.get(command, []))
 

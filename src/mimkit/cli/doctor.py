@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
@@ -13,6 +13,11 @@ from mimkit.core.annotation import DenseTask
 from mimkit.core.errors import UserError
 from mimkit.core.flags import Arguments, parse, refuse_unwritable
 from mimkit.recipes import check_recipe
+
+if TYPE_CHECKING:
+    from mimkit.analysis.planned import Request
+
+PLANNED = ("gpu", "gpus_per_host", "network", "utilization", "dollars_per_gpu_hour", "pictures")  # settings of a plan
 
 
 @dataclass(kw_only=True)
@@ -38,6 +43,21 @@ class DoctorArguments(Arguments):
     """Pictures in a step, if other than the recipe's."""
     epochs: int | None = None
     """Passes over the pictures, if other than the recipe's."""
+    gpus: int | None = None
+    """Plan the recipe for so many GPUs, by arithmetic, instead of timing it here."""
+    gpu: str = "h100"
+    """Their kind: a100, h100, h200, b200, l40s, 4090."""
+    gpus_per_host: int = 8
+    """How many of them share a machine."""
+    network: float | None = None
+    """GB a second that an all-reduce moves across machines: 10 on 100 Gb/s Ethernet; by default as within one, which
+    takes a card of 400 Gb/s for each GPU."""
+    utilization: float = 0.35
+    """Share of a GPU's bfloat16 operations that training shall reach: an assumption; 0.3 to 0.4 is usual."""
+    dollars_per_gpu_hour: float | None = None
+    """What a GPU costs an hour."""
+    pictures: int | None = None
+    """Plan as if there were so many pictures like these."""
     images: ReadingFlags = field(default_factory=ReadingFlags)
     """How files become pictures, as for pretrain."""
     html: Annotated[Path | None, arg(metavar="FILE")] = None
@@ -74,6 +94,7 @@ def run(args: list[str]) -> int:
         batch_size=arguments.batch_size,
         epochs=arguments.epochs,
         reading=arguments.images.reading(arguments.label_column),
+        request=_request(arguments),
     )
     show(examination.result, arguments.json, examination.table)
     if arguments.html is not None:
@@ -88,11 +109,32 @@ def run(args: list[str]) -> int:
     return 0
 
 
+def _request(arguments: DoctorArguments) -> "Request | None":
+    """The GPUs to plan for, if any."""
+    from mimkit.analysis.plan import Cluster
+    from mimkit.analysis.planned import Request
+
+    if arguments.gpus is None:
+        for name in PLANNED:
+            if vars(arguments)[name] != vars(DoctorArguments(data=()))[name]:
+                raise UserError(f"--{name.replace('_', '-')} is for a plan: give --gpus too")
+        return None
+    cluster = Cluster(
+        gpus=arguments.gpus, gpu=arguments.gpu, per_host=arguments.gpus_per_host, network=arguments.network
+    )
+    return Request(
+        cluster=cluster,
+        utilization=arguments.utilization,
+        dollars=arguments.dollars_per_gpu_hour,
+        pictures=arguments.pictures,
+    )
+
+
 def _examine_task(arguments: DoctorArguments, task: DenseTask) -> int:
     """Examine the annotations of a folder."""
     from mimkit.analysis.annotations import examine_annotations
 
-    for flag in ("html", "batch_size", "epochs", "label_column"):
+    for flag in ("html", "batch_size", "epochs", "label_column", "gpus"):
         if vars(arguments)[flag] is not None:
             raise UserError(f"--{flag.replace('_', '-')} says nothing of annotations: leave it out of --task {task}")
     examination = examine_annotations(

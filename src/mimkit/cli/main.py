@@ -8,9 +8,11 @@ import sys
 
 from mimkit.cli.crash import forget_run, write_report
 from mimkit.cli.overview import COMMANDS, overview
+from mimkit.cli.places import with_local_runs
 from mimkit.core.announced import announced, may_speak, refuse_lone_tasks, refuse_together
 from mimkit.core.errors import UserError, unknown
 from mimkit.core.names import renamed_flag, trust
+from mimkit.core.urls import withhold_all
 
 __all__ = ["COMMANDS", "main"]
 
@@ -20,7 +22,7 @@ COMPLETION = "--print-completion"
 def main(argv: list[str] | None = None) -> int:
     """Run one command. 0: done; 1: a crash; 2: something to mend, said in one line; 128 + N: stopped by signal N."""
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # idle threads that spin ruin small models on shared cores
-    args = sys.argv[1:] if argv is None else argv
+    args = withhold_all(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help"):
         print(overview())
         return 0
@@ -64,7 +66,7 @@ def run(command: str, args: list[str]) -> int:
         announced()  # refuses half of what a launcher sets
     else:
         refuse_together(command)
-    return importlib.import_module(f"mimkit.cli.{command}").run(args)
+    return importlib.import_module(f"mimkit.cli.{command}").run(with_local_runs(command, args))
 
 
 def say(line: str) -> None:

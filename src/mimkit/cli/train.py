@@ -16,6 +16,7 @@ from mimkit.core.flags import flag_value, without_flag
 from mimkit.recipes import find_recipe
 from mimkit.recipes.overrides import PretrainArguments, read_finetuning, read_pretraining, take_recipe
 from mimkit.train.machine import Machine
+from mimkit.train.mirror import Mirror
 from mimkit.train.prepare import Pretrain
 from mimkit.train.run_folder import RunFolder
 
@@ -108,7 +109,8 @@ def _log(line: str) -> None:
 def _words(result: dict[str, Any], config: Pretrain, goes_on_with: str) -> str:
     """What became of a run, and what to do next; `goes_on_with` is the command that takes its folder."""
     folder = Path(result["run"])
-    place = shlex.quote(str(folder))
+    url = Mirror.of(folder, _log).url
+    place = shlex.quote(url or str(folder))
     if result["signal"] or not result["finished"]:
         steps = f"{result['steps']:,} of {result['of']:,}"
         state = f"stopped and saved at step {steps}" if result["signal"] else f"{steps} steps done and saved"
@@ -120,6 +122,8 @@ def _words(result: dict[str, Any], config: Pretrain, goes_on_with: str) -> str:
         lines.append(f"  what it sees   {picture}")
     if "knn" in result:
         lines.append(f"  online kNN     {_compared(result['knn'], RunFolder(folder))}")
+    if url:
+        lines.append(f"  in the store   {url}")
     load = f"timm.create_model('local-dir:{(folder / 'export').absolute()}', pretrained=True)"
     lines.append(f"  the model      {load}")
     column = "" if config.label_column is None else f" --label-column {shlex.quote(config.label_column)}"

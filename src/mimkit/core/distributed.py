@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from jaxtyping import Shaped
-from torch import Tensor
+from torch import Tensor, nn
 
 from mimkit.core import board
 from mimkit.core.announced import announced
@@ -84,21 +84,22 @@ def gather_with_gradient(x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "world *
     return x.unsqueeze(0) if world() == 1 else _Gather.apply(x)
 
 
-def gather_objects(x: T) -> list[T]:
-    """What every process has, of anything that pickles."""
-    if world() == 1:
+def gather_objects(x: T, group: dist.ProcessGroup | None = None) -> list[T]:
+    """What every process has, of anything that pickles. Another thread than the training's needs a group of its own."""
+    if group is None and world() == 1:
         return [x]
-    parts: list[Any] = [None] * world()
-    dist.all_gather_object(parts, x)
+    parts: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(parts, x, group)
     return parts
 
 
-def together(work: Callable[[], T]) -> list[T]:
+def together(work: Callable[[], T], group: dist.ProcessGroup | None = None) -> list[T]:
     """Done by every process; all get the results of all, or the same UserError where some of them failed.
 
     A process that failed alone would leave the others waiting. What is no UserError is raised where it happened.
+    For `group` see `gather_objects`.
     """
-    if world() == 1:
+    if group is None and world() == 1:
         return [work()]
     result, failure = None, None
     try:
@@ -106,12 +107,12 @@ def together(work: Callable[[], T]) -> list[T]:
     except Exception as error:
         failure = error
     text = None if failure is None else str(failure) if isinstance(failure, UserError) else repr(failure)
-    texts, hosts, results = zip(*gather_objects((text, socket.gethostname(), result)), strict=True)
+    texts, hosts, results = zip(*gather_objects((text, socket.gethostname(), result), group), strict=True)
     if failure is not None and not isinstance(failure, UserError):
         raise failure
     failed = [number for number, line in enumerate(texts) if line is not None]
     if failed:
-        where = "" if len(failed) == world() else f"{processes_at(failed, hosts)}: "
+        where = "" if len(failed) == len(texts) else f"{processes_at(failed, hosts)}: "
         raise UserError(f"{where}{texts[failed[0]]}") from failure
     return list(results)
 
@@ -172,6 +173,36 @@ def on_main(work: Callable[[], T], device: torch.device) -> T:
     if shared[1] is not None:
         raise shared[1]
     return shared[0]
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether each process holds a share of the module's weights (FSDP2), which are gathered in its forward alone."""
+    if not dist.is_initialized():
+        return False
+    from torch.distributed.fsdp import FSDPModule  # a second to import, which one process need not pay
+
+    return isinstance(module, FSDPModule)
+
+
+def plain_type(module: nn.Module) -> type[nn.Module]:
+    """The class of a module before it was sharded, which gives it one of its own."""
+    return type(module).__bases__[-1] if is_sharded(module) else type(module)
+
+
+@contextmanager
+def whole(module: Any) -> Generator[None]:
+    """Gather the weights of a block that may be sharded, to read them outside its forward; not those of its children.
+
+    Every process calls this together.
+    """
+    if not is_sharded(module):
+        yield
+        return
+    module.unshard()
+    try:
+        yield
+    finally:
+        module.reshard()
 
 
 def largest(number: int, device: torch.device) -> int:

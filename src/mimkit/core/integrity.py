@@ -18,6 +18,10 @@ SIGNED = ("config.json", "model.safetensors", "preprocessor_config.json", "head.
 SIGNED += ("model.onnx", "model.onnx.data")
 
 
+class Damaged(ValueError):
+    """A file is not what was written; the message is what does not agree."""
+
+
 class Signed(TypedDict):
     """identity.json, as far as it is used."""
 

@@ -42,6 +42,14 @@ def rng_keys(*address: int | str | Tensor) -> Int64[Tensor, "*shape"]:
     return key
 
 
+def following(keys: Int64[Tensor, "*shape"], number: int) -> Int64[Tensor, "*shape"]:
+    """Keys that follow from others, on their device and under torch.compile; each `number` of `integer` gives others.
+
+    `rng_keys` would bring them to the CPU, where names and numbers of an address are.
+    """
+    return _mix(_mix(keys + _GOLDEN) + number)
+
+
 def uniform(key: Int64[Tensor, "*B"], n: int, stream: int = 0) -> Float[Tensor, "*B n"]:
     """`n` float32 numbers in [0, 1) for each key, with 24 random bits; each `stream` gives others."""
     # The counter is mixed before it meets a constant factor: torch.compile's CPU code for `arange * constant` writes

@@ -17,11 +17,13 @@ from pathlib import Path
 import numpy as np
 
 from mimkit.core.errors import UserError
+from mimkit.core.urls import is_url
 from mimkit.data.encoded import Encoded
 from mimkit.data.folders import ENDINGS, Paths, cache_folder
 from mimkit.data.layout import arrange
 from mimkit.data.pictures import Pictures, Split, digest
 from mimkit.data.reading import Reading
+from mimkit.data.stored import StoredFile, absolute, as_file, open_stored
 from mimkit.data.tables import METADATA, labeled_layout
 
 KINDS = (".zip", ".tar")
@@ -29,6 +31,7 @@ PACKED = (".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".tar.zst",
 """What can be read from its beginning alone."""
 MANY = 10_000  # members of an archive whose list is kept in the cache
 _LOCAL = struct.Struct("<4s22xHH")  # a member's header in a zip: signature, lengths of its name and extra field
+_NAME = 256  # bytes that name and extra field of a member seldom exceed
 _PLAIN, _STORED, _DEFLATED = -1, zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
 
 
@@ -54,45 +57,38 @@ class Members:
 class Archive(Encoded):
     """Pictures in a zip or tar file; `places` are theirs."""
 
-    def __init__(self, name: str, file: Path, top: bytes, paths: Paths, places: np.ndarray) -> None:
+    def __init__(self, name: str, file: StoredFile, top: bytes, paths: Paths, places: np.ndarray) -> None:
         self.name, self._file, self._top, self._paths, self._places = name, file, top, paths, places
-        status = os.stat(file)
-        self._identity = (status.st_size, status.st_mtime_ns)
-        self._opened: int | None = None
-
-    def __getstate__(self) -> dict:  # a process that is sent this opens the file itself
-        return self.__dict__ | {"_opened": None}
-
-    def __del__(self) -> None:
-        if self.__dict__.get("_opened") is not None:
-            os.close(self.__dict__["_opened"])
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def data(self, i: int) -> bytes:
-        if self._opened is None:
-            self._opened = os.open(self._file, os.O_RDONLY | os.O_CLOEXEC)
-        return read_member(self._opened, self._places[i])
+        return read_member(self._file, self._places[i])
 
     def where(self, i: int) -> str:
-        return f"{self._file}/{os.fsdecode(self._top + self._paths[i])}"
+        return f"{absolute(self._file.place)}/{os.fsdecode(self._top + self._paths[i])}"
 
     @property
     def fingerprint(self) -> str:
-        """From the names, and size and time of the archive."""
-        return digest(self._paths.buffer.tobytes(), self._paths.ends.tobytes(), self._identity)
+        """From the names, and size and time of the archive, or its version in a store."""
+        return digest(self._paths.buffer.tobytes(), self._paths.ends.tobytes(), self._file.mark)
 
 
-def read_member(opened: int, place: np.ndarray) -> bytes:
-    """The bytes of one member of an open archive. Raises OSError, also for what is not what the archive says."""
+def read_member(file: StoredFile, place: np.ndarray) -> bytes:
+    """The bytes of one member of an archive. Raises OSError, also for what is not what the archive says."""
     offset, packed, size, checksum, kind = place.tolist()
     if kind == _PLAIN:
-        return _pread(opened, size, offset)
-    signature, name, extra = _LOCAL.unpack(_pread(opened, _LOCAL.size, offset))
+        return file.read(offset, size)
+    # Header and bytes at once: in a store each look has a price.
+    ahead = file.read(offset, max(_LOCAL.size, min(_LOCAL.size + _NAME + packed, file.size - offset)))
+    signature, name, extra = _LOCAL.unpack_from(ahead)
     if signature != b"PK\x03\x04":
         raise OSError(0, "damaged in the archive")
-    data = _pread(opened, packed, offset + _LOCAL.size + name + extra)
+    start = _LOCAL.size + name + extra
+    data = ahead[start : start + packed]
+    if len(data) < packed:
+        data += file.read(offset + start + len(data), packed - len(data))
     if kind == _DEFLATED:
         try:
             data = zlib.decompressobj(-15).decompress(data, size + 1)  # no more than it says, whatever is in it
@@ -103,42 +99,30 @@ def read_member(opened: int, place: np.ndarray) -> bytes:
     return data
 
 
-def _pread(opened: int, size: int, offset: int) -> bytes:
-    """Bytes from a place in a file. Other readers of the file are not disturbed."""
-    data = os.pread(opened, size, offset)
-    while len(data) < size:  # one call gives at most 2 GB
-        piece = os.pread(opened, size - len(data), offset + len(data))
-        if not piece:
-            raise OSError(0, "the archive ends before it")
-        data += piece
-    return data
-
-
-def open_archive(file: Path, split: Split, reading: Reading) -> Pictures:
+def open_archive(place: str, split: Split, reading: Reading) -> Pictures:
     """The pictures in a zip or tar file, laid out as `open_folder` has it; a folder that holds all is passed over.
 
-    Raises UserError.
+    `place` is a path or a URL. Raises UserError.
     """
-    members = members_of(file)
+    file, members = members_of(place)
     every = list(members.names)
     tables = {path: place for place, path in enumerate(every) if posixpath.basename(path).decode() in METADATA}
     numbers = [place for place, path in enumerate(every) if path not in tables]
     if not numbers:
-        raise UserError("; ".join([f"{file} holds no pictures that can be read", *members.skipped]))
+        raise UserError("; ".join([f"{place} holds no pictures that can be read", *members.skipped]))
     wrapper = _wrapper([every[number] for number in numbers])
     paths = [every[number][len(wrapper) :] for number in numbers]
     layout = arrange(paths)
-    with open(file, "rb") as opened:
 
-        def read(path: bytes) -> bytes | None:
-            number = tables.get(wrapper + path)
-            return None if number is None else read_member(opened.fileno(), members.places[number])
+    def read(path: bytes) -> bytes | None:
+        number = tables.get(wrapper + path)
+        return None if number is None else read_member(file, members.places[number])
 
-        layout, notes = labeled_layout(layout, paths, read, reading, file)
+    layout, notes = labeled_layout(layout, paths, read, reading, place)
     part, top, labels = layout.of(split)
     names = Paths.pack([paths[number][len(top) :] for number in part])
     places = members.places[[numbers[number] for number in part]]
-    pictures = Archive(str(file), Path(os.path.abspath(file)), wrapper + top, names, places)
+    pictures = Archive(place, file, wrapper + top, names, places)
     pictures.reading, pictures.has_test = reading, bool(layout.test)
     pictures.set_labels(labels)
     pictures.notes = (*layout.notes, *notes, *members.skipped)
@@ -151,25 +135,23 @@ def _wrapper(paths: list[bytes]) -> bytes:
     return folder + b"/" if folder else b""
 
 
-def members_of(file: Path) -> Members:
-    """The pictures of an archive, and metadata; from the cache where they are many. Raises UserError."""
+def members_of(place: str) -> tuple[StoredFile, Members]:
+    """An archive, its pictures and metadata; from the cache where they are many. Raises UserError."""
     try:
-        status = os.stat(file)
-        cached = (
-            cache_folder() / "archives" / f"{digest(os.path.abspath(file), status.st_size, status.st_mtime_ns)}.npz"
-        )
+        file = open_stored(place)
+        cached = cache_folder() / "archives" / f"{digest(absolute(file.place), file.mark)}.npz"
         try:
             with np.load(cached, allow_pickle=False) as kept:
                 names = Paths(kept["names"], kept["ends"])
-                return Members(names, kept["places"], tuple(kept["skipped"].tolist()))
+                return file, Members(names, kept["places"], tuple(kept["skipped"].tolist()))
         except Exception:  # no cache, or one that is damaged: list them anew
-            members = _zip_members(file) if file.suffix.lower() == ".zip" else _tar_members(file)
+            members = _zip_members(file) if file.place.lower().endswith(".zip") else _tar_members(file)
     except (OSError, zipfile.BadZipFile, tarfile.TarError, NotImplementedError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{file} cannot be read as an archive ({reason}): pack it again, or unpack it") from None
-    if len(members.names) > MANY:
+        raise UserError(f"{place} cannot be read as an archive ({reason}): pack it again, or unpack it") from None
+    if len(members.names) > MANY or is_url(place):
         _keep(cached, members)
-    return members
+    return file, members
 
 
 def _keep(cached: Path, members: Members) -> None:
@@ -199,10 +181,10 @@ def _name(name: str) -> bytes | None:
     return path.encode("utf-8", "surrogateescape") if picture or parts[-1] in METADATA else None
 
 
-def _zip_members(file: Path) -> Members:
+def _zip_members(file: StoredFile) -> Members:
     places: dict[bytes, tuple[int, ...]] = {}
     skipped: dict[str, list[str]] = {}
-    with zipfile.ZipFile(file) as archive:
+    with as_file(file) as opened, zipfile.ZipFile(opened) as archive:
         for member in archive.infolist():
             path = None if member.is_dir() else _name(member.filename)
             if path is None:
@@ -217,10 +199,10 @@ def _zip_members(file: Path) -> Members:
     return Members.pack(places, skipped)
 
 
-def _tar_members(file: Path) -> Members:
+def _tar_members(file: StoredFile) -> Members:
     places: dict[bytes, tuple[int, ...]] = {}
     skipped: dict[str, list[str]] = {}
-    with tarfile.open(file, "r:", errorlevel=2) as archive:
+    with as_file(file) as opened, tarfile.open(fileobj=opened, mode="r:", errorlevel=2) as archive:
         while (member := archive.next()) is not None:
             archive.members.clear()  # type: ignore[missing-attribute]  # it would keep a million of them
             path = None if member.isdir() else _name(member.name)
@@ -233,14 +215,13 @@ def _tar_members(file: Path) -> Members:
     return Members.pack(places, skipped)
 
 
-def refuse_packed(file: Path) -> None:
+def refuse_packed(place: str) -> None:
     """Raises UserError for an archive that can be read from its beginning alone, by name or by its first bytes."""
-    name = file.name.lower()
-    with open(file, "rb") as opened:
-        start = opened.read(6)
+    name, file = place.lower(), open_stored(place)
+    start = file.read(0, min(6, file.size))
     packed = start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"))
     if name.endswith(PACKED) or (packed and name.endswith(KINDS)):
         raise UserError(
-            f"{file} cannot be read picture by picture, since it is compressed as a whole: unpack it, or pack it again "
-            "as .zip or plain .tar"
+            f"{place} cannot be read picture by picture, since it is compressed as a whole: unpack it, or pack it "
+            "again as .zip or plain .tar"
         )

@@ -14,11 +14,12 @@ from jaxtyping import Shaped
 from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg, decode_png
+from torchvision.io import ImageReadMode, decode_png
 
 from mimkit.core.errors import UserError
 from mimkit.data.dicom import START, dicom_header, is_dicom, opened_dicom
 from mimkit.data.header import LARGEST, BadPicture, Header, check_size
+from mimkit.data.jpeg import decode_usual_jpeg, usual_size
 from mimkit.data.reading import Reading
 from mimkit.data.tiff import GDAL_NODATA, Box, is_tiff, opened, tiff_header
 from mimkit.data.values import DEPTHS, STORED, Storage
@@ -28,7 +29,6 @@ for _name in ("PIL", "tifffile"):  # what they log about damaged files, BadPictu
 # What Pillow may open: a file that only calls itself .jpg never reaches an interpreter of PostScript.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
 _ORIENTATION, _BITS, _COLORS, _EXTRA_SAMPLES, _SIGNS = 0x0112, 258, 320, 338, 339  # tags of EXIF and TIFF
-_MODES = {1: ImageReadMode.GRAY, 3: ImageReadMode.RGB}
 _DARK = 4096  # a 16-bit picture whose values all lie below holds 12 bits or fewer: 8-bit ones beside it are no guide
 # Bytes that decoding a sample takes at its peak, where that is far more than its result: measured 7 to 10 for
 # JPEG 2000, 8 for AVIF, 11 for WebP; 2 to 7 for all others (python benchmarks/decoding.py).
@@ -127,6 +127,10 @@ def _decode(data: bytes, storage: Storage, reading: Reading) -> Tensor:
     if is_dicom(data):
         frame = opened_dicom(data, reading)
         return _stored(_as_set(frame.values(), storage.dtype), storage, reading, frame.nodata)
+    eight = plain and storage.dtype == torch.uint8
+    if eight and storage.nodata is None and not reading.plane and (size := usual_size(data)) and _ended(data):
+        check_size(size[1], size[0])
+        return decode_usual_jpeg(data, storage.channels)
     tiff = is_tiff(data)
     try:
         picture = _open(data)
@@ -143,11 +147,10 @@ def _decode(data: bytes, storage: Storage, reading: Reading) -> Tensor:
     if not plain and reading.bands is None:
         raise BadPicture(f"{storage.channels} channels can only come from TIFF files, this is {picture.format}")
     orientation = _orientation(picture)
-    # torchvision is faster than Pillow for the usual JPEG; whatever is unusual about one goes Pillow's way.
+    # Others are faster than Pillow for the usual JPEG; whatever is unusual about one goes Pillow's way.
     usual = picture.format == "JPEG" and picture.mode in ("L", "RGB") and orientation == 1 and _ended(data)
-    if usual and plain and storage.dtype == torch.uint8:
-        pixels = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=_MODES[storage.channels])
-        assert isinstance(pixels, Tensor)
+    if usual and eight:
+        pixels = decode_usual_jpeg(data, storage.channels)
         return pixels if storage.nodata is None else _stored(pixels.numpy(), storage, reading)
     if picture.format == "PNG" and data[24] == 16:  # bit depth: Pillow would cut color to its high bytes
         values = decode_png(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.UNCHANGED)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mimkit.data.decode import BadPicture, Header, decode, decode_box, header
 from mimkit.data.dicom import START, is_dicom
-from mimkit.data.pictures import Pictures, sample
+from mimkit.data.pictures import Joined, Pictures, sample
 from mimkit.data.tiff import Box, OnlyWhole, is_tiff
 from mimkit.data.values import STORED, Storage
 
@@ -30,7 +30,7 @@ class Encoded(Pictures):
     def read(self, i: int) -> Tensor:
         if self.reading.plane is not None and (plane := self._part(i, None)) is not None:
             return plane
-        return decode(self._bytes(i), self.storage, self.reading)
+        return decode(self.stored(i), self.storage, self.reading)
 
     def _part(self, i: int, box: Box | None) -> Tensor | None:
         """A box of picture `i`, or its plane of a stack, where no more of the file needs to be read: of most TIFFs."""
@@ -103,8 +103,16 @@ class Encoded(Pictures):
         except OSError as error:
             raise BadPicture(f"cannot be opened: {error.strerror or error}") from error
 
-    def _bytes(self, i: int) -> bytes:
+    def stored(self, i: int) -> bytes:
+        """As `data`. Raises BadPicture."""
         try:
             return self.data(i)
         except OSError as error:
             raise BadPicture(f"cannot be opened: {error.strerror or error}") from error
+
+
+def encoded_bytes(pictures: Pictures, i: int) -> bytes | None:
+    """The bytes of the file that picture `i` is, None for a set that holds pixels. Raises BadPicture."""
+    if isinstance(pictures, Joined):
+        return encoded_bytes(*pictures.locate(i))
+    return pictures.stored(i) if isinstance(pictures, Encoded) else None

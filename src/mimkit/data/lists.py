@@ -7,10 +7,13 @@ from pathlib import Path
 
 from mimkit.core.errors import UserError
 from mimkit.core.files import refuse_no_name
+from mimkit.core.urls import is_url, withhold
+from mimkit.data.bucket import Links
 from mimkit.data.classes import Labels, label_column, number_texts, number_values
 from mimkit.data.folders import ENDINGS, Files, Paths
 from mimkit.data.pictures import Pictures
 from mimkit.data.reading import Reading
+from mimkit.data.stored import absolute, open_stored
 from mimkit.data.tables import (
     delimiter_of,
     is_header,
@@ -27,19 +30,21 @@ _PATH_AND_LABEL = re.compile(rf"(.*\.(?:{_KINDS}))(?:\s*[,;]\s*|\s+)(\S.*)", re.
 _QUOTED = re.compile(r'"(?:[^"]|"")*"\s*(?:([,; ]).*)?')
 
 
-def open_list(file: Path, reading: Reading) -> Pictures:
-    """A text file with a path a line, relative to the file's folder, and labels of all, some or none.
+def open_list(file: Path | str, reading: Reading) -> Pictures:
+    """A text file with a path a line, relative to the file's folder, or a URL, and labels of all, some or none.
 
     Between path and label stands a tab, comma, semicolon or space. A first line may name columns, of which one has
     paths and one may have labels; `.jsonl` has an object a line. Raises UserError.
     """
-    text = text_of(file.read_bytes())
+    stored = open_stored(str(file))
+    folder, ending = os.path.dirname(file) or ".", os.path.splitext(file)[1].lower()
+    text = text_of(stored.read(0, stored.size))
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
-        raise UserError(f"{file} is empty: write one path of a picture a line, relative to {file.parent}")
+        raise UserError(f"{file} is empty: write one path of a picture a line, relative to {folder}")
     note = ""
-    if file.suffix.lower() == ".jsonl" or is_header(lines[0], _is_picture):
-        table = file.suffix.lower() == ".jsonl"
+    if ending == ".jsonl" or is_header(lines[0], _is_picture):
+        table = ending == ".jsonl"
         columns = read_json_lines(text, file) if table else read_separated(text, delimiter_of(lines[0]), file)
         column, note = label_column(list(columns), reading.label_column, file)
         names = [str(path) for path in columns[path_column(list(columns), file)]]
@@ -56,13 +61,16 @@ def open_list(file: Path, reading: Reading) -> Pictures:
         if all(label is None for _, label in pairs):
             labels = Labels(reason="its lines name none")
     if not names:
-        raise UserError(f"{file} names no picture below its first line: write a path a line, relative to {file.parent}")
+        raise UserError(f"{file} names no picture below its first line: write a path a line, relative to {folder}")
     for name in names:
         refuse_no_name(name)
     # Absolute, since workers and later commands may stand in another folder; links are kept as they are named.
-    root = Path(os.path.abspath(file.parent))
-    names = _existing(names, root, file)
-    pictures = Files(str(file), root, Paths.pack([os.fsencode(name) for name in names]), reading=reading)
+    root = absolute(folder)
+    if is_url(root) or is_url(names[0]):
+        pictures = Links(str(file), root, Paths.pack([os.fsencode(withhold(name)) for name in names]), reading)
+    else:
+        names = _existing(names, Path(root), Path(file))
+        pictures = Files(str(file), Path(root), Paths.pack([os.fsencode(name) for name in names]), reading=reading)
     pictures.set_labels(labels)
     pictures.notes = (note,) if note else ()
     return pictures

@@ -131,7 +131,7 @@ class Loader:
             widths = torch.full_like(index, pixels.shape[3])
             shapes = [view.shape(self.size) for view in self.views]
             boxes_by_view = [
-                view.boxes(view_keys, heights, widths, shape)
+                view.boxes(rows.views[0] if view.aligned else view_keys, heights, widths, shape)
                 for view, view_keys, shape in zip(self.views, rows.views, shapes, strict=True)
             ]
             first_boxes, flip = boxes_by_view[0]

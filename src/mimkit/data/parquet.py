@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 
 from mimkit.core.errors import UserError, missing_extra
+from mimkit.core.urls import is_url, join
 from mimkit.data.classes import Labels, label_column, number_values
 from mimkit.data.encoded import Encoded
 from mimkit.data.folders import cache_folder
 from mimkit.data.pictures import Pictures, Split, digest, first_few
 from mimkit.data.reading import Reading
+from mimkit.data.remote import AT_ONCE, BLOCK, describe
+from mimkit.data.stored import absolute, as_file, open_stored
 from mimkit.data.tables import class_names
 
 _IMAGES = (
@@ -37,6 +40,8 @@ _SPLIT = re.compile(rf"{_KIND}(-.*|[_.]?\d.*)?$", re.IGNORECASE)  # train, train
 _FOLDER = re.compile(rf"(?:partial-)?{_KIND}$", re.IGNORECASE)
 _TEST_ORDER = ("val", "valid", "validation", "test", "testing")
 IN_MEMORY = 2 << 30  # bytes; more is laid out once in a cache file and mapped, for random access without decompression
+_BUFFER = 1 << 20  # bytes of a file that are read ahead
+_AT_ONCE = 64  # rows
 
 
 class Blobs:
@@ -59,7 +64,7 @@ class Rows(Encoded):
     def __init__(
         self,
         name: str,
-        files: list[Path],
+        files: list[str],
         blobs: Blobs,
         rows: list[int],
         *,
@@ -95,38 +100,52 @@ def parquet_below(folder: Path) -> list[Path]:
 
     Raises UserError where there are several configurations and none is called `default`.
     """
-    files = sorted(folder.rglob("*.parquet"))
-    files = [file for file in files if not any(part[0] == "." for part in file.relative_to(folder).parts)]
-    tops = sorted({file.relative_to(folder).parts[0] for file in files if len(file.relative_to(folder).parts) > 1})
+    files = [file.relative_to(folder).as_posix() for file in sorted(folder.rglob("*.parquet"))]
+    return [folder / file for file in _of_one_configuration(files, str(folder))]
+
+
+def parquet_among(url: str, paths: list[str]) -> list[str]:
+    """URLs of the Parquet files among the paths of all files below a URL, as `parquet_files` and `parquet_below`."""
+    tables = [path for path in paths if path.endswith(".parquet") and os.path.basename(path) != "metadata.parquet"]
+    for folder in ("", "data"):
+        if here := [path for path in tables if os.path.dirname(path) == folder]:
+            return [join(url, path) for path in here]
+    return [join(url, path) for path in _of_one_configuration(tables, url)]
+
+
+def _of_one_configuration(paths: list[str], folder: str) -> list[str]:
+    """Those of `default` where several configurations lie below a folder; hidden ones aside. Raises UserError."""
+    paths = [path for path in paths if not any(word.startswith(".") for word in path.split("/"))]
+    tops = sorted({path.partition("/")[0] for path in paths if "/" in path})
     configurations = [top for top in tops if not _FOLDER.match(top)]
     if len(configurations) < 2:
-        return files
+        return paths
     if "default" not in configurations:
-        raise UserError(f"{folder} holds {', '.join(configurations)}: name one, as {folder / configurations[0]}")
-    return [file for file in files if file.relative_to(folder).parts[0] == "default"]
+        raise UserError(f"{folder} holds {', '.join(configurations)}: name one, as {join(folder, configurations[0])}")
+    return [path for path in paths if path.startswith("default/")]
 
 
-def _split_of(file: Path, root: Path) -> str | None:
+def _split_of(file: str, root: str) -> str | None:
     """What split a file belongs to, by its name or that of a folder that holds it."""
-    folders = file.relative_to(root).parts[:-1] if file.is_relative_to(root) else ()
-    for match in (_SPLIT.match(file.stem), *(_FOLDER.match(name) for name in reversed(folders))):
+    *folders, name = file.removeprefix(root).strip("/").split("/")
+    for match in (_SPLIT.match(name.removesuffix(".parquet")), *(_FOLDER.match(name) for name in reversed(folders))):
         if match:
             return "train" if match[1].lower().startswith("train") else match[1].lower()
     return None
 
 
-def open_parquet(name: str, files: list[Path], split: Split, reading: Reading) -> Pictures:
+def open_parquet(name: str, files: list[str], split: Split, reading: Reading) -> Pictures:
     """The pictures of Parquet files; `train`, `train-*`, `train_0`, `val*-*`, ... among the names are splits.
 
     So are folders of such names. Columns: pictures in `image` (struct with `bytes`, or binary) or one called alike,
-    labels in `label` or one called alike. Classes are those of all splits. Raises UserError.
+    labels in `label` or one called alike. Classes are those of all splits. Files are paths or URLs. Raises UserError.
     """
-    root = Path(os.path.commonpath([os.path.abspath(file.parent) for file in files]))
+    files = [absolute(file) for file in files]
     # A folder that is itself called train is no split of the files in it.
-    files = [Path(os.path.abspath(file)) for file in files]
-    groups: dict[str | None, list[Path]] = {}
+    root = os.path.commonpath([os.path.dirname(_path(file)) for file in files])
+    groups: dict[str | None, list[str]] = {}
     for file in files:
-        groups.setdefault(_split_of(file, root), []).append(file)
+        groups.setdefault(_split_of(_path(file), root), []).append(file)
     kind = next((kind for kind in _TEST_ORDER if kind in groups), None)
     has_test = kind is not None and "train" in groups
     train = groups.get("train", files)
@@ -144,24 +163,32 @@ def open_parquet(name: str, files: list[Path], split: Split, reading: Reading) -
     blobs = _gather(used, used_tables, _image_column(used[0], used_tables[0].schema_arrow))
     pictures = Rows(name, used, blobs, rows, reading=reading, has_test=has_test)
     pictures.set_labels(labels.at(part))
-    others = [file.name for file in files if file not in tables]
+    others = [os.path.basename(file) for file in files if file not in tables]
     notes += [f"left out: {first_few(others)}, since there are {kind} and train"] if others else []
     pictures.notes = tuple(notes)
     return pictures
 
 
-def _open_file(file: Path) -> Any:
+def _path(file: str) -> str:
+    """Of a URL what stands behind its protocol."""
+    return file.partition("://")[2] if is_url(file) else file
+
+
+def _open_file(file: str) -> Any:
     try:
         import pyarrow.parquet as pq
     except ImportError:
         raise missing_extra("reading Parquet files", "parquet") from None
     try:
-        return pq.ParquetFile(file)
+        # Read page by page: as a whole, a row group may be larger than the memory.
+        if not is_url(file):
+            return pq.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False)
+        return pq.ParquetFile(as_file(open_stored(file)), buffer_size=AT_ONCE * BLOCK, pre_buffer=False)
     except (OSError, ValueError) as error:
         raise UserError(f"{file} is not a Parquet file that can be read: {str(error).splitlines()[0]}") from None
 
 
-def _image_column(file: Path, schema: Any) -> str:
+def _image_column(file: str, schema: Any) -> str:
     """The column of pictures: one with a usual name, or the only one that can be. Raises UserError."""
     import pyarrow as pa
 
@@ -210,7 +237,7 @@ def _labels(name: str, tables: list[Any], wanted_column: str | None) -> tuple[La
     return labels, notes
 
 
-def _gather(files: list[Path], tables: list[Any], image: str) -> Blobs:
+def _gather(files: list[str], tables: list[Any], image: str) -> Blobs:
     """The encoded bytes of all rows: in memory when they are few, else in a file made once."""
     columns = [place for place, path in enumerate(_leaves(tables[0])) if path in (image, f"{image}.bytes")]
     # Known from the footer alone, before a byte of pictures is read.
@@ -220,9 +247,7 @@ def _gather(files: list[Path], tables: list[Any], image: str) -> Blobs:
         for group in range(table.num_row_groups)
     )
     if total <= IN_MEMORY:
-        parts = list(_bytes(tables, image))
-        buffer = np.concatenate([data for data, _ in parts])
-        return Blobs(np.cumsum(np.concatenate([sizes for _, sizes in parts])), buffer)
+        return _held(tables, image, total)
     layout = cache_folder() / "parquet" / f"{_identity(files)}.bin"
     ends = layout.with_suffix(".npy")
     if not (layout.exists() and ends.exists()):
@@ -249,28 +274,43 @@ def _gather(files: list[Path], tables: list[Any], image: str) -> Blobs:
     return Blobs(np.load(ends), layout)
 
 
+def _held(tables: list[Any], image: str, total: int) -> Blobs:
+    """The bytes of all rows in memory, where `total` are about as many."""
+    # A place for all: as pieces that are joined they would lie in memory twice.
+    buffer, sizes, end = np.empty(total, np.uint8), [], 0
+    for data, size in _bytes(tables, image):
+        if end + len(data) > len(buffer):  # equal pictures are stored once
+            buffer = np.concatenate([buffer[:end], np.empty(end + len(data), np.uint8)])
+        buffer[end : end + len(data)] = data
+        end += len(data)
+        sizes.append(size)
+    return Blobs(np.cumsum(np.concatenate(sizes)), buffer[:end])
+
+
 def _leaves(table: Any) -> list[str]:
     return [table.schema.column(place).path for place in range(len(table.schema))]
 
 
 def _bytes(tables: list[Any], image: str) -> Any:
-    """Row group by row group: all bytes end to end (uint8) and the length of each picture (int64)."""
+    """Some rows after the other: all bytes end to end (uint8) and the length of each picture (int64)."""
     import pyarrow as pa
 
     for table in tables:
         # Of a struct only the bytes: its other field is a path, of no use here.
         leaf = f"{image}.bytes" if f"{image}.bytes" in _leaves(table) else image
-        for group in range(table.num_row_groups):
-            column = table.read_row_group(group, columns=[leaf]).column(image).combine_chunks()
-            for chunk in column.chunks if isinstance(column, pa.ChunkedArray) else [column]:
-                if pa.types.is_struct(chunk.type):
-                    chunk = chunk.field("bytes")
-                chunk = chunk.cast(pa.large_binary()).fill_null(b"")
-                ends = np.frombuffer(chunk.buffers()[1], np.int64)[chunk.offset : chunk.offset + len(chunk) + 1]
-                # Arrow lays the strings of a chunk end to end: what becomes the buffer is a copy, no Python bytes.
-                data = np.frombuffer(chunk.buffers()[2] or b"", np.uint8)
-                yield data[ends[0] : ends[-1]], np.diff(ends)
+        # Few rows at once, on one thread: else whole row groups lie in memory, several times.
+        for batch in table.iter_batches(_AT_ONCE, columns=[leaf], use_threads=False):
+            rows = batch.column(0)
+            if pa.types.is_struct(rows.type):
+                rows = rows.field("bytes")
+            rows = rows.cast(pa.large_binary()).fill_null(b"")
+            ends = np.frombuffer(rows.buffers()[1], np.int64)[rows.offset : rows.offset + len(rows) + 1]
+            # Arrow lays the strings of a batch end to end: what becomes the buffer is a copy, no Python bytes.
+            data = np.frombuffer(rows.buffers()[2] or b"", np.uint8)
+            yield data[ends[0] : ends[-1]], np.diff(ends)
 
 
-def _identity(files: list[Path]) -> str:
+def _identity(files: list[str]) -> str:
+    if is_url(files[0]):
+        return digest(*((file, *describe(file)) for file in files))
     return digest(*((os.path.abspath(file), os.stat(file).st_size, os.stat(file).st_mtime_ns) for file in files))

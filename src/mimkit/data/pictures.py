@@ -205,7 +205,7 @@ class Joined(Pictures):
     """
 
     def __init__(self, sources: Sequence[Pictures]) -> None:
-        self._sources = list(sources)
+        self.sources = list(sources)
         self._ends = np.cumsum([len(source) for source in sources])
         self.name = " + ".join(source.name for source in sources)
         self.reading = sources[0].reading
@@ -233,36 +233,36 @@ class Joined(Pictures):
 
     @property
     def storage(self) -> Storage:
-        return self._sources[0].storage
+        return self.sources[0].storage
 
     @property
     def fingerprint(self) -> str:
-        return digest(*(source.fingerprint for source in self._sources))
+        return digest(*(source.fingerprint for source in self.sources))
 
-    def _locate(self, i: int) -> tuple[Pictures, int]:
+    def locate(self, i: int) -> tuple[Pictures, int]:
         """The source that holds picture `i`, and its number there."""
         number = int(np.searchsorted(self._ends, i, side="right"))
-        source = self._sources[number]
+        source = self.sources[number]
         return source, i - int(self._ends[number]) + len(source)
 
     def read(self, i: int) -> Tensor:
-        source, place = self._locate(i)
+        source, place = self.locate(i)
         return source.read(place)
 
     def read_box(self, i: int, box: Box) -> Tensor:
-        source, place = self._locate(i)
+        source, place = self.locate(i)
         return source.read_box(place, box)
 
     def size(self, i: int) -> tuple[int, int]:
-        source, place = self._locate(i)
+        source, place = self.locate(i)
         return source.size(place)
 
     def header(self, i: int) -> Header:
-        source, place = self._locate(i)
+        source, place = self.locate(i)
         return source.header(place)
 
     def where(self, i: int) -> str:
-        source, place = self._locate(i)
+        source, place = self.locate(i)
         return source.where(place)
 
 

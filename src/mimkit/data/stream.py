@@ -273,7 +273,7 @@ class MicroBatches:
         heights, widths = torch.tensor([picture.shape[1:] for picture in decoded]).unbind(1)
         for number, (view, into) in enumerate(zip(self.views, views, strict=True)):
             size, view_keys = view.shape(self.size), drawn.views[number, here]
-            boxes, mirrored = view.boxes(view_keys, heights, widths, size)
+            boxes, mirrored = view.boxes(drawn.views[0, here] if view.aligned else view_keys, heights, widths, size)
             into[here] = cut(view, decoded, boxes, mirrored, view_keys, size, self.pictures.values)
             if number == 0:
                 drawn.crop[here] = relative_boxes(boxes, heights, widths)

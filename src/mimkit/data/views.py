@@ -6,7 +6,7 @@ Boxes are (top, left, height, width) in whole pixels.
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -30,6 +30,9 @@ class View(ABC):
     What then becomes of the box is drawn from the same key: `augment` alters it in 0..255, `colors` in [0, 1], and
     `erase` after normalization.
     """
+
+    aligned: ClassVar[bool] = False
+    """Whether box and mirroring follow from the key of the first view, not from its own."""
 
     interpolation: Interpolation = "bicubic"
     """How a box is resized."""
@@ -111,6 +114,40 @@ class RandomResizedCrop(View):
         top = torch.where(fitting, (noise[:, -3] * (heights - h + 1)), (heights - h) / 2).floor()
         left = torch.where(fitting, (noise[:, -2] * (widths - w + 1)), (widths - w) / 2).floor()
         return torch.stack([top, left, h, w], 1).long(), noise[:, -1] < self.flip
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShiftedCrop(RandomResizedCrop):
+    """All but a margin of a box by torchvision's rule: at its upper left, or moved (CMAE, datasets/cmae_dataset.py).
+
+    Two of equal settings show shifted parts of one box of a picture, in one mirroring: also as a further view its box
+    follows from the key of the first view; colors follow from its own. Boxes are of whole pixels of the picture.
+    """
+
+    aligned = True
+
+    margin: float = 0.125
+    """Share of the box's height and width that is not seen; 32 of 256 pixels in CMAE."""
+    places: int = 0
+    """Of so many places along the margin one is drawn, downwards and to the right each; CMAE's second view has 32. 0:
+    the upper left."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.margin < 1:
+            raise UserError(f"view.margin is a share from 0 to below 1, got {self.margin}; CMAE has 0.125")
+        at_least(0, **{"view.places": self.places})
+
+    def boxes(self, rng_keys: Tensor, heights: Tensor, widths: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        boxes, flip = super().boxes(rng_keys, heights, widths, size)
+        sides = (boxes[:, 2:] * (1 - self.margin)).round().clamp(min=1).long()
+        room = boxes[:, 2:] - sides
+        place = (uniform(rng_keys, 2, stream=1).double() * self.places).floor() / max(1, self.places)
+        move = (place * room).round().long()
+        # The crop is mirrored behind the cut here and before it in CMAE: left is right in the picture.
+        right = torch.where(flip, room[:, 1] - move[:, 1], move[:, 1])
+        corner = boxes[:, :2] + torch.stack([move[:, 0], right], 1)
+        return torch.cat([corner, sides], 1), flip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,13 +15,15 @@ from mimkit.core.errors import UserError
 from mimkit.core.randomness import rng_keys, uniform
 from mimkit.guidance.exploitation import Exploitation
 from mimkit.guidance.signals import compute_signal, warp_to_view
-from mimkit.masks.informed import ModelMasker
+from mimkit.masks.informed import InformedMasker, ModelMasker
 from mimkit.masks.mask import Mask
 from mimkit.masks.masker import Masker, Signal
 from mimkit.model.backbone import Backbone
+from mimkit.model.beit import BeitEncoder
 from mimkit.model.frozen import Frozen
 from mimkit.model.patches import patchify, unpatchify
 from mimkit.model.teacher import Teacher
+from mimkit.model.vit import Encoder
 
 LATE = 0.999  # progress at which every masker is tried as if its start had come
 
@@ -75,7 +77,10 @@ class MaskSampler(nn.Module):
                 asks cannot give the signal.
         """
         super().__init__()
-        self.views = try_out(masker, encoder.grid)
+        masks = try_out(masker, encoder.grid)
+        self.views = masks[-1].views
+        self.throws = any(mask.decoded is not None for mask in masks)
+        self.ragged = any(mask.ragged for mask in masks)
         self.configured = masker
         self.masker = masker  # as configured, until its memory changes it (see `remember`)
         self.guide = guide = masker.guide  # the part of it that reads a signal: of a mixture, one of the two
@@ -166,6 +171,11 @@ class MaskSampler(nn.Module):
         if self.slow is not None and isinstance(self.guide, ModelMasker):
             torch._foreach_lerp_([*self.slow.parameters()], [*encoder.parameters()], 1 - self.guide.momentum)
 
+    def begin(self, encoder: Backbone) -> None:
+        """Before the first step of a run: the average starts from the encoder as it is now."""
+        if self.slow is not None:  # released weights were loaded after the copy was made
+            self.slow.load_state_dict(encoder.state_dict())
+
     @torch.no_grad()
     def before_epoch(
         self,
@@ -179,8 +189,6 @@ class MaskSampler(nn.Module):
 
         `exploitation` measures how far the method's decoder draws on mask tokens; see `SampleEvidence.measure`.
         """
-        if self.slow is not None and progress == 0:  # released weights were loaded after the copy was made
-            self.slow.load_state_dict(encoder.state_dict())
         evidence = SampleEvidence(encoder, dataset.sample, exploitation or no_decoder)
         memory, logs = self.configured.learn(self.memory, evidence, progress)
         if self.memory is not None and memory is not None:
@@ -205,6 +213,8 @@ class MaskSampler(nn.Module):
         cache = None
         for images, index in dataset.batches():
             signal = self.signal(self.masker.reads(progress), encoder, patchify(images, encoder.patch))
+            if not len(images):  # seen with the others, whose encoder may be sharded
+                continue
             maps = self.masker.score_maps(signal, encoder.grid)
             if cache is None:
                 cache = torch.zeros(dataset.count, *maps.shape[1:], device=maps.device)
@@ -238,13 +248,13 @@ def check_scorer(guide: ModelMasker, scorer: Backbone, name: str) -> None:
         raise UserError(f"masker.layer {guide.layer} lies before the first of {depth} blocks")
 
 
-def try_out(masker: Masker, grid: tuple[int, int]) -> int:
-    """Draw a mask on noise, as late in training and as before the masker's start; returns how many views it makes.
+def try_out(masker: Masker, grid: tuple[int, int]) -> list[Mask]:
+    """Masks drawn on noise: as late in training, then as before the masker's start.
 
     Raises:
         UserError: with the masker's name and its reason, such as a grid that it does not divide.
     """
-    views, patches = 0, grid[0] * grid[1]
+    masks, patches = [], grid[0] * grid[1]
     with torch.device("cpu"):  # also where a model is built on the meta device
         key = rng_keys("try out", torch.arange(1))
         for stage, progress in ((masker.start_at(LATE), LATE), (masker, 0.0)):
@@ -252,10 +262,10 @@ def try_out(masker: Masker, grid: tuple[int, int]) -> int:
                 width = 0 if stage.reads(progress) is Signal.NONE else 4
                 noise = uniform(key, patches * width).reshape(1, patches, width)
                 score_maps = stage.score_maps(noise, grid) if width else noise
-                views = stage(score_maps, key, progress, grid).views
+                masks.append(stage(score_maps, key, progress, grid))
             except UserError as error:
                 raise UserError(f"{type(masker).__name__}: {error}") from error
-    return views
+    return masks
 
 
 def refuse_exploitation(masker: Masker, method: str) -> None:
@@ -265,3 +275,30 @@ def refuse_exploitation(masker: Masker, method: str) -> None:
             f"{type(masker.guide).__name__} is to start by the exploitation of a decoder and {method} has no decoder "
             "whose exploitation could be measured: use --method.masker.trigger fixed"
         )
+
+
+def refuse_several(sampler: MaskSampler, method: str, *, ragged: bool = True) -> None:
+    """Refuse several masks a picture and thrown patches, and unless `ragged` numbers that differ between pictures."""
+    name = type(sampler.configured).__name__
+    if sampler.views > 1:
+        raise UserError(f"{method} hides patches of a view once and {name} does so {sampler.views} times: use another")
+    if sampler.throws:
+        raise UserError(
+            f"{method} knows seen and hidden patches alone and {name} throws some away: use --method.masker.throw 0"
+        )
+    if sampler.ragged and not ragged:
+        raise UserError(f"{method} hides as many patches in each picture and {name} does not: use another masker")
+
+
+def refuse_reading_maskers(masker: Masker, encoder: Backbone) -> None:
+    """Refuse a masker that looks at the encoder, ever, where that is no plain ViT."""
+    evals = any(masker.reads(moment / 64) is not Signal.NONE for moment in range(64))
+    if isinstance(encoder, Encoder) or not (evals or isinstance(masker.guide, InformedMasker)):
+        return
+    reason = "an encoder with windows merges its patches and has no class token"
+    if isinstance(encoder, BeitEncoder):
+        reason = "a Beit's attention has biases by position that it does not know"
+    raise UserError(
+        f"{type(masker.guide).__name__} reads a value for each patch from the encoder, and {reason}: use a masker that "
+        "reads nothing, or a vit_* encoder"
+    )

@@ -5,6 +5,7 @@ from mimkit.masks.inverse import InverseBlockMasker
 from mimkit.masks.mask import Mask
 from mimkit.masks.masker import Masker, Signal
 from mimkit.masks.mixture import MixtureMasker
+from mimkit.masks.multiblock import MultiBlockMasker
 from mimkit.masks.ncut import ncut
 from mimkit.masks.partition import ComplementaryMasker, PartitionMasker
 from mimkit.masks.random import RandomMasker
@@ -23,6 +24,7 @@ __all__ = [
     "Mask",
     "Masker",
     "MixtureMasker",
+    "MultiBlockMasker",
     "MultinomialMasker",
     "PartitionMasker",
     "RandomMasker",
@@ -47,6 +49,7 @@ def maskers() -> dict[str, type[Masker]]:
         "topped-block": ToppedBlockMasker,
         "inverse-block": InverseBlockMasker,
         "grid": GridMasker,
+        "multi-block": MultiBlockMasker,
         "partition": PartitionMasker,
         "complementary": ComplementaryMasker,
         "salience": SalienceMasker,

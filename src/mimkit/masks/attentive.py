@@ -35,6 +35,9 @@ class AttMaskMasker(ModelMasker):
     top: float = 0.1
     """With `hint`: the share of all patches, rounded down and the highest of them, among which hints are drawn."""
 
+    among: float = 0.0
+    """With `low`: the share of all patches, rounded down, the least attended, among which the hidden ones are drawn
+    (MST); 0: the lowest of all are hidden."""
     rounded: str = "down"
     """How the number of hidden patches is rounded: `down` as in the code (58 of 196 at 0.3), or `up` as by the other
     maskers (59), which a mixture with one of them needs."""
@@ -43,8 +46,17 @@ class AttMaskMasker(ModelMasker):
         super().__post_init__()
         choice("rounded", self.rounded, ("down", "up"))
         choice("hides", self.hides, ("high", "hint", "low"))
+        if self.among and not (self.hides == "low" and self.most <= self.among <= 1):
+            raise UserError(
+                f"masker.among {self.among} is for masker.hides low and lies between masker.ratio {self.most} and 1"
+            )
         if not 0 <= self.shown <= self.top <= 1:
             raise UserError(f"masker.shown {self.shown} and masker.top {self.top} need 0 <= shown <= top <= 1")
+
+    @property
+    def most(self) -> float:
+        """The largest ratio."""
+        return max(self.ratio) if isinstance(self.ratio, tuple) else self.ratio
 
     def score_maps(self, signal: Float[Tensor, "B N H"], grid: tuple[int, int]) -> Float[Tensor, "B N 1"]:
         """Attention, the mean over heads."""
@@ -60,6 +72,11 @@ class AttMaskMasker(ModelMasker):
         score, n = score_maps[..., 0], score_maps.shape[1]
         ratio = float(at(self.ratio, progress))
         hidden = hidden_count(n, ratio) if self.rounded == "up" else min(max(1, int(n * ratio)), n - 1)
+        if self.hides == "low" and self.among:
+            lowest = score.argsort(dim=1, stable=True)[:, : max(hidden, int(self.among * n))]
+            order = uniform(rng_keys, lowest.shape[1], stream=1).argsort(dim=1)
+            drawn = lowest.gather(1, order[:, :hidden])
+            return Mask.from_scores(torch.zeros_like(score).scatter(1, drawn, 1.0), hidden)
         if self.hides == "low":
             # The same sort from the other end: ties go by position in both.
             return Mask.from_scores(-score, hidden)

@@ -17,7 +17,8 @@ class Mask:
     fewer visible patches than slots fill the surplus with hidden positions (see `padding`). `decoded` lists the places
     that a decoder runs over, None for all: the others are thrown away, nobody sees or predicts them. Hidden, thrown
     and visible patches are together all N. `alike`: each picture weighs alike in a loss, since a masker hid unequally
-    many patches. `measured` is the share of each patch that has data, None where all have.
+    many patches. `measured` is the share of each patch that has data, None where all have. `asked` are `M` blocks of
+    `T` places, each to be predicted by itself, None for all hidden patches as one block (see `blocks`).
     """
 
     hidden: Bool[Tensor, "BK N"]
@@ -27,6 +28,7 @@ class Mask:
     decoded: Int64[Tensor, "BK M"] | None = None
     alike: bool = False
     measured: Float[Tensor, "BK N"] | None = None
+    asked: Int64[Tensor, "BK M T"] | None = None
 
     def __post_init__(self) -> None:
         plain = self.measured is None
@@ -81,7 +83,10 @@ class Mask:
         # The visible patch with most data stays: attention over nothing is NaN.
         best = self.visible.gather(1, self.take(measured).masked_fill(self.padding, -1.0).argmax(dim=1, keepdim=True))
         blank = blank.scatter(1, best, False) & ~self.thrown
-        return replace(self, hidden=self.hidden | blank, ragged=True, measured=measured)
+        blocks = self.asked
+        if blocks is not None:  # surplus slots must point at what stays visible
+            blocks = torch.where(self.at_blocks(self.hidden), blocks, best.unsqueeze(2))
+        return replace(self, hidden=self.hidden | blank, ragged=True, measured=measured, asked=blocks)
 
     @property
     def counted(self) -> Bool[Tensor, "BK N"] | Float[Tensor, "BK N"]:
@@ -99,6 +104,20 @@ class Mask:
         if self.decoded is None:
             return torch.zeros_like(self.hidden)
         return torch.ones_like(self.hidden).scatter(1, self.decoded, False)
+
+    @property
+    def blocks(self) -> Int64[Tensor, "BK M T"]:
+        """Places to predict, block by block; a surplus slot points at a patch that is not hidden."""
+        if self.asked is not None:
+            return self.asked
+        n = self.hidden.shape[1]
+        slots = n if self.ragged else (n if self.decoded is None else self.decoded.shape[1]) - self.visible.shape[1]
+        return self.hidden.byte().argsort(dim=1, descending=True, stable=True)[:, None, :slots]
+
+    def at_blocks(self, x: Shaped[Tensor, "BK N *rest"]) -> Shaped[Tensor, "BK M T *rest"]:
+        """The rows of `x` at the places of each block."""
+        blocks = self.blocks
+        return _gather(x, blocks.flatten(1)).unflatten(1, blocks.shape[1:])
 
     def repeat(self, x: Shaped[Tensor, "B *rest"]) -> Shaped[Tensor, "BK *rest"]:
         """Bring something per picture to the mask's rows; the identity for one view."""

@@ -36,6 +36,9 @@ class RandomMasker(Masker):
     throw: float = 0.0
     """Share of patches that is thrown away, neither seen nor predicted, rounded down (CrossMAE: 0.5, ratio 0.25)."""
 
+    same: bool = False
+    """All pictures that a process sees at once hide the same patches, drawn by the key of the first (MSN)."""
+
     def __post_init__(self) -> None:
         check_ratio(self.ratio)
         most = max(self.ratio) if isinstance(self.ratio, tuple) else self.ratio
@@ -52,5 +55,6 @@ class RandomMasker(Masker):
         grid: tuple[int, int],
     ) -> Mask:
         n = score_maps.shape[1]
+        noise = uniform(rng_keys[:1], n).expand(len(rng_keys), n) if self.same else uniform(rng_keys, n)
         hide = hidden_count(n, float(at(self.ratio, progress)))
-        return Mask.from_scores(uniform(rng_keys, n), hide, throw=min(int(n * self.throw), n - hide - 1))
+        return Mask.from_scores(noise, hide, throw=min(int(n * self.throw), n - hide - 1))

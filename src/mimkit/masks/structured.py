@@ -115,10 +115,19 @@ class BlockMasker(Masker):
     exact: bool = True
     """Fill up what the rectangles leave with patches beside hidden ones, so that all pictures hide the same number.
     If not, pictures hide that many or, as in BEiT, fewer, but at least one; encoders then pad."""
+    spread: float = 0.0
+    """Each picture has a ratio of its own, drawn evenly from `ratio` - `spread` to `ratio` + `spread`, and aims at that
+    many patches, rounded down: 0.3 and 0.2 in iBOT (bytedance/ibot:loader.py)."""
+    none: float = 0.0
+    """Share of pictures, drawn, of which nothing is hidden; iBOT's 0.5."""
 
     def __post_init__(self) -> None:
         check_ratio(self.ratio)
         at_least(1, **{"masker.least": self.least})
+        if not (self.spread >= 0 and self.ratio - self.spread > 0 and self.ratio + self.spread < 1):
+            raise UserError(f"masker.ratio {self.ratio} +- masker.spread {self.spread} must stay between 0 and 1")
+        if not 0 <= self.none < 1:
+            raise UserError(f"masker.none is a share of pictures from 0 to below 1, got {self.none}; iBOT uses 0.5")
         low, high = self.aspect
         if not 0 < low <= high < math.inf:
             raise UserError(f"masker.aspect goes from a number above 0 to one at least as large, got {self.aspect}")
@@ -136,7 +145,8 @@ class BlockMasker(Masker):
         with torch.autocast(rng_keys.device.type, enabled=False):  # bfloat16 would merge the scores below
             least = min(self.least, max(1, (min(grid) // 3) ** 2), target)
             draws = uniform(rng_keys, 4 * ATTEMPTS).unflatten(1, (ATTEMPTS, 4))
-            hidden = rectangles(draws, rows, columns, target, least, *self.aspect)
+            goals = self.goals(rng_keys, n, target)
+            hidden = rectangles(draws, goals, rows, columns, least, *self.aspect)
             flat = hidden.flatten(1).float()
             # Nearness falls so fast with distance that a patch beside a hidden one, even with the least noise, comes
             # before any that touches hidden ones at corners alone; the last term orders those far from everything.
@@ -144,9 +154,19 @@ class BlockMasker(Masker):
             nearness = flat @ nearnesses(grid, rng_keys.device)
             noise = uniform(rng_keys, n, stream=1)
             scores = torch.where(hidden.flatten(1), 2.0**30, nearness * (1 + noise / 4) + 1e-30 * noise)
-        if self.exact:
+        alike = not (self.spread or self.none)
+        if self.exact and alike:
             return Mask.from_scores(scores, target)
-        return Mask.from_scores(scores, hidden.sum(dim=(1, 2)), least=1)
+        fewest = 0 if self.none else 1
+        return Mask.from_scores(scores, goals.long() if self.exact else hidden.sum(dim=(1, 2)), least=fewest)
+
+    def goals(self, rng_keys: Int64[Tensor, " B"], patches: int, target: int) -> Float[Tensor, " B"]:
+        """How many patches of each picture to hide, at most; whole numbers where all have one ratio."""
+        draws = uniform(rng_keys, 2, stream=2)
+        goals = torch.full_like(draws[:, 0], target)
+        if self.spread:
+            goals = patches * (self.ratio - self.spread + 2 * self.spread * draws[:, 0])
+        return goals * (draws[:, 1] >= self.none)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,24 +249,30 @@ def nearnesses(grid: tuple[int, int], device: torch.device) -> Float[Tensor, "N 
 @torch.library.custom_op(
     "mimkit::rectangles",
     mutates_args=(),
-    schema="(Tensor draws, SymInt rows, SymInt columns, SymInt target, SymInt least, float low, float high) -> Tensor",
+    schema="(Tensor draws, Tensor goals, SymInt rows, SymInt columns, SymInt least, float low, float high) -> Tensor",
 )
 def rectangles(
-    draws: Float[Tensor, "B attempts 4"], rows: int, columns: int, target: int, least: int, low: float, high: float
+    draws: Float[Tensor, "B attempts 4"],
+    goals: Float[Tensor, " B"],
+    rows: int,
+    columns: int,
+    least: int,
+    low: float,
+    high: float,
 ) -> Bool[Tensor, "B rows columns"]:
-    """What BEiT's rectangles hide: at most `target` patches of each picture.
+    """What BEiT's rectangles hide: at most its goal of each picture.
 
     Args:
         draws: for each attempt noise in [0, 1) for the area, the aspect ratio, and the place down and to the right.
+        goals: patches to hide.
         rows, columns: the grid.
-        target: patches to hide.
         least: smallest area in patches.
         low, high: the range of the aspect ratio, height to width.
     """
     stretch = (low * (high / low) ** draws[..., 1]).sqrt()  # log-uniform; each side takes the root of it
     # All pictures take each attempt together. One that has given up or is full goes along and accepts nothing, so
     # the loop has a fixed length and never asks the device how far it is.
-    remaining = torch.full_like(draws[:, 0, 0], target)
+    remaining = goals.clone()
     failures = torch.zeros_like(remaining)
     hidden = torch.zeros(len(draws), rows, columns, dtype=torch.bool, device=draws.device)
     for attempt in range(draws.shape[1]):
@@ -268,5 +294,5 @@ def rectangles(
 
 
 @rectangles.register_fake
-def _(draws, rows, columns, target, least, low, high):
+def _(draws, goals, rows, columns, least, low, high):
     return draws.new_empty(len(draws), rows, columns, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""Sinkhorn's assignment: scores of a batch against clusters enter, shares of each cluster leave. In float32."""
+"""Assignments: scores of a batch against clusters enter, shares of each cluster and their entropies leave."""
 
 import torch
 from jaxtyping import Float
@@ -28,3 +28,13 @@ def sinkhorn(scores: Float[Tensor, "B *places K"], iterations: int = 3) -> Float
             most = maximum(own.clone())
             shares = (shares - most - total((own - most).exp()).log()).log_softmax(dim=-1)
         return shares.softmax(dim=-1)
+
+
+def cross_entropy(target: Float[Tensor, "*B K"], scores: Float[Tensor, "*B K"]) -> Float[Tensor, "*B"]:
+    """Of distributions and the softmax of scores."""
+    return -(target * scores.float().log_softmax(dim=-1)).sum(dim=-1)
+
+
+def entropy(shares: Float[Tensor, "*B K"]) -> Float[Tensor, "*B"]:
+    """Of distributions, in nats; where a share is 0 it adds nothing."""
+    return -(shares * shares.clamp_min(torch.finfo(shares.dtype).tiny).log()).sum(dim=-1)

@@ -51,9 +51,7 @@ class Method(Task):
         self.decoder = None
 
     def setup(self, dataset: DatasetView, resumed: bool) -> None:
-        """Called before the first step of a process, to take labels or statistics of the pictures.
-
-        `resumed`: a checkpoint will be loaded, and with it what is kept in buffers."""
+        """Called before the first step of a process; `resumed`: buffers will come from a checkpoint."""
 
     def reconstruct(self, batch: Batch, progress: float) -> tuple[Float[Tensor, "BK C H W"], Mask] | None:
         """Pictures of what it learned, in the normalization of its input, and their masks; None if it draws none."""
@@ -67,23 +65,21 @@ class Method(Task):
 
 
 class MaskedMethod(Method):
-    """A method that hides patches: it holds an encoder and the sampler of its masks.
-
-    A subclass defines `forward`, in which `self.sample` makes the mask of a batch.
-    """
+    """Holds an encoder and the sampler of its masks; a subclass defines `forward`, which calls `self.sample`."""
 
     def __init__(
-        self,
-        encoder: Backbone,
-        masker: Masker,
-        teacher: Teacher | None = None,
-        *,
-        average: Backbone | None = None,
+        self, encoder: Backbone, masker: Masker, teacher: Teacher | None = None, *, average: Backbone | None = None
     ) -> None:
         """`average`: the method's own moving average of the encoder, which a masker may ask instead of its own."""
         super().__init__()
         self.encoder = encoder
+        self._student = (encoder,)  # in a tuple: the state dict has it once
         self.mask_sampler = MaskSampler(masker, encoder, teacher, average=average)
+
+    @property
+    def student(self) -> Backbone:
+        """The encoder that is trained, also where `encoder`, which leaves, is its slow copy."""
+        return self._student[0]
 
     def sample(
         self, batch: Batch, progress: float, attention: Float[Tensor, "B N H"] | None = None
@@ -92,25 +88,25 @@ class MaskedMethod(Method):
 
         `attention`: as for `MaskSampler.forward`. Patches without data are hidden whatever the masker says.
         """
-        patches = patchify(batch.images, self.encoder.patch)
-        mask, logs = self.mask_sampler(self.encoder, patches, batch, progress, attention)
+        patches = patchify(batch.images, self.student.patch)
+        mask, logs = self.mask_sampler(self.student, patches, batch, progress, attention)
         if batch.valid is not None:
-            mask = mask.without_holes(patchify(batch.valid.float(), self.encoder.patch).mean(dim=2))
+            mask = mask.without_holes(patchify(batch.valid.float(), self.student.patch).mean(dim=2))
         return patches, mask, {"hidden": mask.hidden.float().mean()} | logs
 
     def exploitation(self, images: Float[Tensor, "B C H W"]) -> Exploitation:
-        """How far the decoder draws on visible and on mask tokens.
-
-        Raises:
-            UserError: the method has no decoder of which that could be said.
-        """
+        """How far the decoder draws on visible and on mask tokens. Raises UserError where there is no decoder."""
         return no_decoder(images)
 
+    def setup(self, dataset: DatasetView, resumed: bool) -> None:
+        if not resumed:
+            self.mask_sampler.begin(self.encoder)
+
     def after_step(self, progress: float) -> None:
-        self.mask_sampler.update(self.encoder)
+        self.mask_sampler.update(self.student)
 
     def before_epoch(self, epoch: int, progress: float, dataset: DatasetView) -> dict[str, float]:
-        return self.mask_sampler.before_epoch(self.encoder, epoch, progress, dataset, self.exploitation)
+        return self.mask_sampler.before_epoch(self.student, epoch, progress, dataset, self.exploitation)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -118,6 +114,7 @@ class MethodConfig:
     """Base of the settings of a method."""
 
     windows = False  # whether the encoder may be one that leaves no patch out, as a Swin
+    beits = False  # whether the encoder may be a Beit, whose relative positions belong to the full grid
     convolutions = False  # whether the encoder may be a ResNet, which has no patches at all
     supervised = False  # learns the train split alone, and what is known of its pictures
     learns: ClassVar[str] = ""  # what that is: `classes`, of which it takes a `label_fraction`, or a `DenseTask`

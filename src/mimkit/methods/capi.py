@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from mimkit.core.batch import Batch, DatasetView, Step
 from mimkit.core.errors import UserError, at_least
-from mimkit.guidance.sampler import MaskSampler, refuse_exploitation
+from mimkit.guidance.sampler import refuse_exploitation
 from mimkit.masks import Mask, Masker
 from mimkit.masks.inverse import InverseBlockMasker
-from mimkit.methods.assignment import sinkhorn
-from mimkit.methods.base import MaskedConfig, MaskedMethod, Method
-from mimkit.methods.losses import cross_entropy, entropy, feature_spread, mean_where
+from mimkit.methods.assignment import cross_entropy, entropy, sinkhorn
+from mimkit.methods.base import MaskedConfig, MaskedMethod
+from mimkit.methods.losses import feature_spread, mean_where
 from mimkit.methods.momentum import Momentum
 from mimkit.model.latents import LatentTarget, LatentTargetConfig
 from mimkit.model.projector import Clusters, Prototypes
@@ -67,20 +67,22 @@ class CAPIConfig(MaskedConfig):
 class CAPI(MaskedMethod):
     """The teacher sees whole pictures, the student visible patches; a predictor reads there what hidden ones are."""
 
+    student: Encoder  # type: ignore[bad-override]
+
     def __init__(self, student: Encoder, config: CAPIConfig) -> None:
-        Method.__init__(self)  # `encoder` is the teacher's, which no attribute may hide
-        self.student, self.slow = student, LatentTarget(student, LatentTargetConfig(normed=True))
-        self.mask_sampler = MaskSampler(config.masker, student, average=self.slow.module)
-        self.config, width = config, student.width
+        slow = LatentTarget(student, LatentTargetConfig(normed=True))
+        super().__init__(student, config.masker, average=slow.module)
+        self.slow, self.config, width = slow, config, student.width
         self.predictor = Predictor(student, config.depth, config.heads)
         self.head = Prototypes(width, config.clusters, unit=False)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         self.clustering = Clusters(width, config.clusters)
-        self.rates = {"clustering.": config.clustering_rate, "student.timm.patch_embed.": config.patch_rate}
+        self.rates = {"clustering.": config.clustering_rate, "encoder.timm.patch_embed.": config.patch_rate}
 
     @property
     def encoder(self) -> Encoder:  # type: ignore[override]
         """The teacher's: it is ahead of the student's, and what the authors evaluate."""
+        assert isinstance(self.slow.module, Encoder)
         return self.slow.module
 
     def setup(self, dataset: DatasetView, resumed: bool) -> None:

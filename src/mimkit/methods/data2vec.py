@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from mimkit.core.batch import Batch, DatasetView, Step
 from mimkit.core.errors import UserError
-from mimkit.guidance.sampler import refuse_exploitation
+from mimkit.guidance.sampler import refuse_exploitation, refuse_reading_maskers
 from mimkit.masks import BlockMasker, Mask, Masker
 from mimkit.methods.base import MaskedConfig, MaskedMethod
 from mimkit.methods.losses import feature_spread, mean_where
 from mimkit.methods.momentum import Momentum
+from mimkit.model.beit import BeitEncoder, refuse_beit
 from mimkit.model.grid_decoder import GridDecoderConfig
 from mimkit.model.latents import LatentTarget, LatentTargetConfig
 from mimkit.model.vit import Encoder
@@ -25,6 +26,7 @@ class Data2VecConfig(MaskedConfig):
     """data2vec for pictures (Baevski et al. 2022, arXiv:2202.03555; facebookresearch/data2vec_vision:beit/), and with a
     `decoder` what version 2.0 made of it (arXiv:2212.07525; facebookresearch/fairseq:examples/data2vec)."""
 
+    beits = True  # in version 1 the encoder leaves no patch out
     against_collapse = ("momentum.first",)
 
     masker: Masker = field(default_factory=lambda: BlockMasker(ratio=0.61, exact=False))
@@ -42,11 +44,14 @@ class Data2VecConfig(MaskedConfig):
     beta: float = 2.0
     """Error at which `smooth_l1` turns from a square, divided by twice this number, into a straight line."""
 
-    def build(self, encoder: Encoder) -> "Data2Vec":
+    def build(self, encoder: Encoder | BeitEncoder) -> "Data2Vec":
         self.momentum.check()
         if not self.beta > 0:
             raise UserError(f"method.beta must be above 0, got {self.beta:g}; data2vec has 2")
         refuse_exploitation(self.masker, "data2vec")
+        refuse_reading_maskers(self.masker, encoder)
+        if self.decoder is not None:
+            refuse_beit(encoder, "leaves no patch out, and data2vec 2.0 encodes visible ones alone", "use a vit_*")
         return Data2Vec(encoder, self)
 
 
@@ -54,9 +59,9 @@ class Data2Vec(MaskedMethod):
     """The teacher sees whole pictures, the student what the mask leaves; the loss is the mean over all hidden tokens
     of the batch. The encoder that leaves is the student's."""
 
-    encoder: Encoder  # type: ignore[bad-override]
+    encoder: Encoder | BeitEncoder  # type: ignore[bad-override]
 
-    def __init__(self, encoder: Encoder, config: Data2VecConfig) -> None:
+    def __init__(self, encoder: Encoder | BeitEncoder, config: Data2VecConfig) -> None:
         slow = LatentTarget(encoder, config.target)
         super().__init__(encoder, config.masker, average=slow.module)
         self.slow, self.config = slow, config
@@ -79,6 +84,7 @@ class Data2Vec(MaskedMethod):
             unseen = mask.hidden | mask.thrown
             tokens = self.encoder.fill(mask.repeat(patches), unseen, self.mask_token.flatten())
             return self.head(self.encoder.encode(tokens).patches)
+        assert isinstance(self.encoder, Encoder)
         latents = self.encoder.encode(self.encoder.embed(patches, mask), mask)
         return self.head(mask.put(latents.patches, self.mask_token))
 

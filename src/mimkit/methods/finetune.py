@@ -9,7 +9,7 @@ from jaxtyping import Float, Int64
 from timm.data.mixup import Mixup, mixup_target
 from timm.layers import DropPath
 from timm.loss import SoftTargetCrossEntropy
-from timm.models import VisionTransformer
+from timm.models import Beit, VisionTransformer
 from torch import Tensor, nn
 
 from mimkit.core.batch import Batch, DatasetView, Step
@@ -22,7 +22,7 @@ from mimkit.model.backbone import Backbone
 class FineTuneConfig(MethodConfig):
     """All weights learn labels, end to end (He et al. 2022, appendix A.1; facebookresearch/mae:main_finetune.py)."""
 
-    windows = convolutions = supervised = True
+    windows = beits = convolutions = supervised = True
     learns = "classes"
 
     classes: int = 0
@@ -63,7 +63,7 @@ class FineTune(Method):
         super().__init__()
         self.encoder, self.config = encoder, config
         vit: Any = encoder.timm
-        if isinstance(vit, VisionTransformer):
+        if isinstance(vit, VisionTransformer | Beit):
             if config.pool == "mean" and isinstance(vit.fc_norm, nn.Identity):
                 vit.norm, vit.fc_norm = vit.fc_norm, vit.norm
             if config.pool == "class" and vit.cls_token is None:

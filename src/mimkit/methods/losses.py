@@ -176,19 +176,30 @@ def distil(
         return Distillation(loss, -(targets * log_targets).sum(dim=2).mean())
 
 
+def distil_patches(
+    student: Float[Tensor, "B N K"],
+    teacher: Float[Tensor, "B N K"],
+    hidden: Bool[Tensor, "B N"],
+    center: Float[Tensor, " K"],
+    temperature: float,
+    teacher_temperature: float | Float[Tensor, ""],
+) -> Distillation:
+    """iBOT's loss (Zhou et al. 2022): the student's distribution of a hidden patch shall be the teacher's of it.
+
+    The mean over the hidden patches of a picture, then over pictures; one that hides nothing counts as 0.
+    """
+    with torch.autocast(student.device.type, enabled=False):
+        sharp, soft = (teacher.detach().float() - center) / teacher_temperature, student.float() / temperature
+        targets = sharp.softmax(dim=2)
+        # Not by the logarithms of all numbers: of a batch with thousands of prototypes they would take gigabytes.
+        cross = soft.logsumexp(dim=2) - torch.einsum("bnk,bnk->bn", targets, soft)
+        entropy = sharp.logsumexp(dim=2) - torch.einsum("bnk,bnk->bn", targets, sharp)
+        return Distillation(mean_where(cross, hidden, per_picture=True), entropy.mean())
+
+
 def hidden_around(hidden: Float[Tensor, "B N"], grid: tuple[int, int]) -> Float[Tensor, "B N"]:
     """Share of hidden patches among each patch and its eight neighbors; beyond the edge all is visible (BootMAE)."""
     return F.avg_pool2d(hidden.unflatten(1, grid).unsqueeze(1), 3, stride=1, padding=1).flatten(1)
-
-
-def cross_entropy(target: Float[Tensor, "*B K"], scores: Float[Tensor, "*B K"]) -> Float[Tensor, "*B"]:
-    """Of distributions and the softmax of scores."""
-    return -(target * scores.float().log_softmax(dim=-1)).sum(dim=-1)
-
-
-def entropy(shares: Float[Tensor, "*B K"]) -> Float[Tensor, "*B"]:
-    """Of distributions: ln K where all shares are alike, 0 where one is all."""
-    return -torch.xlogy(shares, shares).sum(dim=-1)
 
 
 def _contrast(

@@ -10,10 +10,8 @@ from torch import Tensor, nn
 
 from mimkit.core.batch import Batch, DatasetView, Step
 from mimkit.core.errors import UserError
-from mimkit.guidance.sampler import refuse_exploitation
+from mimkit.guidance.sampler import refuse_exploitation, refuse_reading_maskers
 from mimkit.masks import Mask, Masker, SimMIMMasker
-from mimkit.masks.informed import InformedMasker
-from mimkit.masks.masker import Signal
 from mimkit.methods.base import MaskedConfig, MaskedMethod
 from mimkit.methods.channels import channel_losses, logged
 from mimkit.methods.losses import DISTANCES, mean_where, pixel_errors
@@ -21,14 +19,13 @@ from mimkit.methods.targets.base import PictureTarget, Targets
 from mimkit.methods.targets.color import RawPixels
 from mimkit.model.backbone import Backbone
 from mimkit.model.heads import HeadName, build_head
-from mimkit.model.vit import Encoder
 
 
 @dataclass(kw_only=True, slots=True)
 class SimMIMConfig(MaskedConfig):
     """SimMIM (Xie et al. 2022, arXiv:2111.09886), on a plain ViT, a Swin or a SwinV2."""
 
-    windows = True  # encoders that leave no patch out will do
+    windows = beits = True  # encoders that leave no patch out will do
 
     masker: Masker = field(default_factory=SimMIMMasker)
     target: PictureTarget = field(default_factory=RawPixels)
@@ -38,10 +35,11 @@ class SimMIMConfig(MaskedConfig):
     """By default `l1`, or `cross_entropy` for a target of classes, which admits no other."""
     everywhere: bool = False
     """Count visible pixels too, not the hidden ones alone."""
+    weigh: Literal["picture", "token"] = "picture"
+    """Where a masker hides unequally many patches: each picture weighs alike in the loss, or each token (BEiT)."""
 
     def build(self, encoder: Backbone) -> "SimMIM":
-        if not isinstance(encoder, Encoder):
-            refuse_reading_maskers(self.masker)
+        refuse_reading_maskers(self.masker, encoder)
         refuse_exploitation(self.masker, "SimMIM")
         target = self.target.open(encoder)
         loss = self.loss or ("cross_entropy" if target.classes else "l1")
@@ -56,7 +54,7 @@ class SimMIM(MaskedMethod):
 
     def __init__(self, encoder: Backbone, config: SimMIMConfig, target: PictureTarget, loss: str) -> None:
         super().__init__(encoder, config.masker)
-        self.loss, self.everywhere = loss, config.everywhere
+        self.loss, self.everywhere, self.weigh = loss, config.everywhere, config.weigh
         self.target = Targets(target, encoder)
         # One axis: not decayed, as in the released code (models/simmim.py, optimizer.py).
         self.mask_token = nn.Parameter(torch.zeros(encoder.embed_width))
@@ -64,6 +62,7 @@ class SimMIM(MaskedMethod):
         self.head = build_head(config.head, encoder, target.outputs(encoder.channels), target.cell)
 
     def setup(self, dataset: DatasetView, resumed: bool) -> None:
+        super().setup(dataset, resumed)
         self.target.setup(dataset, resumed)
 
     def predict(self, patches: Float[Tensor, "B N P"], mask: Mask) -> Float[Tensor, "BK O h w"]:
@@ -81,7 +80,7 @@ class SimMIM(MaskedMethod):
         where = self.where(mask)
         if batch.valid is not None:
             where = where & mask.repeat(self.measured(batch.valid))
-        loss = mean_where(errors, where, per_picture=mask.alike, epsilon=1e-5)
+        loss = mean_where(errors, where, per_picture=mask.alike and self.weigh == "picture", epsilon=1e-5)
         if isinstance(self.target.target, RawPixels) and logged(self.encoder.channels):
             distances = DISTANCES[self.loss](prediction.detach().float() - target)
             logs |= channel_losses(distances.flatten(2).mT, where)
@@ -112,13 +111,3 @@ class SimMIM(MaskedMethod):
         patches, mask, _ = self.sample(batch, progress)
         drawn = self.target.restore(self.predict(patches, mask), mask.repeat(batch.images))
         return None if drawn is None else (drawn, mask)
-
-
-def refuse_reading_maskers(masker: Masker) -> None:
-    """Refuse a masker that looks at the encoder, ever, where its attention runs in windows."""
-    evals = any(masker.reads(moment / 64) is not Signal.NONE for moment in range(64))
-    if evals or isinstance(masker.guide, InformedMasker):
-        raise UserError(
-            f"{type(masker.guide).__name__} reads a value for each patch from the encoder, and an encoder with windows "
-            "merges its patches and has no class token: use a masker that reads nothing, or a vit_* encoder"
-        )

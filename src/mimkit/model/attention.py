@@ -1,5 +1,7 @@
 """Attention of a block: tokens that enter a timm block enter, the softmax weights that it gives them leave."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -7,6 +9,7 @@ from timm.layers import Attention
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from mimkit.core.distributed import plain_type, whole
 from mimkit.core.errors import UserError
 
 
@@ -41,18 +44,23 @@ def class_attention(block: nn.Module, x: Float[Tensor, "B T D"], prefix: int) ->
 
 def _weights(block: nn.Module, x: Float[Tensor, "B T D"], queries: int) -> Float[Tensor, "B H Q T"]:
     """Attention of the first `queries` tokens to all; values are never computed."""
-    if type(block) is not Block or type(block.attn) is not Attention:
+    if plain_type(block) is not Block or type(block.attn) is not Attention:
         # Exact types: a subclass may compute its attention otherwise, and the weights read here would be wrong
         # silently.
         kind = f"{type(block).__name__} with {type(getattr(block, 'attn', None)).__name__}"
         raise UserError(f"attention cannot be read from this encoder's blocks ({kind}): use a plain vit_* model")
+    with whole(block):
+        return _weights_of(block, x, queries)
+
+
+def _weights_of(block: Any, x: Float[Tensor, "B T D"], queries: int) -> Float[Tensor, "B H Q T"]:
     attn = block.attn
     # Queries and keys as the block makes them, but without its values and output: half of the products, and only the
     # rows of `queries` tokens are ever weighed.
     with torch.autocast(x.device.type, enabled=False):
         x = block.norm1(x.float())
-        weight = attn.qkv.weight.chunk(3)
-        bias = (None, None, None) if attn.qkv.bias is None else attn.qkv.bias.chunk(3)
+        weight = attn.qkv.weight.float().chunk(3)
+        bias = (None, None, None) if attn.qkv.bias is None else attn.qkv.bias.float().chunk(3)
         q = F.linear(x[:, :queries], weight[0], bias[0]).unflatten(2, (attn.num_heads, -1)).transpose(1, 2)
         k = F.linear(x, weight[1], bias[1]).unflatten(2, (attn.num_heads, -1)).transpose(1, 2)
         return (attn.q_norm(q) * attn.scale @ attn.k_norm(k).transpose(2, 3)).softmax(dim=-1)

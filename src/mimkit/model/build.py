@@ -5,7 +5,7 @@ from typing import Any
 
 import timm
 import torch
-from timm.models import ResNet, SwinTransformer, SwinTransformerV2, VisionTransformer, is_model_in_modules
+from timm.models import Beit, ResNet, SwinTransformer, SwinTransformerV2, VisionTransformer, is_model_in_modules
 
 from mimkit.core.errors import UserError, at_least, unknown
 from mimkit.model.backbone import Backbone
@@ -21,8 +21,8 @@ class EncoderConfig:
     """Which ViT, Swin or ResNet to train: a timm architecture and what to change about it."""
 
     name: str = "vit_base_patch16_224"
-    """Any plain ViT of timm; for methods that leave no patches out, as SimMIM, also swin_* and swinv2_*; for methods
-    without masks, as SimCLR, also resnet* and its kin."""
+    """Any plain ViT of timm; for methods that leave no patches out, as SimMIM, also swin_* and swinv2_*, and for SimMIM
+    and data2vec beit_*; for methods without masks, as SimCLR, also resnet* and its kin."""
     patch: int | None = None
     """Side of a patch in pixels; by default the architecture's own."""
     width: int | None = None
@@ -62,6 +62,9 @@ class EncoderConfig:
                 )
             # timm's default is a drop path of 0.1, which is for supervised training.
             args = dict(img_size=list(size), in_chans=channels, num_classes=0, global_pool="avg", drop_path_rate=0.0)
+            return args | {k: v for k, v in own.items() if v is not None} | self.model_args
+        if is_beit(self.name):
+            args = dict(img_size=list(size), in_chans=channels, num_classes=0, global_pool="avg", use_fc_norm=False)
             return args | {k: v for k, v in own.items() if v is not None} | self.model_args
         # MAE evaluates the normalized tokens: `norm` stays in the encoder instead of moving behind the pooling.
         args = dict(img_size=list(size), in_chans=channels, num_classes=0, global_pool="avg", fc_norm=False)
@@ -106,6 +109,13 @@ class EncoderConfig:
 
             assert isinstance(vit, ResNet)
             return ConvolutionalEncoder(vit, size)
+        if is_beit(self.name):
+            from mimkit.model.beit import BeitEncoder
+
+            assert isinstance(vit, Beit)
+            refuse_uneven(vit.patch_embed.patch_size, size)
+            initialize(vit, self.initialization)
+            return BeitEncoder(vit)
         refuse_unsuitable(vit, self.name)
         assert isinstance(vit, VisionTransformer)
         refuse_uneven(vit.patch_embed.patch_size, size)
@@ -121,6 +131,11 @@ class EncoderConfig:
 def is_windowed(name: str) -> bool:
     """Whether timm's architecture of this name is a Swin or a SwinV2."""
     return name.startswith(("swin_", "swinv2_")) and not name.startswith("swinv2_cr")
+
+
+def is_beit(name: str) -> bool:
+    """Whether timm's architecture of this name is of its `beit.py`: BEiT, BEiT v2 and 3."""
+    return is_model_in_modules(name, ["beit"])
 
 
 def is_convolutional(name: str) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mimkit.core.errors import UserError, at_least
 from mimkit.model.backbone import Tokens
+from mimkit.model.beit import BeitEncoder
 from mimkit.model.patches import patchify
 from mimkit.model.projector import SlowCopy
 from mimkit.model.vit import Encoder
@@ -39,9 +40,9 @@ class LatentTargetConfig:
 class LatentTarget(SlowCopy):
     """A slow copy of the encoder in eval mode, without gradient, that looks at whole images."""
 
-    module: Encoder
+    module: Encoder | BeitEncoder
 
-    def __init__(self, encoder: Encoder, config: LatentTargetConfig) -> None:
+    def __init__(self, encoder: Encoder | BeitEncoder, config: LatentTargetConfig) -> None:
         config.check(len(encoder.timm.blocks))
         super().__init__(encoder, calm=True)
         self.config = config

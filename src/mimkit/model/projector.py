@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mimkit.core.distributed import gather_with_gradient, world
 from mimkit.core.errors import UserError
-from mimkit.model.backbone import Backbone
+from mimkit.model.backbone import Backbone, Tokens
 
 Pool = Literal["class", "mean"]
 Last = Literal["none", "plain", "scale"]
@@ -165,8 +165,11 @@ class Embedder(nn.Module):
 
     def features(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
         """What the encoder says about each image, before the projector."""
-        prefix, patches = self.encoder(images)
-        return prefix[:, 0] if self.takes_class else patches.mean(dim=1)
+        return self.pooled(self.encoder(images))
+
+    def pooled(self, tokens: Tokens) -> Float[Tensor, "B D"]:
+        """Of what the encoder gives out, what is projected."""
+        return tokens.prefix[:, 0] if self.takes_class else tokens.patches.mean(dim=1)
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B P"]:
         return self.projector(self.features(images))

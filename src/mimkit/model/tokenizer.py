@@ -13,6 +13,7 @@ from mimkit.core.config import from_dict
 from mimkit.core.errors import UserError, at_least
 from mimkit.core.files import open_regular, read_json
 from mimkit.core.names import import_trusted, rename_tensors
+from mimkit.core.state_folder import checkpoints, read_state
 from mimkit.model.backbone import Backbone
 from mimkit.model.patches import unpatchify
 
@@ -150,23 +151,25 @@ def _of_run(folder: Path) -> Tokenizer:
         settings = method["tokenizer"]
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder} holds no run that trained a tokenizer: give one of tokenizer_mini_32") from error
-    # Steps have leading zeros, so the last name is the newest.
-    files = sorted((folder / "checkpoints").glob("step-*.pt"))
-    if not files:
+    saves = checkpoints(folder)
+    if not saves:
         raise UserError(f"the run {folder} has no checkpoint yet: let it go on with 'mimkit pretrain --run {folder}'")
     try:
         with torch.random.fork_rng(devices=[]):  # whoever opens it draws the same numbers afterwards
             encoder = from_dict(saved["config"]["encoder"]).build(tuple(resolved["size"]), resolved["channels"])
             tokenizer = from_dict(settings).build(encoder)
-        with open_regular(files[-1]) as file:
-            saved = torch.load(file, map_location="cpu", weights_only=True)
+        if saves[-1].is_dir():
+            saved = read_state(saves[-1])
+        else:
+            with open_regular(saves[-1]) as file:
+                saved = torch.load(file, map_location="cpu", weights_only=True)
         state = saved["model"] if "format" in saved else rename_tensors(saved["model"])
         # The checkpoint holds the method that trained it; the tokenizer is one part of that.
         start = "tokenizer."
         tokenizer.load_state_dict({key[len(start) :]: v for key, v in state.items() if key.startswith(start)})
     except Exception as error:  # a damaged file makes torch raise anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"the tokenizer in {files[-1]} cannot be loaded ({reason}): give another run") from error
+        raise UserError(f"the tokenizer in {saves[-1]} cannot be loaded ({reason}): give another run") from error
     return tokenizer
 
 

@@ -3,7 +3,7 @@
 import torch
 from jaxtyping import Bool, Float
 from timm.layers import PatchEmbed, resample_abs_pos_embed
-from timm.models import ResNet, VisionTransformer
+from timm.models import Beit, ResNet, VisionTransformer
 from torch import Tensor, nn
 
 from mimkit.core.errors import UserError
@@ -22,6 +22,8 @@ def refuse_unsuitable(model: nn.Module, name: str) -> None:
         reason = "a convolution sees the full grid of pixels, so no patch can be left out or replaced by a token"
     elif "Rope" in family or getattr(model, "rope", None) is not None:
         reason = "its rotary positions belong to the full grid and cannot follow left-out patches"
+    elif isinstance(model, Beit):
+        reason = "its relative positions belong to the full grid, so no patch can be left out"
     elif any("window" in type(module).__name__.lower() for module in model.modules()):
         reason = "its attention runs in windows over the full grid, so no patch can be left out"
     raise UserError(f"'{name}' ({family}) cannot be this encoder: {reason}; use a vit_* or deit* model of timm")

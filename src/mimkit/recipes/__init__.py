@@ -16,6 +16,7 @@ METHODS = (
     "simmim",
     "maskfeat",
     "crossmae",
+    "beit",
     "emae",
     "bootmae",
     "cae",
@@ -24,8 +25,13 @@ METHODS = (
     "simclr",
     "moco",
     "dino",
+    "ibot",
+    "cmae",
+    "msn",
     "data2vec",
     "data2vec2",
+    "ijepa",
+    "mst",
 )  # in this order stand their recipes
 LABELED = ("finetune_", "segment_", "detect_", "depth_", "keypoints_")
 

@@ -28,7 +28,7 @@ class PretrainArguments(Arguments):
     """One that 'mimkit recipes' lists, or package.module:function of your own; by default one that fits the
     pictures."""
     run: Path | None = None
-    """Folder of the run; by default runs/RECIPE-DATA."""
+    """Folder of the run, or a URL of a store (s3://bucket/run); by default runs/RECIPE-DATA."""
     max_steps: int | None = None
     """Stop after so many steps of the planned schedule; the same command goes on."""
     minutes: float | None = None

@@ -29,14 +29,19 @@ MOST_CLASSES, MOST_COPIES, MOST_BAD, MOST_CHANNELS = 60, 12, 50, 32  # rows and 
 
 def examination_page(examination: Examination) -> str:
     """The page's text; it loads nothing and runs no script."""
+    return filled("examination.html", contents(examination))
+
+
+def filled(template: str, page: dict[str, Any]) -> str:
+    """A page of this look with its contents."""
     source = files("mimkit.report")
     style = "".join((source / name).read_text(encoding="utf-8") for name in ("page.css", "examination.css"))
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     # Names of folders and classes come from people: all that enters is escaped, and a forgotten value raises.
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    template = environment.from_string((source / "examination.html").read_text(encoding="utf-8"))
-    text = template.render(page=contents(examination), style=Markup(style), policy=Markup(policy))
+    source_text = (source / template).read_text(encoding="utf-8")
+    text = environment.from_string(source_text).render(page=page, style=Markup(style), policy=Markup(policy))
     return text.encode("utf-8", "replace").decode()
 
 
@@ -117,13 +122,18 @@ def figure(pictures: Pictures, facts: Facts, display: Display) -> dict[str, str]
 def thumbnail(pictures: Pictures, facts: Facts, display: Display) -> str:
     """The whole picture, made smaller where it is large; empty where it can be read no more."""
     try:
-        raw = pictures.read(facts.number)
+        return thumbnail_of(pictures, facts.number, display)
     except BadPicture:
         return ""
-    scale = min(1.0, THUMB / max(facts.height, facts.width))
-    size = max(1, round(facts.height * scale)), max(1, round(facts.width * scale))
-    box = torch.tensor([0, 0, facts.height, facts.width])
-    levels = crop_resize_one(raw, box, False, size, values=pictures.values)
+
+
+def thumbnail_of(pictures: Pictures, number: int, display: Display) -> str:
+    """A picture of a set, made smaller where it is large, as a data URI. Raises BadPicture."""
+    raw = pictures.read(number)
+    height, width = raw.shape[1:]
+    scale = min(1.0, THUMB / max(height, width))
+    size = max(1, round(height * scale)), max(1, round(width * scale))
+    levels = crop_resize_one(raw, torch.tensor([0, 0, height, width]), False, size, values=pictures.values)
     images, valid = split_holes(levels.float().unsqueeze(0) / 255)
     return uri(picture(hatched(display(images), display.holes(valid))[0], THUMB))
 

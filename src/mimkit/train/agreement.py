@@ -12,6 +12,7 @@ import mimkit
 from mimkit.core import distributed
 from mimkit.core.config import flatten, to_dict
 from mimkit.core.errors import UserError
+from mimkit.core.state_folder import STATE
 from mimkit.train.checkpoint import checkpoints, set_bad_aside
 from mimkit.train.prepare import Prepared, Pretrain
 from mimkit.train.run_folder import RunFolder, last_good
@@ -77,10 +78,12 @@ def ending(checkpoint: Path) -> str:
     Waits for a file that this host does not see yet. Raises UserError where it does not appear.
     """
     until = time.monotonic() + PATIENCE
-    while not checkpoint.exists() and time.monotonic() < until:
+    # state.json of a folder has the checksums of its other files.
+    path = checkpoint if checkpoint.suffix else checkpoint / STATE
+    while not path.exists() and time.monotonic() < until:
         time.sleep(0.5)
     try:
-        with open(checkpoint, "rb") as file:
+        with open(path, "rb") as file:
             size = file.seek(0, 2)
             file.seek(max(0, size - TAIL))
             return f"{size} bytes, {hashlib.sha256(file.read()).hexdigest()[:12]}"

@@ -9,6 +9,7 @@ from mimkit.data.annotations.annotated import Annotated
 from mimkit.methods.moco import MoCoConfig
 
 if TYPE_CHECKING:
+    from mimkit.train.machine import Engine
     from mimkit.train.prepare import Pretrain
     from mimkit.train.session import Session
 
@@ -39,16 +40,22 @@ def announce(session: "Session", log: Callable[[str], None]) -> None:
     if prepared.steps == 1 and session.schedule(0.0) == 0:
         log("  warning    one step in all, with a rate of 0 in its warm-up, changes nothing: give more epochs")
     engine = session.engine
-    log(
-        f"  machine    {engine.device}, {engine.precision}, {engine.attention} attention, "
-        f"{engine.threads} threads{', compiled' if engine.compile else ''}"
-    )
+    log(f"  machine    {machine_words(engine)}")
+    if engine.sharding == "none" != config.machine.sharding:
+        log(f"  note       sharding {config.machine.sharding}: one process alone holds the whole model")
     folder = session.run.folder
     if loader.skipped:
         log(f"  skipped    {len(loader.skipped)} pictures that cannot be read, see {folder / 'skipped.json'}")
     if session.first:
         log(f"  goes on    after step {session.first:,}")
     log(f"  run folder {folder}")
+
+
+def machine_words(engine: "Engine") -> str:
+    """What computes, and how."""
+    words = [str(engine.device), engine.precision, f"{engine.attention} attention", f"{engine.threads} threads"]
+    words += ["compiled"] * engine.compile + ["blocks recomputed"] * engine.recompute
+    return ", ".join(words + ([f"sharding {engine.sharding}"] if engine.sharding != "none" else []))
 
 
 def warmup_words(config: "Pretrain") -> str:

@@ -4,7 +4,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -12,12 +12,15 @@ from torch import Tensor
 from mimkit.core import distributed
 from mimkit.core.batch import DatasetView
 from mimkit.core.names import FORMAT
+from mimkit.methods.base import Method
 from mimkit.train.checkpoint import save_checkpoint
 from mimkit.train.identity import identity_of
 from mimkit.train.loop import Callback
 from mimkit.train.machine import Machine
 from mimkit.train.recorder import Recorder
 from mimkit.train.run_folder import RunFolder, disk_errors
+from mimkit.train.saver import Saver
+from mimkit.train.sharding import Whole
 from mimkit.train.training import StepOutputs, Training
 
 
@@ -33,7 +36,8 @@ class EpochStart(Callback):
         if epoch == previous:
             return
         start = time.perf_counter()
-        self.recorder.note(training.task.before_epoch(epoch, step / training.total, self.dataset))
+        with training.engine.looking(training.task):
+            self.recorder.note(training.task.before_epoch(epoch, step / training.total, self.dataset))
         self.recorder.exclude_time(time.perf_counter() - start)
 
 
@@ -74,14 +78,22 @@ class Checkpointer(Callback):
         recorder: Recorder,
         machine: Machine,
         stop: StopSignal,
-        export: Callable[[int], None],
-        device: torch.device,
+        export: Callable[[Method, int], None],
+        publish: Callable[[int], None],
+        whole: Whole,
         first: int,
     ) -> None:
-        """`export`: writes the model after so many steps; called by the main process, after the checkpoint."""
+        """What the main process calls with the steps behind it.
+
+        Args:
+            export: writes a task; after the checkpoint was begun.
+            publish: sends the run to where it is mirrored; when checkpoint and export are complete.
+        """
         self.run, self.recorder, self.machine, self.stop = run, recorder, machine, stop
-        self.export, self.device = export, device
+        self.export, self.publish, self.whole, self.device = export, publish, whole, whole.device
+        self._unpublished = 0  # steps behind the last export
         self.identity = identity_of(run.folder)
+        self.saver = None if whole.sharding == "none" else Saver(run.folder, machine.keep)
         self.stopped_by = 0  # the number of the signal that all processes agreed to stop by
         self._saved_at = self._asked_at = time.perf_counter()
         self._asked_step, self._ask_every = first, 1
@@ -97,6 +109,10 @@ class Checkpointer(Callback):
             self.save(training, done)
             self._saved_at = time.perf_counter()
             self.recorder.exclude_time(self._saved_at - start)
+        if self._unpublished and (self.saver is None or self.saver.idle):
+            with disk_errors(self.run.folder):
+                self.publish(self._unpublished)
+            self._unpublished = 0
         if self.stopped_by:
             training.stop = True
 
@@ -108,33 +124,50 @@ class Checkpointer(Callback):
         now = time.perf_counter()
         # Of two different signals the larger number counts; which one does not matter.
         self.stopped_by = distributed.largest(self.stop.caught, self.device)
-        late = distributed.largest(int(now - self._saved_at > 60 * self.machine.save_minutes), self.device) > 0
+        late = now - self._saved_at > 60 * self.machine.save_minutes
+        urgency = distributed.largest(2 if self.saver and self.saver.failed else int(late), self.device)
+        if urgency == 2 and self.saver:
+            self.saver.wait()  # raises why it failed, in every process
         if world > 1:
             elapsed = max(1e-6, now - self._asked_at)
             steps_per_second = distributed.largest(int((done - self._asked_step) / elapsed), self.device)
             # From a number that all processes share: they must agree at the same steps, or they would wait for ever.
             self._ask_every = max(1, min(steps_per_second, self.machine.log_every))
             self._asked_step, self._asked_at = done, now
-        return self.stopped_by > 0 or late
+        return self.stopped_by > 0 or urgency > 0
 
     def save(self, training: Training, done: int) -> None:
         """A checkpoint and the export of the same step; a UserError instead if a weight is not finite."""
         self.recorder.refuse_bad_weights(done, [*training.task.parameters(), *optimizer_tensors(training.optimizer)])
+        task, optimizer = training.task, training.optimizer
+        state = {
+            "format": FORMAT,
+            "identity": self.identity,
+            "step": done,
+            "seconds": self.recorder.log.seconds,
+            "model": task.state_dict(),
+            "optimizer": optimizer.state_dict(),
+        }
+        if self.saver:
+            self.saver.save(done, state)
+            if done == training.last or self.stopped_by:
+                self.saver.wait()  # the last export comes after its checkpoint, as all do without shares
 
-        def write() -> None:
-            state = {
-                "format": FORMAT,
-                "identity": self.identity,
-                "step": done,
-                "seconds": self.recorder.log.seconds,
-                "model": training.task.state_dict(),
-                "optimizer": training.optimizer.state_dict(),
-            }
+        def write(whole: Method) -> None:
             with disk_errors(self.run.folder):
-                save_checkpoint(self.run.folder, done, state, self.machine.keep)
-                self.export(done)
+                if not self.saver:
+                    save_checkpoint(self.run.folder, done, state, self.machine.keep)
+                self.export(whole, done)
+                self._unpublished = done
 
-        distributed.on_main(write, self.device)
+        with self.whole.gathered() as whole:
+            distributed.on_main(lambda: write(whole), self.device)
+
+    @contextmanager
+    def pending(self) -> Generator[None]:
+        """Nothing is being written any more when the block is left."""
+        with self.saver.pending() if self.saver else nullcontext():
+            yield
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:

@@ -13,6 +13,7 @@ from mimkit.data.loader import evaluation_batches
 from mimkit.data.pictures import Pictures, Subset
 from mimkit.data.views import Whole
 
+BATCH = 256
 SAMPLE = 256  # pictures on which maskers and targets learn about a set
 
 
@@ -25,7 +26,10 @@ def open_dataset_view(
     device: torch.device,
     workers: int,
 ) -> DatasetView:
-    """Whole pictures, not mirrored; `batches` gives each process its own part of them."""
+    """Whole pictures, not mirrored; `batches` gives each process its own part of them.
+
+    All processes get equally many batches, since a sharded encoder sees them together; the last ones may be empty.
+    """
     settings: dict[str, Any] = dict(size=size, mean=mean, std=std, device=device, view=Whole(flip=0.0), workers=workers)
 
     @cache
@@ -35,7 +39,11 @@ def open_dataset_view(
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         mine = torch.arange(distributed.rank(), len(pictures), distributed.world())
         subset = pictures if distributed.world() == 1 else Subset(pictures, mine)
-        for images, _, index in evaluation_batches(subset, **settings):
+        missing = 0 if distributed.world() == 1 else -(-len(pictures) // (distributed.world() * BATCH))
+        for images, _, index in evaluation_batches(subset, batch_size=BATCH, **settings):
             yield images, mine[index]
+            missing -= 1
+        for _ in range(missing):
+            yield torch.zeros(0, pictures.channels, *size, device=device), mine[:0]
 
     return DatasetView(len(pictures), sample, batches, pictures.labels, len(pictures.classes or ()))

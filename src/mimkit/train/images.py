@@ -75,6 +75,10 @@ class Images:
             )
         choice("statistics", self.statistics, get_args(StatisticsOf), of="images")
         choice("flips", self.flips, get_args(Flips), of="images")
+        if self.flips == "dihedral" and any(view.aligned for view in self.other_views):
+            raise UserError(
+                "images.flips dihedral turns each view by itself, and these shall show one box: leave it away"
+            )
         if not 0 <= self.bad_fraction <= 1:
             raise UserError(f"images.bad_fraction is a share between 0 and 1, got {self.bad_fraction}")
         if self.nodata is not None and math.isnan(self.nodata):

@@ -8,10 +8,11 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, cast, get_args
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from mimkit.core import distributed
@@ -20,6 +21,7 @@ from mimkit.core.errors import UserError, unknown, within
 from mimkit.core.memory import cores
 from mimkit.guidance.sampler import MaskSampler
 from mimkit.methods.base import Task
+from mimkit.train.sharding import Sharding, compile_blocks, recompute, resolve, shard
 
 MOST_PROCESSES = 1024  # threads, or workers: systems break down under many more
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -37,6 +39,13 @@ class Machine:
     """`fused` (scaled_dot_product_attention) or `plain` (matmul, softmax, matmul); `auto` times both on CPUs."""
     compile: bool | None = None
     """torch.compile; by default on GPUs alone, since compiling costs minutes on CPUs."""
+    sharding: Sharding = "none"
+    """What each of several processes holds: `none`: the whole model (DDP); `full`: a share of each weight, gradient and
+    optimizer state, and weights are gathered block by block (FSDP2); `hybrid`: shares within each machine, and each
+    machine a whole model (HSDP)."""
+    recompute: bool = False
+    """Keep only what enters each block and compute the rest again in the backward pass: far less memory, a third more
+    computing."""
     threads: int | None = None
     """CPU threads; by default one or all, whichever a one-off timing finds faster."""
     workers: int | None = None
@@ -83,6 +92,8 @@ class Machine:
             raise unknown("precision", self.precision, ["auto", *PRECISIONS])
         if self.attention not in ("auto", "fused", "plain"):
             raise unknown("kind of attention", self.attention, ["auto", "fused", "plain"])
+        if self.sharding not in get_args(Sharding):
+            raise unknown("sharding", self.sharding, [*get_args(Sharding)])
 
     def readers(self) -> int:
         """Processes that read pictures for this process."""
@@ -121,6 +132,8 @@ class Engine:
     attention: str
     compile: bool
     threads: int
+    sharding: Sharding = "none"
+    recompute: bool = False
 
     @staticmethod
     def choose(
@@ -135,10 +148,10 @@ class Engine:
         `before` holds the choices of an earlier part of the same run; settings that are given win over them.
         """
         keep_freed_memory()
-        choices: Mapping[str, Any] = before or {}
+        earlier: Mapping[str, Any] = before or {}
         has_bfloat16 = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
-        precision = choices.get("precision", "bfloat16" if has_bfloat16 else "float32")
-        attention = choices.get("attention", "fused")
+        precision = earlier.get("precision", "bfloat16" if has_bfloat16 else "float32")
+        attention = earlier.get("attention", "fused")
 
         def decide() -> dict[str, Any]:
             engine = Engine(
@@ -146,14 +159,16 @@ class Engine:
                 precision=precision if machine.precision == "auto" else machine.precision,
                 attention=attention if machine.attention == "auto" else machine.attention,
                 compile=device.type == "cuda" if machine.compile is None else machine.compile,
-                threads=machine.threads or choices.get("threads") or min(torch.get_num_threads(), cores()),
+                threads=machine.threads or earlier.get("threads") or min(torch.get_num_threads(), cores()),
             )
-            if device.type == "cpu" and not choices:
+            if device.type == "cpu" and not earlier:
                 with untouched(task):
                     engine.time_choices(machine, task, sample)
             return engine.describe()
 
-        engine = Engine(device=device, **distributed.on_main(decide, device))  # every process computes alike
+        choices = distributed.on_main(decide, device)  # every process computes alike
+        choices |= {"sharding": resolve(machine.sharding), "recompute": machine.recompute}
+        engine = Engine(device=device, **choices)
         if device.type == "cpu":
             torch.set_num_threads(engine.threads)
         return engine
@@ -210,17 +225,16 @@ class Engine:
                 setattr(module, "fused_attn", self.attention == "fused")  # noqa: B010  a flag that Module's types deny
 
     def wrap(self, task: nn.Module) -> nn.Module:
-        """The task as the loop calls it: on the device, compiled, distributed."""
-        task.to(self.device)
+        """The task as the loop calls it: computing again, compiled, on the device, distributed; in this order."""
         self.set_attention(task)
+        if self.recompute:
+            recompute(task)
         if self.compile:
-            samplers = [module for module in task.modules() if isinstance(module, MaskSampler) and module.ramps]
-            if samplers:
-                raise UserError(
-                    f"the ratio of {type(samplers[0].masker).__name__} changes with training, so every step would have "
-                    "shapes of its own and compile anew: give --machine.compile False, or one ratio"
-                )
-            task.compile()  # not dynamic=False: a masker that uses `progress` would recompile at each step
+            self._compile(task)
+        if self.sharding != "none":
+            shard(task, self.sharding, self.precision, self.device)  # moves what it shares, block by block
+            return task.to(self.device)
+        task.to(self.device)
         if distributed.world() == 1:
             return task
         ids = [self.device.index] if self.device.type == "cuda" else None
@@ -228,6 +242,19 @@ class Engine:
         names = inspect.signature(DistributedDataParallel.__init__).parameters
         switch: Any = {"forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False}
         return DistributedDataParallel(task, device_ids=ids, **switch)
+
+    def _compile(self, task: nn.Module) -> None:
+        """Compile the task as one, or its blocks where something happens around them."""
+        samplers = [module for module in task.modules() if isinstance(module, MaskSampler) and module.ramps]
+        if samplers:
+            raise UserError(
+                f"the ratio of {type(samplers[0].masker).__name__} changes with training, so every step would have "
+                "shapes of its own and compile anew: give --machine.compile False, or one ratio"
+            )
+        if self.recompute or self.sharding != "none":
+            compile_blocks(task)
+        else:
+            task.compile()  # not dynamic=False: a masker that uses `progress` would recompile at each step
 
     def plain(self, task: nn.Module) -> Task:
         """The task itself, without what `wrap` put around it."""
@@ -238,6 +265,16 @@ class Engine:
     def autocast(self) -> AbstractContextManager[Any]:
         """bfloat16 for matrix products where chosen; weights stay in float32."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+
+    @contextmanager
+    def looking(self, task: nn.Module) -> Generator[None]:
+        """Around `before_epoch`, in which a task may run outside of a step."""
+        if self.sharding == "none":
+            yield
+            return
+        with self.autocast():  # the weights of its blocks are in bfloat16
+            yield
+        cast(FSDPModule, task).reshard()  # no backward pass does it
 
     def sync(self, task: nn.Module, on: bool) -> AbstractContextManager[Any]:
         """Whether backward averages gradients over processes: only on the last micro batch of a step."""

@@ -11,6 +11,7 @@ from mimkit.model.backbone import Backbone
 from mimkit.train.collapse import collapse
 from mimkit.train.monitor import Monitor
 from mimkit.train.run_folder import MEASURED, RunFolder, disk_errors
+from mimkit.train.sharding import Whole
 
 
 class OnlineEvaluation:
@@ -18,6 +19,7 @@ class OnlineEvaluation:
 
     Args:
         monitor: the pictures to evaluate on; None in the other processes, and where nobody asks for evaluations.
+        whole: the task in training.
         run: pictures are written into its folder.
         warmup: steps of the schedule's warm-up, in which a low spread is no collapse.
         total: steps of the whole schedule.
@@ -27,7 +29,7 @@ class OnlineEvaluation:
     def __init__(
         self,
         monitor: Monitor | None,
-        task: Method,
+        whole: Whole,
         run: RunFolder,
         device: torch.device,
         *,
@@ -35,7 +37,7 @@ class OnlineEvaluation:
         total: int,
         settings: Sequence[str],
     ) -> None:
-        self.monitor, self.task, self.run, self.device = monitor, task, run, device
+        self.monitor, self.whole, self.run, self.device = monitor, whole, run, device
         self.warmup, self.total, self.settings = warmup, total, settings
         self.suspected = False  # whether the evaluation before found a collapse
         self.start: dict[str, float] = {}  # before the first step: what a collapse is a fall from
@@ -44,7 +46,7 @@ class OnlineEvaluation:
     @property
     def encoder(self) -> Backbone:
         """The encoder in training."""
-        return self.task.encoder
+        return self.whole.task.encoder
 
     def recall(self) -> None:
         """Take the latest measures of an earlier part of the run, as its metrics have them."""
@@ -55,25 +57,27 @@ class OnlineEvaluation:
     def measure_start(self, remembered: dict[str, float]) -> None:
         """Evaluate before the first step, unless an earlier part of the run did."""
 
-        def measure() -> dict[str, float]:
-            if self.monitor is None:
-                return {}
-            return self.monitor.evaluate_start(self.task, self.encoder)
+        def measure(task: Method) -> dict[str, float]:
+            return {} if self.monitor is None else self.monitor.evaluate_start(task, task.encoder)
 
-        self.start = remembered or distributed.on_main(measure, self.device)
+        self.start = remembered
+        if not remembered:
+            with self.whole.gathered() as task:
+                self.start = distributed.on_main(lambda: measure(task), self.device)
 
     def measure(self, steps: int) -> dict[str, float]:
         """Rank, spread and online kNN after so many steps, and pictures of what the method predicts. Collective."""
 
-        def measure_and_draw() -> dict[str, float]:
+        def measure_and_draw(task: Method) -> dict[str, float]:
             assert self.monitor is not None
-            measures = self.monitor.evaluate(self.task, self.encoder)
+            measures = self.monitor.evaluate(task, task.encoder)
             folder: Path = self.run.folder / "pictures"
             with disk_errors(self.run.folder):
-                self.monitor.draw(self.task, self.encoder, folder, steps)
+                self.monitor.draw(task, task.encoder, folder, steps)
             return measures
 
-        measures = distributed.on_main(measure_and_draw, self.device)
+        with self.whole.gathered() as task:
+            measures = distributed.on_main(lambda: measure_and_draw(task), self.device)
         self.measures |= measures
         return measures
 

@@ -8,7 +8,6 @@ from typing import Any, Literal, cast
 
 import timm
 import torch
-from torch import Tensor, nn
 
 from mimkit.core import distributed
 from mimkit.core.annotation import DENSE_TASKS
@@ -26,9 +25,10 @@ from mimkit.data.values import FULL
 from mimkit.methods.base import Method, MethodConfig
 from mimkit.methods.mae import MAEConfig
 from mimkit.model.backbone import Backbone
-from mimkit.model.build import EncoderConfig, is_convolutional
+from mimkit.model.build import EncoderConfig, is_beit, is_convolutional
 from mimkit.model.decoder import Decoder
 from mimkit.model.vit import refuse_unsuitable
+from mimkit.train.footprint import kept_bytes
 from mimkit.train.images import Images
 from mimkit.train.machine import Machine, untouched
 from mimkit.train.optimizer import AdamWConfig, OptimizerConfig
@@ -246,7 +246,8 @@ class Prepared:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(integer("init", self.config.seed))
             encoder: Any = self.config.encoder.build(self.size, self.channels)
-            if not (is_convolutional(name) or method.windows):
+            suits = method.beits if is_beit(name) else is_convolutional(name) or method.windows
+            if not suits:
                 refuse_unsuitable(encoder.timm, name)
             encoder.mean, encoder.std = self.statistics
             task = self.config.method.build(encoder)
@@ -284,16 +285,8 @@ class Prepared:
 
     def bytes_per_picture(self) -> int:
         """Memory that one picture takes in a step: what autograd keeps for the backward pass, measured in float32."""
-        saved: dict[int, int] = {}  # by address, since several nodes may keep the same memory
-
-        def note(tensor: Tensor) -> Tensor:
-            if not isinstance(tensor, nn.Parameter):
-                saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
-
-        with untouched(self.task), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            self.task(self.sample(2), 0.0).loss.detach()
-        return sum(saved.values()) // 2
+        with untouched(self.task):
+            return kept_bytes(self.task, self.sample(2), self.config.machine.recompute) // 2
 
     def micro_batch(self, device: torch.device, world: int) -> int:
         """Pictures at once: as given, else the largest part of the batch that fits into half the free memory."""

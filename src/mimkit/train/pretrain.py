@@ -1,5 +1,6 @@
 """Pre-training, top to bottom: a config and a run folder enter; metrics, checkpoints and export/ leave."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import torch
 
 from mimkit.core import distributed
+from mimkit.methods.base import Method
 from mimkit.train.agreement import lost_peers
 from mimkit.train.announce import announce
 from mimkit.train.callbacks import Checkpointer, EpochStart, StopSignal
@@ -14,6 +16,7 @@ from mimkit.train.export import export_encoder
 from mimkit.train.identity import identity_of
 from mimkit.train.loop import fit
 from mimkit.train.metrics_log import MetricsLog
+from mimkit.train.mirror import Mirror
 from mimkit.train.prepare import Pretrain
 from mimkit.train.recorder import Recorder
 from mimkit.train.run_folder import RunFolder, disk_errors, write_json
@@ -68,6 +71,7 @@ def train(
     """Open the run, train its steps, and say what came of it. Every process of a run calls this together."""
     session = Session(config, run, recipe, device, log)
     session.begin()
+    mirror = Mirror.of(run.folder, log)
     total = session.prepared.steps
     last = total if max_steps is None else max(session.first, min(total, max_steps))
     announce(session, log)
@@ -75,13 +79,21 @@ def train(
     stop = StopSignal()
     epochs = EpochStart(recorder, session.dataset, count=session.prepared.count, batch_size=config.batch_size)
     checkpointer = Checkpointer(
-        run, recorder, config.machine, stop, lambda steps: export(session, steps), device, session.first
+        run,
+        recorder,
+        config.machine,
+        stop,
+        lambda task, steps: export(session, task, steps),
+        mirror.save,
+        session.whole,
+        session.first,
     )
-    if distributed.is_main() and session.first == total:  # killed between the last checkpoint and its export
-        with disk_errors(run.folder):
-            export(session, total)
+    if session.first == total:  # killed between the last checkpoint and its export
+        with session.whole.gathered() as task, disk_errors(run.folder):
+            if distributed.is_main():
+                export(session, task, total)
     try:
-        with stop.handling():
+        with stop.handling(), checkpointer.pending():
             done = fit(session.training(last), [epochs, recorder, checkpointer])
     finally:
         recorder.line.close()
@@ -101,6 +113,8 @@ def train(
     if distributed.is_main() and result["finished"]:
         with disk_errors(run.folder):
             write_json(run.result_path, result)
+    if distributed.is_main():
+        mirror.finish()
     return result
 
 
@@ -121,11 +135,13 @@ def open_recorder(session: Session) -> Recorder:
     )
 
 
-def export(session: Session, steps: int) -> None:
-    """Write the model as it stands after so many steps into the run's export/."""
+def export(session: Session, task: Method, steps: int) -> None:
+    """Write the model as it stands after so many steps, in a task with whole weights, into the run's export/."""
+    prepared = copy.copy(session.prepared)
+    prepared.task = task
     folder, measures = session.run.folder / "export", session.evaluation.measures
     identity = identity_of(session.run.folder)
-    export_encoder(session.prepared, folder, recipe=session.recipe, step=steps, measured=measures, identity=identity)
+    export_encoder(prepared, folder, recipe=session.recipe, step=steps, measured=measures, identity=identity)
 
 
 def silent(line: str) -> None:

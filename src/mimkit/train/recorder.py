@@ -16,6 +16,7 @@ from mimkit.train.loop import Callback
 from mimkit.train.metrics_log import MetricsLog
 from mimkit.train.online import OnlineEvaluation
 from mimkit.train.run_folder import last_good
+from mimkit.train.sharding import local
 from mimkit.train.skipped import SkippedPictures
 from mimkit.train.training import StepOutputs, Training
 
@@ -149,8 +150,10 @@ class Recorder(Callback):
         Args:
             step: how many steps are done.
         """
-        largest = torch._foreach_norm([t for t in tensors if t.is_floating_point()], ord=torch.inf)
-        if not torch.stack([norm.float() for norm in largest]).isfinite().all():
+        mine = [share for t in tensors if t.is_floating_point() and (share := local(t)).numel()]
+        largest = torch._foreach_norm(mine or [torch.zeros(1, device=self.evaluation.device)], ord=torch.inf)
+        bad = (~torch.stack([norm.float() for norm in largest]).isfinite()).sum()
+        if distributed.total(bad).item():  # each process may hold a share alone
             raise UserError(f"the weights are no longer finite after step {step}; {self._advice()}")
 
     def _stop_at_bad_loss(self, losses: Float[Tensor, "world micro"]) -> None:

@@ -16,6 +16,8 @@ class Choices(TypedDict, total=False):
     attention: Literal["fused", "plain"]
     compile: bool
     threads: Positive
+    sharding: Literal["none", "full", "hybrid"]
+    recompute: bool
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from mimkit.train.online import OnlineEvaluation
 from mimkit.train.prepare import Prepared, Pretrain
 from mimkit.train.resolved import Choices, Resolved
 from mimkit.train.run_folder import RunFolder
+from mimkit.train.sharding import Whole
 from mimkit.train.training import LogSteps, Span, Training
 
 
@@ -57,6 +58,7 @@ class Session:
         self.engine = Engine.choose(
             config.machine, device, prepared.task, lambda: prepared.timing_sample(micro_batch), before.engine
         )
+        self.whole = Whole(prepared.task, self.engine.sharding, device)
         self.module = self.engine.wrap(prepared.task)
         self.optimizer = config.optimizer.build(prepared.task, config.batch_size)
         self.first, self.seconds = self._restore()
@@ -77,7 +79,7 @@ class Session:
         config, total = self.config, self.prepared.steps
         evaluation = OnlineEvaluation(
             monitor,
-            self.prepared.task,
+            self.whole,
             self.run,
             self.device,
             warmup=self.schedule.share * total,

@@ -13,6 +13,7 @@ from mimkit.core.randomness import integer
 from mimkit.methods.base import Method
 from mimkit.train.machine import Engine
 from mimkit.train.optimizer import OptimizerConfig, set_decay, set_lr
+from mimkit.train.sharding import total_of
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,8 @@ class Training:
         if outputs.gradient_norm is None and self.log_steps.logs(step):
             gradients = [p.grad for p in self.parameters if p.grad is not None]
             outputs.gradient_norm = torch.nn.utils.get_total_norm(gradients)
+        if outputs.gradient_norm is not None:
+            outputs.gradient_norm = total_of(outputs.gradient_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.task.after_step(progress)

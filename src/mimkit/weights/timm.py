@@ -6,7 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from timm.models import save_for_hf
+from timm.models import Beit, save_for_hf
 from torch import nn
 
 from mimkit import __version__
@@ -57,7 +57,7 @@ def export_timm(
     # The classifier and pooling as they are now: training may have replaced those that the model was built with.
     args = dict(model_args) | {"num_classes": vit.num_classes, "global_pool": pool}
     if hasattr(vit, "fc_norm"):  # where the last norm stands
-        args["fc_norm"] = not isinstance(vit.fc_norm, nn.Identity)
+        args["use_fc_norm" if isinstance(vit, Beit) else "fc_norm"] = not isinstance(vit.fc_norm, nn.Identity)
     data = {
         "input_size": (encoder.channels, *encoder.size),
         "mean": tuple(mean),

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from mimkit.core.annotation import DenseTask
 from mimkit.core.errors import UserError
 from mimkit.core.files import refuse_no_name
+from mimkit.core.urls import is_url
 from mimkit.data.annotations.annotated import Annotated
 from mimkit.data.annotations.boxes import Kind, open_boxes
 from mimkit.data.annotations.coco_sets import find_json, open_coco
@@ -131,6 +132,8 @@ def _folder(data: Sequence[str]) -> Path:
 
 def _place(name: str) -> Path:
     refuse_no_name(name)
+    if is_url(name):
+        raise UserError(f"annotated pictures lie in a folder of this machine: copy {name} here")
     path = Path(name).expanduser()
     if not path.exists():
         raise UserError(f"there is no file or folder {name}")
