@@ -24,7 +24,7 @@ def test_the_table_is_whole():
     assert all(len(cells) == 6 and cells[0] and cells[1] and cells[4] and cells[5] for cells in ROWS)
     assert len({(cells[0], cells[1]) for cells in ROWS}) == len(ROWS)
     assert len(CASES) >= 50
-    methods = "mae|emae|crossmae|simmim|beit|maskalign|simclr|moco|dino|ibot|cmae|data2vec|ijepa|capi|bootmae"
+    methods = "mae|emae|crossmae|simmim|beit|maskalign|simclr|moco|dino|ibot|cmae|data2vec|ijepa|capi|bootmae|cae"
     papers = {name for name in recipes() if re.match(rf"({methods})_", name)}
     papers = {name for name in papers if re.search(r"_(b16|l16|l14|h14|resnet50|swin_b|swinv2_b)$", name)}
     assert papers <= {name for name, _, _ in CASES}, papers - {name for name, _, _ in CASES}

@@ -55,6 +55,7 @@ FAST = [
     "mst_mini_32",
     "ibot_mini_32_attmask",
     "bootmae_mini_32",
+    "cae_mini_32",
     "capi_mini_32",
     "data2vec_mini_32",
     "data2vec2_mini_32",

@@ -33,6 +33,7 @@ ROOMS = {
     "methods.cmae": "CMAEConfig",
     "masks.topped": "ToppedBlockMasker",
     "methods.bootmae": "BootMAEConfig",
+    "methods.cae": "CAEConfig",
     "methods.capi": "CAPIConfig",
     "methods.data2vec": "Data2VecConfig",
     "methods.depth": "DepthConfig",

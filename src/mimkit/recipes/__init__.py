@@ -19,6 +19,7 @@ METHODS = (
     "beit",
     "emae",
     "bootmae",
+    "cae",
     "maskalign",
     "capi",
     "simclr",
