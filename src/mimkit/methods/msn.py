@@ -32,7 +32,7 @@ class MSNConfig(MaskedConfig):
     """
 
     needs_whole_batch = True
-    against_collapse = ("weight", "iterations", "sharpening")
+    against_collapse = ("weight", "iterations", "sharpening", "temperature")
 
     masker: Masker = field(default_factory=lambda: RandomMasker(ratio=0.15, same=True))
     temperature: float = 0.1
