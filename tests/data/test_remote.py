@@ -192,6 +192,18 @@ def test_a_changed_object_is_refused(store, noise):  # noqa: F811
         file.read(1 << 16, 10)
 
 
+def test_a_file_without_a_version_is_not_kept(store, noise, monkeypatch):  # noqa: F811
+    """Nobody could tell its blocks from those of another file that was there before."""
+    size, version = remote.describe(noise)
+    assert version and RemoteFile(noise).read(5, 9) == NOISE[5:14]
+    monkeypatch.setattr(remote, "describe", lambda url: (size, ""))
+    other = bytes(reversed(NOISE))
+    file = RemoteFile(noise)
+    assert file.read(5, 9) == NOISE[5:14]
+    store.put("noise.bin", other)
+    assert file.read(5, 9) == other[5:14]
+
+
 def test_files_of_web_servers(store, noise):  # noqa: F811
     pytest.importorskip("aiohttp")
     url = store.client().generate_presigned_url("get_object", Params={"Bucket": "bucket", "Key": "noise.bin"})

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -155,7 +156,11 @@ def test_a_cache_that_was_emptied_begins_nothing_anew(forty, store, tmp_path):  
     assert len(checkpoints(local_run(URL, train=True))) == 2
     for key in store.names():
         store.client().delete_object(Bucket="bucket", Key=key)
-    assert not local_run(URL, train=True).exists()  # and a store that was emptied does
+    with pytest.raises(UserError, match=f"{URL} holds nothing, and .* holds the run that was sent there"):
+        local_run(URL, train=True)  # the store was emptied, or is another one
+    assert len(checkpoints(folder)) == 2
+    shutil.rmtree(folder)
+    assert not local_run(URL, train=True).exists()
     store.put("other/thing.txt", b"")
     with pytest.raises(UserError, match="is not empty and holds no run"):
         local_run("s3://bucket/other", train=True)
@@ -229,6 +234,43 @@ def test_two_processes_train_one_run_in_a_store(forty, store, tmp_path):  # noqa
     assert launch("--run", str(tmp_path / "near")).returncode == 0
     same_weights(tmp_path / "near", local_run(URL))
     assert "Signature" not in first.stdout + first.stderr + second.stdout + second.stderr
+
+
+def test_the_store_is_remembered_over_many_uploads_that_fail(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    mirror._write_state(folder, URL, ["in the store"])
+    for number in range(50):  # each names what is in the store before it names what it tries to send
+        mirror._write_state(folder, URL, [*mirror._read_state(folder), "in the store", f"try {number}"])
+    assert mirror._read_state(folder)[-2:] == ["in the store", "try 49"] and len(mirror._read_state(folder)) == 20
+
+
+def test_uploads_that_wait_make_room_for_newer_ones(tmp_path, monkeypatch):
+    folder = tmp_path / "home" / "run"
+    (folder / "export").mkdir(parents=True)
+    (folder / "export" / "config.json").write_text("{}")
+    begun, gate, sent = threading.Event(), threading.Event(), []
+
+    def send(self, copy: Path) -> None:
+        begun.set()
+        gate.wait(20)
+        sent.append(copy.name)
+        if copy.name == "upload-4":
+            raise OSError(28, "No space left on device")
+
+    said = []
+    monkeypatch.setattr(Mirror, "_send", send)
+    sender = Mirror(folder, URL, said.append)
+    sender.save(1)
+    assert begun.wait(20)
+    for step in (2, 3, 4):
+        sender.save(step)
+    # The first is under way; of those that waited the newest alone is left.
+    assert sorted(path.name for path in folder.parent.glob("upload-*")) == ["upload-1", "upload-4"]
+    gate.set()
+    sender.settle()
+    assert sent == ["upload-1", "upload-4"] and len(said) == 1 and "step 4 is not in the store yet" in said[0]
+    assert not [*folder.parent.glob("upload-*")]
 
 
 def test_complete_checkpoints_alone_are_sent(tmp_path):

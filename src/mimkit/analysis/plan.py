@@ -101,15 +101,15 @@ def states(taken: Counts, cluster: Cluster, sharding: Sharding) -> float:
 def reduction(taken: Counts, cluster: Cluster, sharding: Sharding, micro_batches: int = 1) -> float:
     """Seconds that weights and gradients travel in a step, if nothing else is in their way.
 
-    Sharded weights are gathered for each micro batch; gradients travel with the last one alone.
+    Sharded weights and gradients travel with each micro batch; without shares gradients do with the last one alone.
     """
     if cluster.gpus == 1:
         return 0.0
-    again = 4 * (micro_batches - 1) if sharding != "none" else 0
+    times = micro_batches if sharding != "none" else 1
     if sharding == "hybrid" and cluster.hosts > 1:
         # Each GPU sums its share of the gradients across hosts, but all GPUs of a host do so over the same cards.
-        return taken.trained * ((_BY_BLOCKS + again) / cluster.kind.link + _BY_BLOCKS / cluster.across)
-    return taken.trained * (_BY_BLOCKS + again) / cluster.across
+        return times * taken.trained * (_BY_BLOCKS / cluster.kind.link + _BY_BLOCKS / cluster.across)
+    return times * taken.trained * _BY_BLOCKS / cluster.across
 
 
 def step_seconds(compute: float, travel: float, micro_batches: int = 1) -> float:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from mimkit.core import distributed
 from mimkit.core.annotation import DENSE_TASKS
 from mimkit.core.errors import UserError, at_least
-from mimkit.core.urls import withhold
+from mimkit.core.urls import withhold_each
 from mimkit.evaluate.finetune import known_of_set, measure, start_of, unfinished
 from mimkit.evaluate.transfer import measure as measure_dense
 from mimkit.recipes import find_recipe
@@ -47,11 +47,10 @@ class Resolved(NamedTuple):
 def places(data: Data) -> tuple[str, ...]:
     """`data` as a config holds it. Raises UserError for what is no place."""
     try:
-        return tuple(
-            withhold(os.fspath(place)) for place in ((data,) if isinstance(data, (str, os.PathLike)) else data)
-        )
+        listed = [os.fspath(place) for place in ((data,) if isinstance(data, (str, os.PathLike)) else data)]
     except TypeError:
         raise UserError(f"data is a folder, a file, the name of a set, or a list of these; got {data!r:.60}") from None
+    return tuple(withhold_each(listed))
 
 
 def resolve(

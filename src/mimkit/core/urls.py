@@ -3,7 +3,10 @@
 import json
 import os
 import re
+from collections.abc import Sequence
 from urllib.parse import urlsplit, urlunsplit
+
+from mimkit.core.errors import UserError
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _WORD = re.compile(r"(--[\w.-]+=)?(.*)", re.DOTALL)
@@ -32,10 +35,24 @@ def withhold(place: str) -> str:
     return shown
 
 
+def withhold_each(places: Sequence[str]) -> list[str]:
+    """`withhold` of several places. Raises UserError where two of them differ in what is withheld alone."""
+    shown = [withhold(place) for place in places]
+    seen: dict[str, str] = {}
+    for place, name in zip(places, shown, strict=True):
+        if seen.setdefault(name, place) != place:
+            raise UserError(
+                f"two URLs differ behind the '?' alone, which is kept secret as a signature is: {name}; give them "
+                "paths of their own, or copy the files here"
+            )
+    return shown
+
+
 def withhold_all(words: list[str]) -> list[str]:
-    """The words of a command, each URL among them without credentials."""
+    """The words of a command, each URL among them without credentials. Raises UserError, see `withhold_each`."""
     parts = [_WORD.fullmatch(word) for word in words]
-    return [f"{match[1] or ''}{withhold(match[2])}" if match else "" for match in parts]
+    shown = withhold_each([match[2] if match else "" for match in parts])
+    return [f"{match[1] or ''}{place}" if match else "" for match, place in zip(parts, shown, strict=True)]
 
 
 def whole(url: str) -> str:

@@ -67,7 +67,7 @@ class Blocks:
 
     def write(self, name: str, data: bytes) -> None:
         """Keep a block: beside and renamed. A full disk loses its oldest blocks, and is no error."""
-        if self._written >= self.limit // 32:
+        if self._written >= self.limit // 256:  # seldom enough, and often enough for a hundred processes
             self._make_room(self.limit * 3 // 4 - len(data))  # the rest is for what others write meanwhile
         if not self.keeps(len(data)):
             return

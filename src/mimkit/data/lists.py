@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mimkit.core.errors import UserError
 from mimkit.core.files import refuse_no_name
-from mimkit.core.urls import is_url, withhold
+from mimkit.core.urls import is_url, withhold_each
 from mimkit.data.bucket import Links
 from mimkit.data.classes import Labels, label_column, number_texts, number_values
 from mimkit.data.folders import ENDINGS, Files, Paths
@@ -67,7 +67,7 @@ def open_list(file: Path | str, reading: Reading) -> Pictures:
     # Absolute, since workers and later commands may stand in another folder; links are kept as they are named.
     root = absolute(folder)
     if is_url(root) or is_url(names[0]):
-        pictures = Links(str(file), root, Paths.pack([os.fsencode(withhold(name)) for name in names]), reading)
+        pictures = Links(str(file), root, Paths.pack([os.fsencode(name) for name in withhold_each(names)]), reading)
     else:
         names = _existing(names, Path(root), Path(file))
         pictures = Files(str(file), Path(root), Paths.pack([os.fsencode(name) for name in names]), reading=reading)

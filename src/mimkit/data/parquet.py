@@ -280,7 +280,7 @@ def _held(tables: list[Any], image: str, total: int) -> Blobs:
     buffer, sizes, end = np.empty(total, np.uint8), [], 0
     for data, size in _bytes(tables, image):
         if end + len(data) > len(buffer):  # equal pictures are stored once
-            buffer = np.concatenate([buffer[:end], np.empty(end + len(data), np.uint8)])
+            buffer = np.concatenate([buffer[:end], np.empty(end // 2 + len(data), np.uint8)])
         buffer[end : end + len(data)] = data
         end += len(data)
         sizes.append(size)

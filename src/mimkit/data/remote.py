@@ -69,7 +69,8 @@ class RemoteFile(StoredFile):
         """The bytes of several (offset, size), fetched at the same time where they are not in the cache."""
         if any(offset < 0 or offset + size > self._size for offset, size in ranges):
             raise OSError(0, "the file ends before it")
-        if not blocks().keeps(BLOCK):
+        # Without a version nobody could tell blocks of a file from those of another one that was there before.
+        if not self._version or not blocks().keeps(BLOCK):
             return in_parallel(lambda extent: self._fetch(*extent), ranges)
         cuts = [list(_cut(offset, size)) for offset, size in ranges]
         pieces = iter(in_parallel(lambda cut: self._piece(*cut), [cut for entry in cuts for cut in entry]))
@@ -78,7 +79,7 @@ class RemoteFile(StoredFile):
     def _piece(self, number: int, start: int, stop: int) -> bytes:
         """From `start` to `stop` of a block."""
         size = min(BLOCK, self._size - number * BLOCK)
-        shared, name = blocks(), digest(self.place, self._version, BLOCK, number)
+        shared, name = blocks(), digest(self.place, self._size, self._version, BLOCK, number)
         data = shared.read(name, size, start, stop)
         if data is not None:
             return data
@@ -229,7 +230,8 @@ def describe(url: str) -> tuple[int, str]:
 
 def look(url: str) -> dict[str, Any]:
     """What a store says of a file or a folder. Raises UserError, Absent where there is neither."""
-    return persist(url, lambda: filesystem(url).info(url))
+    target = whole(url)
+    return persist(url, lambda: filesystem(target).info(target))
 
 
 def version_of(about: dict[str, Any]) -> str:
@@ -240,9 +242,10 @@ def version_of(about: dict[str, Any]) -> str:
 
 def listing(url: str) -> dict[str, tuple[int, str]]:
     """Path below a folder, size and version of every file in it, in order of their paths. Raises UserError."""
-    system = filesystem(url)
-    entries = persist(url, lambda: system.find(url, detail=True))
-    root = system._strip_protocol(url).rstrip("/") + "/"
+    target = whole(url)
+    system = filesystem(target)
+    entries = persist(url, lambda: system.find(target, detail=True))
+    root = system._strip_protocol(target).rstrip("/") + "/"
     files = {
         path.removeprefix(root): (int(about["size"] or 0), version_of(about))
         for path, about in entries.items()

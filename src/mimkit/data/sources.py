@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from mimkit.core.errors import UserError, unknown
 from mimkit.core.files import refuse_no_name
-from mimkit.core.urls import is_url, join, withhold
+from mimkit.core.urls import is_url, join, withhold_each
 from mimkit.data.archive import KINDS as ARCHIVES
 from mimkit.data.archive import PACKED, open_archive, refuse_packed
 from mimkit.data.bucket import about_room, open_bucket
@@ -60,7 +60,7 @@ def open_pictures(
         raise UserError(f"--data is missing: give a folder of pictures or one of {', '.join(NAMES)}")
     for place in data:
         refuse_no_name(place)
-    data = [withhold(place) for place in data]
+    data = withhold_each(data)
     sources: list[list[str]] = []
     # Parquet files in a row are one set, anything else its own.
     for (parquet, _), group in groupby(data, key=lambda place: (_is_parquet(place), is_url(place))):

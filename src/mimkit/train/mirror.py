@@ -11,14 +11,14 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Generator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mimkit.core.errors import UserError
-from mimkit.core.schema import Count, Misfit, fit_fields
+from mimkit.core.schema import Count, fit_fields
 from mimkit.core.urls import is_url, join, public
 from mimkit.data.folders import cache_folder
 from mimkit.data.pictures import digest
@@ -82,8 +82,11 @@ def _begin(url: str, folder: Path) -> None:
     if marker is None:
         if listing_or_nothing(url):
             raise UserError(f"{url} is not empty and holds no run that mimkit mirrors there: name another --run")
-        if state:  # it was there, and somebody removed it
-            shutil.rmtree(folder, ignore_errors=True)
+        if (folder / "config.json").exists():  # it was there: somebody removed it, or this is another store
+            raise UserError(
+                f"{url} holds nothing, and {folder} holds the run that was sent there: see that the URL and its store "
+                "are the right ones, or move that folder away to begin anew"
+            )
         marker = Marker()
         write_marker(url, marker)
     elif marker.files:
@@ -112,7 +115,7 @@ def read_marker(url: str) -> Marker | None:
         return None
     try:
         marker = Marker(**fit_fields(Marker, json.loads(data)))
-    except (ValueError, Misfit) as error:
+    except ValueError as error:
         raise UserError(f"{place} is damaged ({error}): remove it, and the run there begins anew") from None
     if bad := next((path for path in marker.files if not _is_inside(path)), None):
         raise UserError(f"{place} names {bad}, which is no file of a run")
@@ -200,6 +203,8 @@ class Mirror:
         """Send the run as it is now, after so many steps. Does not wait."""
         if not self.url:
             return
+        if self._newest is not None and self._newest.cancel():  # it waits still: this one is newer
+            shutil.rmtree(self.folder.parent / f"upload-{self._count}", ignore_errors=True)
         self._count += 1
         count, copy = self._count, self.folder.parent / f"upload-{self._count}"
         shutil.rmtree(copy, ignore_errors=True)
@@ -222,11 +227,17 @@ class Mirror:
         except UserError as error:
             raise UserError(f"{error}; the run is complete in {self.folder}: run the same command again") from None
 
+    def settle(self) -> None:
+        """Wait for the upload that is under way; what fails was said already."""
+        if self._newest is not None:
+            with suppress(Exception, CancelledError):
+                self._newest.result()
+
     def _upload(self, count: int, copy: Path, step: int) -> None:
         try:
             if count == self._count:  # no newer one is waiting
                 self._send(copy)
-        except UserError as error:
+        except Exception as error:
             if count == self._count:
                 self.log(f"  warning    step {step} is not in the store yet: {error}")
             raise
@@ -304,7 +315,7 @@ def _read_state(folder: Path) -> list[str]:
 def _write_state(folder: Path, url: str, markers: list[str], *, copy: bool = False) -> None:
     path = folder.parent / _STATE
     beside = path.with_name(f"{_STATE}.tmp")
-    beside.write_text(json.dumps({"url": url, "copy": copy, "markers": list(dict.fromkeys(markers))[-20:]}))
+    beside.write_text(json.dumps({"url": url, "copy": copy, "markers": list(dict.fromkeys(reversed(markers)))[19::-1]}))
     os.replace(beside, path)
 
 

@@ -98,6 +98,7 @@ def train(
     finally:
         recorder.line.close()
         recorder.log.close()
+        mirror.settle()
     result = {
         "run": str(run.folder),
         "recipe": session.recipe,
@@ -114,7 +115,8 @@ def train(
         with disk_errors(run.folder):
             write_json(run.result_path, result)
     if distributed.is_main():
-        mirror.finish()
+        with disk_errors(run.folder):
+            mirror.finish()
     return result
 
 
