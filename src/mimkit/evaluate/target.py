@@ -21,6 +21,7 @@ from mimkit.data.reading import Reading
 from mimkit.data.views import CenterCrop, Interpolation
 from mimkit.evaluate.pools import Pool, maps_of, pooled, pools_of, tokens_of
 from mimkit.model.patches import sincos_positions
+from mimkit.model.projector import small_normal
 from mimkit.model.vit import initialize
 from mimkit.train.run_folder import run_beside
 from mimkit.weights.exported import read_export
@@ -30,6 +31,8 @@ from mimkit.weights.statistics import IMAGENET
 
 _PIXELS = 48  # longest side at which pixels are compared; wider vectors cost much and tell no more
 PIXEL_CELL = 8  # pixels along the sides of what stands for a patch where pixels are compared place by place
+REDRAWN = ("DINOConfig", "IBOTConfig", "MSTConfig", "MSNConfig", "IJEPAConfig")
+"""Methods whose `build` draws the linear layers of the encoder with `small_normal`."""
 UNTRAINED = "untrained:"
 HUB = "hf-hub:"
 _NATIVE = (224, 224)  # pixels that a timm model without weights of its own is built for
@@ -225,7 +228,9 @@ def _open_folder(target: str, folder: Path) -> Extractor:
         raise UserError(f"the export {folder} cannot be loaded ({_reason(error)}): export it again") from error
     if target.startswith(UNTRAINED):
         kind = (run.get("encoder") or {}).get("initialization", "mae")
-        model = _initialized(model, lambda: timm.create_model(where, num_classes=0), run.get("seed", 0), kind)
+        method = str((run.get("method") or {}).get("class", "")).rpartition(":")[2]
+        build = lambda: timm.create_model(where, num_classes=0)  # noqa: E731
+        model = _initialized(model, build, run.get("seed", 0), kind, method)
     extractor = _extractor(
         target,
         model,
@@ -271,14 +276,21 @@ def _trained_pool(model: nn.Module, config: dict[str, Any], run: dict[str, Any])
     return "class" if says and "class" in pools_of(model) else "mean"
 
 
-def _initialized(trained: nn.Module, build: Callable[[], nn.Module], seed: int, kind: str) -> nn.Module:
-    """The same architecture with the weights that `pretrain` begins with; sine-cosine positions stay."""
+def _initialized(trained: nn.Module, build: Callable[[], nn.Module], seed: int, kind: str, method: str) -> nn.Module:
+    """The same architecture with the weights that `pretrain` begins with; sine-cosine positions stay.
+
+    Under a method that draws linear layers anew they are other numbers of the same distribution.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(integer("init", seed))
         with torch.random.fork_rng(devices=[]):  # as in EncoderConfig.build
             model: Any = build()
         if isinstance(model, VisionTransformer):  # others begin as timm has them
             initialize(model, kind)
+            if method in REDRAWN:
+                model.apply(small_normal)
+            if method == "IJEPAConfig":
+                nn.init.trunc_normal_(model.patch_embed.proj.weight, std=0.02)
     table: Any = getattr(trained, "pos_embed", None)
     grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
     if table is not None and grid is not None and model.embed_dim % 4 == 0:

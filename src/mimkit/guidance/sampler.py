@@ -302,3 +302,12 @@ def refuse_reading_maskers(masker: Masker, encoder: Backbone) -> None:
         f"{type(masker.guide).__name__} reads a value for each patch from the encoder, and {reason}: use a masker that "
         "reads nothing, or a vit_* encoder"
     )
+
+
+def refuse_holes(batch: Batch, method: str) -> None:
+    """Refuse pixels without data in a method of several views, of which only the first says where they are."""
+    if batch.valid is not None:
+        raise UserError(
+            f"{method} cannot leave out pixels without data, since it looks at several views: fill them before, or use "
+            "MAE, SimMIM or another method of one view"
+        )

@@ -57,7 +57,7 @@ class Data2VecConfig(MaskedConfig):
 
 class Data2Vec(MaskedMethod):
     """The teacher sees whole pictures, the student what the mask leaves; the loss is the mean over all hidden tokens
-    of the batch. The encoder that leaves is the student's."""
+    of a micro batch of a process. The encoder that leaves is the student's."""
 
     encoder: Encoder | BeitEncoder  # type: ignore[bad-override]
 
@@ -93,7 +93,7 @@ class Data2Vec(MaskedMethod):
         target, prediction = self.slow(batch.images), self.predict(patches, mask).float()
         errors = self.errors(prediction, mask.repeat(target))
         logs["target_spread"] = feature_spread(target.flatten(0, 1))
-        return Step(mean_where(errors, mask.counted), logs)
+        return Step(mean_where(errors, mask.counted, epsilon=1e-5), logs)  # also where nothing is hidden
 
     def errors(self, prediction: Float[Tensor, "B N D"], target: Float[Tensor, "B N D"]) -> Float[Tensor, "B N"]:
         """How wrong each token is."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from mimkit.core.batch import Batch, DatasetView
 from mimkit.core.errors import UserError
 from mimkit.core.randomness import following, integer
-from mimkit.guidance.sampler import MaskSampler, refuse_exploitation, refuse_several
+from mimkit.guidance.sampler import MaskSampler, refuse_exploitation, refuse_holes, refuse_several
 from mimkit.masks import Mask, Masker
 from mimkit.masks.informed import ModelMasker
 from mimkit.methods.dino import DINO, moment
@@ -40,6 +40,7 @@ class MaskedDINO(DINO):
         self, views: Sequence[Float[Tensor, "B C H W"]], batch: Batch, progress: float
     ) -> tuple[Float[Tensor, "VB N P"], Mask, dict[str, Tensor]]:
         """Patches of some whole views, one view after the other, and their masks, drawn for each view."""
+        refuse_holes(batch, type(self).__name__)
         keys = torch.cat([following(batch.rng_keys, number) for number in VIEWS[: len(views)]])
         whole = Batch(torch.cat([*views]), keys, batch.index.repeat(len(views)), progress=batch.progress)
         patches = patchify(whole.images, self.encoder.patch)

@@ -18,7 +18,7 @@ class Momentum:
     shape: Literal["cosine", "linear", "constant"] = "cosine"
     """How it goes from the first to the last: half a cosine, a straight line, or not at all."""
     stretch: float = 1.0
-    """The way to the last is so many times as long as training; above 1 the end is never reached (I-JEPA's 1.25)."""
+    """The way to the last is so many times as long as training; above 1 it never gets there (MSN's and CAPI's 1.25)."""
     warmup: float = 0.0
     """Share of training, at its start, in which the momentum falls from 1 to the first (CAPI)."""
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mimkit.core.batch import Batch, DatasetView, Step
 from mimkit.core.distributed import gather_with_gradient
 from mimkit.core.errors import UserError, at_least
-from mimkit.guidance.sampler import MaskSampler, refuse_exploitation, refuse_several
+from mimkit.guidance.sampler import MaskSampler, refuse_exploitation, refuse_holes, refuse_several
 from mimkit.masks import Masker, RandomMasker
 from mimkit.methods.assignment import entropy, sinkhorn
 from mimkit.methods.base import MaskedConfig, Method
@@ -19,7 +19,7 @@ from mimkit.methods.losses import feature_spread
 from mimkit.methods.momentum import Momentum
 from mimkit.methods.simclr import second_view
 from mimkit.model.patches import patchify
-from mimkit.model.projector import Embedder, Pool, Prototypes, SlowCopy, mlp
+from mimkit.model.projector import Embedder, Pool, Prototypes, SlowCopy, mlp, small_normal
 from mimkit.model.vit import Encoder
 
 
@@ -62,6 +62,8 @@ class MSNConfig(MaskedConfig):
         at_least(0, **{"method.weight": self.weight, "method.iterations": self.iterations})
         at_least(1, **{f"method.{name}": getattr(self, name) for name in ("prototypes", "hidden", "outputs")})
         head = mlp([encoder.width, self.hidden, self.hidden, self.outputs], between=nn.GELU)
+        for module in (encoder.timm, head):  # as the code (facebookresearch/msn:src/msn_train.py)
+            module.apply(small_normal)
         return MSN(Embedder(encoder, self.pool, head), self)
 
 
@@ -88,6 +90,7 @@ class MSN(Method):
             self.slow.update(self.embedder, 0.0)  # released weights were loaded after the copy was made
 
     def forward(self, batch: Batch, progress: float) -> Step:
+        refuse_holes(batch, "MSN")
         if second_view(batch).shape != batch.images.shape:
             raise UserError("MSN's slow copy sees images.size: give the first of images.other_views no size")
         encoder: Encoder = self.embedder.encoder  # type: ignore[bad-assignment]

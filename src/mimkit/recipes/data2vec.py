@@ -40,7 +40,7 @@ def data2vec_mini_32() -> Pretrain:
     """data2vec, 128 x 4 blocks, patches of 4 on 32 px (CIFAR), the teacher's last three blocks.
 
     24 epochs with 256 pictures a step; AdamW, rate 1e-3, clipping at 3, BEiT's blocks over 39 of 64 patches, a teacher
-    that keeps 0.99 to 0.999 of itself. 4.1 times the FLOPs of `mae_mini_32` a picture, counted. Not measured by us.
+    that keeps 0.99 to 0.999 of itself. 4.2 times the FLOPs of `mae_mini_32` a picture, counted. Not measured by us.
     """
     return Pretrain(
         encoder=EncoderConfig(name="vit_tiny_patch16_224", patch=4, width=128, depth=4, heads=4),
@@ -61,7 +61,7 @@ def data2vec2_mini_32() -> Pretrain:
     """data2vec 2.0 for 32 px (CIFAR): four masks a picture share one pass of the teacher.
 
     24 epochs with 256 pictures a step; AdamW (0.9, 0.95), rate 1e-3, clipping at 4, a quarter of the patches visible in
-    each view, squares over the root of the width, two convolutions of 8 groups for a decoder. 6.3 times the
+    each view, squares over the root of the width, two convolutions of 8 groups for a decoder. 6.1 times the
     FLOPs of `mae_mini_32` a picture, counted. Not measured by us.
     """
     run = data2vec_mini_32()
