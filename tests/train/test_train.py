@@ -383,6 +383,7 @@ CHANGES = {
     "schedule.first": 0.5,
     "schedule.final": 0.2,
     "schedule.whole": True,
+    "schedule.span": 0.5,
     "epochs": 5,
     "batch_size": 4,
     "lanes": 2,
@@ -390,6 +391,8 @@ CHANGES = {
 }
 
 NO_CURVE = {
+    "method.masker.throw": "what is thrown away is predicted by nobody: tests/methods/test_crossmae.py",
+    "method.masker.same": "MSN's: tests/methods/test_msn.py",
     "window": "these are fewer than the smallest window: test_lanes_and_windows_reach_the_plan",
     "images.bad_fraction": "decides whether a run stops: test_too_many_bad_pictures_stop_the_run",
     "images.view.size": "is refused for the first view: test_images_refuse_views_that_cannot_be_meant",

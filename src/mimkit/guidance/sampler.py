@@ -16,6 +16,7 @@ from mimkit.core.randomness import rng_keys, uniform
 from mimkit.guidance.exploitation import Exploitation
 from mimkit.guidance.signals import compute_signal, warp_to_view
 from mimkit.masks.informed import InformedMasker, ModelMasker
+from mimkit.masks.inverse import InverseBlockMasker
 from mimkit.masks.mask import Mask
 from mimkit.masks.masker import Masker, Signal
 from mimkit.model.backbone import Backbone
@@ -283,8 +284,9 @@ def refuse_several(sampler: MaskSampler, method: str, *, ragged: bool = True) ->
     if sampler.views > 1:
         raise UserError(f"{method} hides patches of a view once and {name} does so {sampler.views} times: use another")
     if sampler.throws:
+        setting = "predict 1" if isinstance(sampler.configured, InverseBlockMasker) else "throw 0"
         raise UserError(
-            f"{method} knows seen and hidden patches alone and {name} throws some away: use --method.masker.throw 0"
+            f"{method} knows seen and hidden patches alone and {name} throws some away: use --method.masker.{setting}"
         )
     if sampler.ragged and not ragged:
         raise UserError(f"{method} hides as many patches in each picture and {name} does not: use another masker")

@@ -9,7 +9,7 @@ from timm.layers import Attention
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from mimkit.core.distributed import plain_type, whole
+from mimkit.core.distributed import is_sharded, plain_type, whole
 from mimkit.core.errors import UserError
 
 
@@ -49,6 +49,8 @@ def _weights(block: nn.Module, x: Float[Tensor, "B T D"], queries: int) -> Float
         # silently.
         kind = f"{type(block).__name__} with {type(getattr(block, 'attn', None)).__name__}"
         raise UserError(f"attention cannot be read from this encoder's blocks ({kind}): use a plain vit_* model")
+    if not is_sharded(block):  # asked for here, since a compiled step cannot follow what gathers
+        return _weights_of(block, x, queries)
     with whole(block):
         return _weights_of(block, x, queries)
 
