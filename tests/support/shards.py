@@ -127,8 +127,6 @@ KINDS: dict[str, Callable[[Any], Pretrain]] = {
     "attmask": lambda data: mae(data, masker=AttMaskMasker(hides="hint", scorer="ema", start=0.1)),
     "amt": lambda data: mae(data, masker=AMTMasker(start=0.0, refresh=1)),
 }
-DRAWS_BY_RANK = ("amr",)
-"""Of ragged masks each process takes the mean over its own hidden patches, with DDP too."""
 DENSE = ("segment", "depth", "detect")
 
 

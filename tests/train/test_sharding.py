@@ -26,7 +26,7 @@ from mimkit.train.prepare import Prepared, Pretrain
 from mimkit.train.pretrain import pretrain
 from mimkit.train.run_folder import RunFolder
 from mimkit.train.sharding import Whole, blocks, recompute, resolve, shard
-from shards import DENSE, DRAWS_BY_RANK, KINDS, VIT, dense, finetune, mae, maskalign, simmim, tokenizer
+from shards import DENSE, KINDS, VIT, dense, finetune, mae, maskalign, simmim, tokenizer
 from transfers import write
 
 QUICK = ("mae", "clip", "lars", "dino", "self_guided", "amt")
@@ -82,7 +82,7 @@ def test_two_sharded_processes_equal_one(kind, quick, forty, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [name for name in KINDS if name not in (*QUICK, *DRAWS_BY_RANK)])
+@pytest.mark.parametrize("kind", [name for name in KINDS if name not in QUICK])
 def test_two_sharded_processes_equal_one_in_every_other_method(kind, forty, tmp_path):
     run = KINDS[kind](forty)
     trained({"run": run}, tmp_path)
@@ -165,7 +165,7 @@ def test_what_depends_on_ranks_equals_whole_models(forty, tmp_path):
     for number, path in enumerate(sorted(forty.iterdir())):  # two classes
         (tmp_path / "labeled" / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
         (tmp_path / "labeled" / "ab"[number % 2] / path.name).symlink_to(path)
-    runs = {"finetune": finetune(tmp_path / "labeled")} | {kind: KINDS[kind](forty) for kind in DRAWS_BY_RANK}
+    runs = {"finetune": finetune(tmp_path / "labeled")}
     for task in DENSE:
         run = dense(task, write(task, tmp_path / task))
         frozen = replace(run, method=replace(run.method, freeze=True))

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mimkit.core.distributed import gather
 from mimkit.core.errors import UserError
 from mimkit.core.randomness import uniform
 from mimkit.masks.informed import InformedMasker, choice
@@ -40,8 +41,8 @@ class SalienceMasker(InformedMasker):
     spread: float = 0.0
     """AMR: how far the ratio of a picture may lie from `ratio`; 0 gives every picture the same."""
     threshold: float | None = None
-    """AMR: salience above which a patch counts. By default the median of the pictures that are computed at once, so
-    that ratios really spread; they then depend on `machine.micro_batch` and the number of processes."""
+    """AMR: salience above which a patch counts. By default the median of the pictures that all processes compute at
+    once, so that ratios really spread; they then depend on `machine.micro_batch`."""
     pooled: bool = False
     """AMR: one ratio for a batch, the mean of its pictures', as the released code has it."""
     trigger: str = "fixed"
@@ -101,13 +102,13 @@ class SalienceMasker(InformedMasker):
         ratio = float(at(self.ratio, progress))
         if self.spread == 0:
             return Mask.from_scores(scores, hidden_count(n, ratio))
-        # The median of all pictures: with one of each its own, half of every picture would lie above and no ratio would
-        # differ.
-        threshold = s.median() if self.threshold is None else self.threshold
+        # The median of all pictures, of all processes: with one of each its own, half of every picture would lie above
+        # and no ratio would differ.
+        threshold = gather(s).median() if self.threshold is None else self.threshold
         ratios = ratio - self.spread + 2 * self.spread * (s > threshold).float().mean(dim=1)
         if self.pooled:
             # Still one number a row, so that both cases go the same way.
-            ratios = ratios.mean().expand_as(ratios)
+            ratios = gather(ratios).mean().expand_as(ratios)
         hide = n - (n * (1 - ratios) + 1e-4).floor().clamp(min=1).long()  # a little more than float32 rounding
         return Mask.from_scores(scores, hide, least=hidden_count(n, ratio - self.spread))
 
