@@ -2,7 +2,7 @@
 
     python benchmarks/stores.py [--pictures 4000]
 
-Needs the extra [test]. The server (moto) answers on this machine and shares its cores, so the first epoch tells what
+Needs the extra [stores]. The server (moto) answers on this machine and shares its cores, so the first epoch tells what
 its requests cost here, and no network's speed.
 """
 
